@@ -1,0 +1,255 @@
+//! Terminal and relay: one bidirectional stream, opened by the terminal, for the life of the attachment.
+//!
+//! ```text
+//! terminal                         relay
+//!    | Hello                         |
+//!    |-----------------------------> |
+//!    |                       Welcome | (or Refused, and the connection ends)
+//!    | <-----------------------------|
+//!    | Login                         |
+//!    |-----------------------------> |
+//!    |                      LoggedIn | (or Refused)
+//!    | <-----------------------------|
+//!    | Call, Accept, Refuse, End, List, Logout ...   Incoming, Accepted, CallRefused, Ended, Page, Relays ...
+//! ```
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Label, LoginEpoch, RelayId, RelayName, ServiceName, SessionId, TerminalId};
+use crate::identity::KeyFingerprint;
+use crate::refusal::{Refusal, RefusalCode};
+use crate::rows::AttachmentRole;
+use crate::view::{TerminalFilter, TerminalView};
+
+/// The first message of a terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The newest protocol that the terminal speaks ([`crate::version::PROTOCOL`]).
+    pub protocol: u16,
+    /// Its software's version, for people.
+    pub software: String,
+    /// Chosen at random when the agent's process started.
+    pub instance: u64,
+}
+
+/// The relay's answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The protocol to speak.
+    pub protocol: u16,
+    /// The relay's software version, for people.
+    pub software: String,
+    /// The relay's id.
+    pub relay: RelayId,
+    /// The relay's name.
+    pub name: RelayName,
+    /// The highest log-in epoch that the relay's table holds for this terminal, and the process it belongs to.
+    pub epoch: LoginEpoch,
+    /// The process that [`Welcome::epoch`] belongs to; 0 when there is none.
+    pub instance: u64,
+    /// The terminal's address as the relay sees it, v4-mapped addresses written as v4.
+    pub address: SocketAddr,
+    /// The handle that the relay's challenges will carry (see [`crate::frame::challenge`]).
+    pub handle: Label,
+}
+
+/// Logs in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// One more than the highest known; the same for both attachments of one log-in.
+    pub epoch: LoginEpoch,
+    /// Primary or standby.
+    pub role: AttachmentRole,
+}
+
+/// The attachment ends, or never begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// When to come back, ms; 0 leaves it to the terminal. Cut to [`crate::limits::PEER_DELAY`].
+    pub retry_after_ms: u32,
+}
+
+/// Logged in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoggedIn {}
+
+/// Logs out: every session of the terminal ends (C11).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logout {}
+
+/// Calls a terminal by its user id (C7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// Made by the caller; its edge is the relay that this message goes to.
+    pub session: SessionId,
+    /// Whom.
+    pub target: TerminalId,
+    /// What for.
+    pub service: ServiceName,
+    /// Decides when both call each other at the same time (D3); `None` loses against any.
+    pub tie_break: Option<u64>,
+    /// Frames to the caller carry it.
+    pub label: Label,
+}
+
+/// A call arrives at its target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incoming {
+    /// Which session.
+    pub session: SessionId,
+    /// Who calls, as far as the relays know. What counts is the name proven in the end-to-end handshake.
+    pub caller: TerminalId,
+    /// What for.
+    pub service: ServiceName,
+    /// See [`Call::tie_break`].
+    pub tie_break: Option<u64>,
+    /// Frames from the target carry it.
+    pub label: Label,
+    /// The caller's address as its relay sees it (D2).
+    pub caller_address: Option<SocketAddr>,
+    /// The relays on the way, from the caller's to the target's.
+    pub route: Vec<RelayName>,
+}
+
+/// The target accepts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    /// Which session.
+    pub session: SessionId,
+    /// Frames to the target carry it.
+    pub label: Label,
+}
+
+/// The caller hears that its call was accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Which session.
+    pub session: SessionId,
+    /// Frames from the caller carry it.
+    pub label: Label,
+    /// The target's address as its relay sees it (D2).
+    pub callee_address: Option<SocketAddr>,
+    /// The relays on the way, from the caller's to the target's.
+    pub route: Vec<RelayName>,
+}
+
+/// A call is refused: by the target, or on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallRefused {
+    /// Which session.
+    pub session: SessionId,
+    /// Why.
+    pub refusal: Refusal,
+    /// With [`RefusalCode::Merged`]: the call of the other side that takes its place.
+    pub winner: Option<SessionId>,
+}
+
+/// A session ends (C10): told by a terminal, or told to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Which session.
+    pub session: SessionId,
+    /// Why.
+    pub code: RefusalCode,
+}
+
+/// Asks for a page of the table (C12).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    /// Comes back with the answer.
+    pub request: u64,
+    /// Which terminals.
+    pub filter: TerminalFilter,
+    /// Only terminals behind this one in the order of ids.
+    pub after: Option<TerminalId>,
+    /// At most this many, and at most [`crate::limits::PAGE`].
+    pub limit: u16,
+}
+
+/// A page of the table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// The request it answers.
+    pub request: u64,
+    /// Ordered by id.
+    pub items: Vec<TerminalView>,
+    /// Ask for what is after this one; `None` at the end.
+    pub next: Option<TerminalId>,
+}
+
+/// A relay of the mesh, for terminals and newcomers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayContact {
+    /// Its name.
+    pub name: RelayName,
+    /// Where it can be dialled: `HOST:PORT`, UDP.
+    pub addresses: Vec<String>,
+    /// Takes no new attachments.
+    pub draining: bool,
+}
+
+/// The relays of the mesh, all that ever joined; sent after log-in and when they change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relays {
+    /// Ordered by name.
+    pub relays: Vec<RelayContact>,
+}
+
+/// Keys that were revoked; sent after log-in (all) and when they change (the new ones).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// Their fingerprints.
+    pub keys: Vec<KeyFingerprint>,
+}
+
+crate::messages! {
+    /// What a terminal says to its relay.
+    pub enum ToRelay {
+        /// The first message.
+        1 => Hello(Hello),
+        /// The second.
+        2 => Login(Login),
+        /// Log-out.
+        3 => Logout(Logout),
+        /// Call.
+        4 => Call(Call),
+        /// Accept a call.
+        5 => Accept(Accept),
+        /// Refuse a call.
+        6 => Refuse(CallRefused),
+        /// End a session, or withdraw a call.
+        7 => End(End),
+        /// List terminals.
+        8 => List(List),
+    }
+}
+
+crate::messages! {
+    /// What a relay says to a terminal.
+    pub enum ToTerminal {
+        /// Answer to Hello.
+        1 => Welcome(Welcome),
+        /// Instead of Welcome or LoggedIn, or at any time before the relay cuts the attachment.
+        2 => Refused(Refused),
+        /// Answer to Login.
+        3 => LoggedIn(LoggedIn),
+        /// A call arrives.
+        4 => Incoming(Incoming),
+        /// A call of this terminal was accepted.
+        5 => Accepted(Accepted),
+        /// A call of this terminal was refused.
+        6 => CallRefused(CallRefused),
+        /// A session ended, or a call was withdrawn.
+        7 => Ended(End),
+        /// Answer to List.
+        8 => Page(Page),
+        /// The relays of the mesh.
+        9 => Relays(Relays),
+        /// Revoked keys.
+        10 => Revoked(Revoked),
+    }
+}

@@ -1,0 +1,1 @@
+//! Newcomers, and renewal of certificates (architecture 3).

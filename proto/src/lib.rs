@@ -1,0 +1,28 @@
+//! What Tasuki's relays and terminals say to each other.
+//!
+//! Start with [`id`] (the names of things), [`frame`] (the data plane) and the three families of messages:
+//! [`control`] (terminal and relay), [`mesh`] (relay and relay), [`session`] (terminal and terminal).
+//! [`record`] is the unit of the connection-info table; [`rows`] is what its payloads hold.
+
+pub mod codec;
+pub mod control;
+pub mod enrolment;
+pub mod frame;
+pub mod gossip;
+pub mod id;
+pub mod identity;
+pub mod limits;
+pub mod mesh;
+pub mod net;
+pub mod record;
+pub mod refusal;
+pub mod rows;
+pub mod session;
+pub mod version;
+pub mod view;
+
+pub use id::{
+    Incarnation, Label, LoginEpoch, MeshId, MeshName, NameError, RelayId, RelayName, ServiceName,
+    SessionId, TerminalId,
+};
+pub use refusal::{Refusal, RefusalCode};

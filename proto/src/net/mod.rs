@@ -1,0 +1,1 @@
+//! UDP sockets that quinn and the switch share.

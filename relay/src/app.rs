@@ -1,0 +1,1 @@
+//! Puts a running relay together: identity, store, core, switch, endpoints, status endpoint.

@@ -1,0 +1,1 @@
+//! Which relays this one dials, and which connection of two stays (architecture 5).

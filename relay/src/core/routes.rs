@@ -1,0 +1,1 @@
+//! Shortest paths over live links (architecture 5).

@@ -1,0 +1,1 @@
+//! QUIC endpoints over the sockets that the switch owns.

@@ -1,0 +1,10 @@
+//! What acts: sockets, tasks, clocks, files.
+#![allow(clippy::disallowed_methods, reason = "this layer is where clocks and sockets belong")]
+
+pub mod driver;
+pub mod endpoint;
+pub mod http;
+pub mod links;
+pub mod registrar;
+pub mod store;
+pub mod terminals;

@@ -1,0 +1,1 @@
+//! Durable state: accounts, tokens, revocations, versions, finished sessions (issue: SQLite, one writer).

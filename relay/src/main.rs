@@ -1,0 +1,5 @@
+//! `tasuki-relay`.
+
+fn main() -> std::process::ExitCode {
+    tasuki_relay::cli::main()
+}

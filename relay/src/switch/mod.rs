@@ -1,0 +1,1 @@
+//! Forwards frames by their label: no decryption, no allocation per packet, no await (architecture 7).

@@ -1,0 +1,262 @@
+//! The running agent as the rest of the program sees it: call, be called, list, log in and out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::Serialize;
+use tasuki_proto::control::Page;
+use tasuki_proto::view::TerminalFilter;
+use tasuki_proto::{Refusal, RefusalCode, RelayName, ServiceName, SessionId, TerminalId};
+use tokio::sync::{mpsc, watch};
+
+use crate::core::access::AccessRules;
+
+/// An accepted session with its proven peer: one QUIC connection end to end.
+///
+/// Either side opens streams on it; the side that serves a stream authorises it by peer and service. The
+/// session ends with [`Session::end`], or when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// Who is at the other end, proven in the handshake.
+    pub peer: TerminalId,
+    /// What the call named. Streams name their service themselves.
+    pub service: ServiceName,
+    /// Whether this terminal called.
+    pub outgoing: bool,
+    /// The connection.
+    pub connection: quinn::Connection,
+    /// Becomes `Some` when the session is over.
+    pub ended: watch::Receiver<Option<RefusalCode>>,
+    pub(crate) guard: Arc<SessionGuard>,
+}
+
+/// Ends the session when nobody holds it.
+#[derive(Debug)]
+pub(crate) struct SessionGuard {
+    pub(crate) id: SessionId,
+    pub(crate) ends: mpsc::UnboundedSender<(SessionId, RefusalCode)>,
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        let _ = self.ends.send((self.id, RefusalCode::LoggedOut));
+    }
+}
+
+impl Session {
+    /// Ends the session on both sides.
+    pub fn end(&self, code: RefusalCode) {
+        let _ = self.guard.ends.send((self.id, code));
+    }
+}
+
+/// One row of `paths`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PathView {
+    /// The session.
+    pub session: String,
+    /// The terminal at the other end.
+    pub peer: TerminalId,
+    /// What the call named.
+    pub service: ServiceName,
+    /// `relayed` or `direct`.
+    pub path: &'static str,
+    /// From this terminal's relay to the peer's.
+    pub relays: Vec<RelayName>,
+    /// Round-trip time, µs.
+    pub rtt_us: u64,
+    /// Share of packets lost, 0 to 1.
+    pub loss: f64,
+    /// Since when on this path, ms since 1970.
+    pub since: u64,
+    /// Why this path.
+    pub why: String,
+}
+
+/// One row of `sessions`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SessionView {
+    /// Its id.
+    pub id: String,
+    /// Who called.
+    pub caller: TerminalId,
+    /// Whom.
+    pub callee: TerminalId,
+    /// What for.
+    pub service: ServiceName,
+    /// `calling`, `active` or `ended`.
+    pub state: &'static str,
+    /// ms since 1970.
+    pub started_at: u64,
+    /// ms since 1970.
+    pub ended_at: Option<u64>,
+    /// The code it ended with.
+    pub reason: Option<String>,
+    /// From the caller's relay to the callee's.
+    pub route: Vec<RelayName>,
+    /// `relayed` or `direct`.
+    pub path: &'static str,
+    /// Bytes from caller to callee, end to end.
+    pub bytes_to_callee: u64,
+    /// Packets from caller to callee, end to end.
+    pub packets_to_callee: u64,
+    /// Bytes from callee to caller, end to end.
+    pub bytes_to_caller: u64,
+    /// Packets from callee to caller, end to end.
+    pub packets_to_caller: u64,
+}
+
+/// The agent's state.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StatusView {
+    /// This terminal.
+    pub id: TerminalId,
+    /// The mesh's name.
+    pub mesh: String,
+    /// The software's version.
+    pub version: String,
+    /// `logged-in`, `logged-out`, `connecting` or `parked` (another agent with this identity took over).
+    pub state: &'static str,
+    /// Why, where it is not `logged-in`.
+    pub why: Option<String>,
+    /// Its attachments.
+    pub attachments: Vec<AttachmentStatus>,
+    /// Running sessions.
+    pub sessions: usize,
+    /// When the certificate ends, s since 1970.
+    pub certificate_until: u64,
+}
+
+/// One attachment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AttachmentStatus {
+    /// To which relay.
+    pub relay: RelayName,
+    /// `primary` or `standby`.
+    pub role: &'static str,
+    /// The relay's address.
+    pub address: SocketAddr,
+    /// This terminal's address as the relay sees it.
+    pub seen_as: SocketAddr,
+    /// Round-trip time, µs.
+    pub rtt_us: u64,
+    /// Since when, ms since 1970.
+    pub since: u64,
+}
+
+/// A handle on the running agent; clones share it.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    pub(crate) inbox: mpsc::Sender<AgentRequest>,
+}
+
+/// What [`Agent`]'s methods ask of the driver.
+#[derive(Debug)]
+pub(crate) enum AgentRequest {
+    Call(TerminalId, ServiceName, tokio::sync::oneshot::Sender<Result<Session, Refusal>>),
+    List(
+        TerminalFilter,
+        Option<TerminalId>,
+        u16,
+        tokio::sync::oneshot::Sender<Result<Page, Refusal>>,
+    ),
+    Status(tokio::sync::oneshot::Sender<StatusView>),
+    Sessions(tokio::sync::oneshot::Sender<Vec<SessionView>>),
+    Paths(tokio::sync::oneshot::Sender<Vec<PathView>>),
+    EndSession(SessionId, tokio::sync::oneshot::Sender<Result<(), Refusal>>),
+    Logout(tokio::sync::oneshot::Sender<()>),
+    Login(tokio::sync::oneshot::Sender<()>),
+}
+
+impl Agent {
+    async fn ask<T>(
+        &self,
+        make: impl FnOnce(tokio::sync::oneshot::Sender<T>) -> AgentRequest,
+    ) -> Result<T, Refusal> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let gone = |_| Refusal::from(RefusalCode::ShuttingDown);
+        self.inbox.send(make(reply)).await.map_err(|_| Refusal::from(RefusalCode::ShuttingDown))?;
+        answer.await.map_err(gone)
+    }
+
+    /// Calls `target` for `service` and waits for the session with its proven peer. Where both call each other at
+    /// the same time, both get the one session that results (D3). Dropping the future withdraws the call.
+    ///
+    /// # Errors
+    /// The refusal; `no-answer` after [`tasuki_proto::limits::CALL_TIMEOUT`].
+    pub async fn call(&self, target: TerminalId, service: ServiceName) -> Result<Session, Refusal> {
+        self.ask(|reply| AgentRequest::Call(target, service, reply)).await?
+    }
+
+    /// A page of the mesh's terminals (C12).
+    ///
+    /// # Errors
+    /// When no relay is attached.
+    pub async fn list(
+        &self,
+        filter: TerminalFilter,
+        after: Option<TerminalId>,
+        limit: u16,
+    ) -> Result<Page, Refusal> {
+        self.ask(|reply| AgentRequest::List(filter, after, limit, reply)).await?
+    }
+
+    /// The agent's state.
+    ///
+    /// # Errors
+    /// When the agent is going down.
+    pub async fn status(&self) -> Result<StatusView, Refusal> {
+        self.ask(AgentRequest::Status).await
+    }
+
+    /// Running sessions and those that ended a short while ago.
+    ///
+    /// # Errors
+    /// When the agent is going down.
+    pub async fn sessions(&self) -> Result<Vec<SessionView>, Refusal> {
+        self.ask(AgentRequest::Sessions).await
+    }
+
+    /// The present path of each running session.
+    ///
+    /// # Errors
+    /// When the agent is going down.
+    pub async fn paths(&self) -> Result<Vec<PathView>, Refusal> {
+        self.ask(AgentRequest::Paths).await
+    }
+
+    /// Ends a session (C10).
+    ///
+    /// # Errors
+    /// `unknown-session`.
+    pub async fn end_session(&self, session: SessionId) -> Result<(), Refusal> {
+        self.ask(|reply| AgentRequest::EndSession(session, reply)).await?
+    }
+
+    /// Ends all sessions and attachments and stays logged out (C11).
+    ///
+    /// # Errors
+    /// When the agent is going down.
+    pub async fn logout(&self) -> Result<(), Refusal> {
+        self.ask(AgentRequest::Logout).await
+    }
+
+    /// Logs in again after [`Agent::logout`], or after another agent took over.
+    ///
+    /// # Errors
+    /// When the agent is going down.
+    pub async fn login(&self) -> Result<(), Refusal> {
+        self.ask(AgentRequest::Login).await
+    }
+}
+
+/// What the lower half needs from the upper: the rules, and where accepted sessions go.
+#[derive(Debug)]
+pub struct Upper {
+    /// Decides on each incoming call.
+    pub access: Arc<AccessRules>,
+    /// Sessions that others began, with their peer proven.
+    pub incoming: mpsc::Sender<Session>,
+}

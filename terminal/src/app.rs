@@ -1,0 +1,1 @@
+//! Puts the daemon together: identity, attachment, sessions, services, local socket.

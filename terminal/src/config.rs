@@ -1,0 +1,1 @@
+//! What a user can set: flags, the TOML file, and what `enroll` left in the data directory.

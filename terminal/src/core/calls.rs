@@ -1,0 +1,1 @@
+//! Calls as the terminal sees them, glare included (D3, D4): a pure table of states.

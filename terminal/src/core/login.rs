@@ -1,0 +1,1 @@
+//! Which relay to attach to, when to try again (architecture 6).

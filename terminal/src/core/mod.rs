@@ -1,0 +1,7 @@
+//! What a terminal decides: pure, without clock, socket, task, lock or randomness of its own.
+//!
+//! Every core has one shape: `handle(input, now)`, `poll_output()`, `poll_timeout()`.
+
+pub mod access;
+pub mod calls;
+pub mod login;

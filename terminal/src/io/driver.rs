@@ -1,0 +1,1 @@
+//! Runs the core: inputs in, outputs performed.

@@ -1,0 +1,1 @@
+//! The local socket over which the verbs talk to the daemon.

@@ -1,0 +1,8 @@
+//! What acts: sockets, tasks, clocks, files.
+#![allow(clippy::disallowed_methods, reason = "this layer is where clocks and sockets belong")]
+
+pub mod attachment;
+pub mod driver;
+pub mod ipc;
+pub mod services;
+pub mod socket;

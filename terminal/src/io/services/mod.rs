@@ -1,0 +1,1 @@
+//! What a session carries: TCP, UDP, stdio, files.

@@ -1,0 +1,5 @@
+//! `tasuki-agent`.
+
+fn main() -> std::process::ExitCode {
+    tasuki_terminal::cli::main()
+}

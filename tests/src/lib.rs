@@ -1,0 +1,5 @@
+//! Simulator, laboratory of real processes and namespaces, and measurements.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests act")]
+
+pub mod lab;
+pub mod sim;

@@ -1,0 +1,1 @@
+//! A mesh in virtual time.
