@@ -25,7 +25,9 @@ pub enum CidClass {
 /// short ones hold our own). Anything unknown belongs to [`CidClass::Terminals`].
 pub fn class_of(packet: &[u8]) -> CidClass {
     let first = match packet.first() {
-        Some(byte) if byte & 0x80 != 0 => packet.get(5).filter(|&&length| length > 0).and(packet.get(6)),
+        Some(byte) if byte & 0x80 != 0 => {
+            packet.get(5).filter(|&&length| length > 0).and(packet.get(6))
+        }
         _ => packet.get(1),
     };
     if first == Some(&(CidClass::Links as u8)) { CidClass::Links } else { CidClass::Terminals }

@@ -29,7 +29,8 @@ impl UdpIo {
     /// The system's, with the address in its text.
     pub fn bind(address: SocketAddr, shared: bool) -> io::Result<UdpIo> {
         let bound = Self::bind_exactly(address, shared).or_else(|error| {
-            let no_v6 = matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL));
+            let no_v6 =
+                matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL));
             if address.is_ipv6() && address.ip().is_unspecified() && no_v6 {
                 let fallback = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
                 Self::bind_exactly(fallback, shared)

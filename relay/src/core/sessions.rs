@@ -256,7 +256,9 @@ impl Sessions {
             Input::Call { from, caller, address, call, place } => {
                 self.handle_call(from, caller, address, call, place, now, wall_ms);
             }
-            Input::Routed { from, call, next } => self.handle_routed(from, call, next, now, wall_ms),
+            Input::Routed { from, call, next } => {
+                self.handle_routed(from, call, next, now, wall_ms)
+            }
             Input::Accept { from, session, label, address } => {
                 self.handle_accept(from, session, label, address);
             }
@@ -470,10 +472,9 @@ impl Sessions {
             }
         }
         self.outputs.push_back(match next {
-            Neighbour::Link(link) => Output::ToPeer(
-                link,
-                ToPeer::Call(RoutedCall { label: in_from_callee, ..call }),
-            ),
+            Neighbour::Link(link) => {
+                Output::ToPeer(link, ToPeer::Call(RoutedCall { label: in_from_callee, ..call }))
+            }
             Neighbour::Terminal(conn) => Output::ToTerminal(
                 conn,
                 ToTerminal::Incoming(control::Incoming {
