@@ -3,6 +3,7 @@
 
 pub mod driver;
 pub mod endpoint;
+pub mod event;
 pub mod http;
 pub mod links;
 pub mod registrar;

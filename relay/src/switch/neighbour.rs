@@ -143,20 +143,17 @@ impl Neighbour {
         good
     }
 
-    /// Binds a challenge to address, handle and time, so that nothing is remembered for it.
+    /// Binds a challenge to the neighbour's address, handle and time, so that nothing is remembered for it. The
+    /// local address is left out: it becomes known only with the echo.
     fn cookie(&self, source: Address, secret: &ring::hmac::Key, period: u64) -> [u8; 16] {
         let mut context = ring::hmac::Context::with_key(secret);
         context.update(b"tasuki cookie v1\0");
         context.update(&self.handle.get().to_be_bytes());
         context.update(&period.to_be_bytes());
         context.update(&source.remote.port().to_be_bytes());
-        let mut ip = |ip: IpAddr| match ip {
+        match source.remote.ip() {
             IpAddr::V4(ip) => context.update(&ip.to_ipv6_mapped().octets()),
             IpAddr::V6(ip) => context.update(&ip.octets()),
-        };
-        ip(source.remote.ip());
-        if let Some(local) = source.local {
-            ip(local);
         }
         let mut out = [0; 16];
         out.copy_from_slice(&context.sign().as_ref()[..16]);
