@@ -52,3 +52,7 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub const PEER_DELAY: Duration = Duration::from_secs(300);
 /// Rows in one page of a list.
 pub const PAGE: usize = 1000;
+/// Relays in a token; further ones are left out.
+pub const TOKEN_RELAYS: usize = 4;
+/// Characters of a token; a longer one is refused as damaged.
+pub const TOKEN_CHARACTERS: usize = 8 * 1024;
