@@ -48,6 +48,14 @@ pub const ENDPOINT_QUEUE: usize = 4096;
 pub const LABEL_REST: Duration = Duration::from_secs(120);
 /// How long a call may stay unanswered (interfaces: 10 s); then `no-answer`.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end-to-end handshake of an accepted call may take; then the session ends with `peer-not-proven`.
+pub const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
+/// Fresh calls for one request whose call was merged into one that came to nothing; then `no-answer`.
+pub const REDIALS: u8 = 2;
+/// Finished sessions that a terminal remembers to understand late messages; the oldest makes room.
+pub const FINISHED_SESSIONS: usize = 4096;
+/// Characters of the detail of a refusal that are kept of what a peer sent.
+pub const REFUSAL_DETAIL: usize = 300;
 /// The largest clock-free delay a peer may ask of us; longer ones are cut to it.
 pub const PEER_DELAY: Duration = Duration::from_secs(300);
 /// Rows in one page of a list.
