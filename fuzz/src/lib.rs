@@ -1,0 +1,173 @@
+//! What must hold for any bytes: one function for each fuzz target.
+//!
+//! Each takes what a peer may send and panics when a property is broken. `fuzz/run` looks for such bytes;
+//! `tests/tests/corpus.rs` compiles this file too and runs it over the bytes that are committed, so that what was
+//! found once stays fixed.
+//!
+//! A new target is a function here (for a family of messages one line of `families!`), a file in `fuzz_targets/`,
+//! its `[[bin]]`, its place in [`TARGETS`], and a folder of seeds in `corpus/`; a test holds these together.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use tasuki_proto::codec::{self, Envelope};
+use tasuki_proto::control::{ToRelay, ToTerminal};
+use tasuki_proto::frame::{self, NeighbourKey};
+use tasuki_proto::mesh::ToPeer;
+use tasuki_proto::record::{Draft, Record};
+use tasuki_proto::{MeshId, RelayName, ServiceName, SessionId, TerminalId, limits, rows};
+
+/// All targets.
+pub const TARGETS: [fn(&[u8]); 7] = [control, envelope, frame, mesh, name, record, row];
+
+/// A target for each family of messages, or for several that meet the same bytes: a stream of envelopes, each of
+/// which is refused, skipped, or read and written again without loss.
+macro_rules! families {
+    ($($target:ident: $($family:ident)+;)+) => {$(
+        #[doc = concat!("Messages of the families ", $(stringify!($family), " "),+, "in their envelopes.")]
+        pub fn $target(bytes: &[u8]) {
+            let mut stream = BytesMut::from(bytes);
+            while let Ok(Some(envelope)) = Envelope::take(&mut stream, limits::MESH_MESSAGE_BYTES) {
+                $(
+                    if let Ok(Some(message)) = $family::from_envelope(&envelope) {
+                        let again = $family::from_envelope(&message.to_envelope());
+                        assert_eq!(again.as_ref(), Ok(&Some(message)));
+                    }
+                )+
+            }
+        }
+    )+};
+}
+
+families! {
+    control: ToRelay ToTerminal;
+    mesh: ToPeer;
+}
+
+/// Datagrams that begin like a frame.
+pub fn frame(bytes: &[u8]) {
+    if let Some((kind, label)) = frame::parse(bytes) {
+        assert!(frame::is_frame(bytes[0]), "a frame could be a QUIC packet");
+        let mut written = frame::head(kind, label);
+        written[0] |= bytes[0] & 0x30;
+        assert_eq!(written, bytes[..frame::HEAD]);
+        let mut relabelled = bytes.to_vec();
+        frame::relabel(&mut relabelled, label);
+        assert_eq!(relabelled, bytes);
+        if let Some((cookie, proof)) = frame::parse_proof(bytes) {
+            let key = NeighbourKey::new(&[7; 32]);
+            let valid = key.verify(label, &cookie, &proof);
+            assert_eq!(valid, frame::echo(label, cookie, &key)[frame::HEAD + 16..] == proof);
+        }
+    }
+}
+
+/// An Ed25519 public key (RFC 8032, section 7.1, test 1) with which nobody signs records. A weak one, such as 32
+/// zeros, would not do: signatures under a point of small order can be made without a secret.
+const SOMEBODYS_KEY: [u8; 32] = [
+    0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07, 0x3a,
+    0x0e, 0xe1, 0x72, 0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
+];
+
+/// Records, one behind the other.
+pub fn record(bytes: &[u8]) {
+    let mut rest = Bytes::copy_from_slice(bytes);
+    while !rest.is_empty() {
+        let before = rest.clone();
+        let Ok(record) = Record::take(&mut rest) else { break };
+        let verbatim = record.as_bytes();
+        assert_eq!(verbatim, &before[..verbatim.len()], "a record is kept verbatim");
+        assert_eq!(Record::from_bytes(verbatim.clone()).as_ref(), Ok(&record));
+        let again = Record::new(&Draft {
+            origin: record.origin(),
+            kind: record.kind(),
+            key: record.key(),
+            version: record.version(),
+            wall_ms: record.wall_ms(),
+            scope: record.scope(),
+            lifetime_secs: record.lifetime_secs(),
+            tombstone: record.is_tombstone(),
+            payload: record.payload(),
+        });
+        let content = again.as_bytes().len();
+        assert_eq!(again.as_bytes()[2..], verbatim[2..content], "each byte has its field");
+        assert!(verbatim.len() == content || verbatim.len() == content + 64);
+        assert!(!record.is_signed_by(&MeshId([0; 16]), &SOMEBODYS_KEY), "it is not signed for it");
+    }
+}
+
+/// Payloads of records, as each kind of row.
+pub fn row(bytes: &[u8]) {
+    fn read<T>(bytes: &[u8])
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        if let Ok(row) = rows::read::<T>(bytes) {
+            assert_eq!(rows::read::<T>(&rows::payload(&row)), Ok(row));
+        }
+    }
+    read::<rows::RelayRow>(bytes);
+    read::<rows::LinksRow>(bytes);
+    read::<rows::LoadRow>(bytes);
+    read::<rows::AttachmentRow>(bytes);
+    read::<rows::AccountRow>(bytes);
+    read::<rows::RelayAccountRow>(bytes);
+    read::<rows::RevocationRow>(bytes);
+}
+
+/// A stream of envelopes: however it is read, the same envelopes come out, and none is larger than the limit.
+pub fn envelope(bytes: &[u8]) {
+    const LIMIT: usize = 256;
+    let mut buffer = BytesMut::from(bytes);
+    let mut stream = bytes;
+    loop {
+        let taken = Envelope::take(&mut buffer, LIMIT);
+        let read = at_once(Envelope::read(&mut stream, LIMIT));
+        match (taken, read) {
+            (Ok(Some(one)), Ok(Some(other))) => {
+                assert_eq!(one, other);
+                assert!(one.body.len() <= LIMIT);
+                for id in [0, 1, 9, u8::MAX] {
+                    let _ = codec::section(&one.body, id);
+                }
+            }
+            (Ok(None), Ok(None)) => return assert!(buffer.is_empty()),
+            (Ok(None), Err(_)) => return assert!(!buffer.is_empty()),
+            (Err(_), Err(_)) => return,
+            (taken, read) => panic!("taken {taken:?}, read {read:?}"),
+        }
+    }
+}
+
+/// Names and ids as text and as bincode bytes.
+pub fn name(bytes: &[u8]) {
+    if let Ok(id) = codec::decode::<TerminalId>(bytes) {
+        assert!(TerminalId::new(id.as_str()).is_ok(), "a decoded name is a name");
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match TerminalId::new(text) {
+        Ok(id) => {
+            assert_eq!(id.as_str(), text);
+            assert!(RelayName::new(text).is_ok() && ServiceName::new(text).is_ok());
+            assert_eq!(codec::decode::<TerminalId>(&codec::encode(&id)), Ok(id));
+        }
+        Err(error) => {
+            let shown = error.to_string();
+            assert!(shown.len() < 1024, "what a peer sent is cut");
+            assert!(!shown.contains(char::is_control), "what a peer sent is escaped");
+        }
+    }
+    if let Ok(session) = text.parse::<SessionId>() {
+        assert_eq!(session.to_string(), text.to_ascii_lowercase());
+    }
+}
+
+/// The value of a future that never waits.
+fn at_once<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("memory does not wait"),
+    }
+}
