@@ -64,3 +64,17 @@ pub const PAGE: usize = 1000;
 pub const TOKEN_RELAYS: usize = 4;
 /// Characters of a token; a longer one is refused as damaged.
 pub const TOKEN_CHARACTERS: usize = 8 * 1024;
+/// Bytes of the registrar's answer; relays beyond are left out.
+pub const ENROLMENT_ANSWER_BYTES: usize = 64 * 1024;
+/// Connections for enrolment at one relay; further ones are refused with `overloaded`.
+pub const ENROLMENT_CONNECTIONS: usize = 256;
+/// Requests for enrolment and renewal that one relay takes per second, and in a burst; beyond: `overloaded`.
+pub const ENROLMENTS_PER_SECOND: u32 = 100;
+/// Tasks waiting for the store's thread; senders wait.
+pub const STORE_QUEUE: usize = 1024;
+/// Finished sessions in a relay's ledger; the oldest make room.
+pub const LEDGER_SESSIONS: u64 = 200_000;
+/// How long a finished session stays in a relay's ledger.
+pub const LEDGER_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// Tokens that were made and are not used; further ones are refused with `overloaded`.
+pub const OPEN_TOKENS: u64 = 100_000;

@@ -167,7 +167,7 @@ pub struct Issuer {
     certificate: CertificateDer<'static>,
     root: CertificateDer<'static>,
     mesh: MeshName,
-    mesh_id: MeshId,
+    root_fingerprint: KeyFingerprint,
     term: Incarnation,
     not_after: u64,
 }
@@ -187,9 +187,9 @@ impl Issuer {
         if facts.public_key != key.public() {
             return Err(IdentityError::Unsound("the issuer's key and certificate do not match"));
         }
-        let mesh_id = KeyFingerprint::of(&public_key_of(&root).map_err(unsound)?).mesh_id();
+        let root_fingerprint = KeyFingerprint::of(&public_key_of(&root).map_err(unsound)?);
         let IssuerFacts { term, not_after, .. } = facts;
-        Ok(Self { key, certificate, root, mesh, mesh_id, term, not_after })
+        Ok(Self { key, certificate, root, mesh, root_fingerprint, term, not_after })
     }
 
     /// Reads it from `dir`; `None` when it is not there. `mesh` is the name in the node's own certificate.
@@ -258,7 +258,12 @@ impl Issuer {
 
     /// The mesh's id.
     pub fn mesh_id(&self) -> MeshId {
-        self.mesh_id
+        self.root_fingerprint.mesh_id()
+    }
+
+    /// The root key's fingerprint, which tokens pin.
+    pub fn root_fingerprint(&self) -> KeyFingerprint {
+        self.root_fingerprint
     }
 
     /// The root's certificate.

@@ -88,7 +88,7 @@ impl NodeKey {
     }
 
     /// The key in PKCS#8, for a file with mode 0600 or for TLS.
-    pub(super) fn pkcs8(&self) -> &[u8] {
+    pub(crate) fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
     }
 

@@ -36,6 +36,7 @@ pub use files::{make_private_dir, write_private};
 pub use key::{KeyFingerprint, NodeKey};
 pub use name::{NodeName, Role};
 pub use node::{Identity, IdentityCell};
+pub(crate) use peer::connection_chain;
 pub use peer::{
     Ours, Peer, connection_alpn, connection_refusal, identify_connection, identify_peer,
 };
