@@ -171,7 +171,12 @@ pub struct Agent {
 /// What [`Agent`]'s methods ask of the driver.
 #[derive(Debug)]
 pub(crate) enum AgentRequest {
-    Call(RequestId, TerminalId, ServiceName, tokio::sync::oneshot::Sender<Result<Session, Refusal>>),
+    Call(
+        RequestId,
+        TerminalId,
+        ServiceName,
+        tokio::sync::oneshot::Sender<Result<Session, Refusal>>,
+    ),
     List(
         TerminalFilter,
         Option<TerminalId>,

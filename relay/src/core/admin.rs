@@ -114,6 +114,8 @@ pub struct StatusView {
     pub terminals: usize,
     /// Sessions that run over this relay.
     pub sessions: usize,
+    /// Labels that the switch forwards: two for each accepted session.
+    pub labels: usize,
     /// The table.
     pub table: TableView,
     /// ms from an update's wall-clock time at its origin to its arrival here, over the last updates: as good as

@@ -178,6 +178,8 @@ pub struct Finished {
     pub view: SessionView,
     /// Its id.
     pub session: SessionId,
+    /// How it ended.
+    pub code: RefusalCode,
     /// Whether one of its terminals is attached here.
     pub edge: bool,
 }
@@ -311,6 +313,12 @@ impl Sessions {
     /// Whether a session runs, or is called, over this relay.
     pub fn contains(&self, session: &SessionId) -> bool {
         self.hops.contains_key(session)
+    }
+
+    /// A running or ended session.
+    pub fn view(&self, session: &SessionId) -> Option<SessionView> {
+        let running = self.hops.get(session).map(|hop| hop.view(session));
+        running.or_else(|| self.ended.get(session).cloned())
     }
 
     /// A page of running and ended sessions, ordered by id.
@@ -616,7 +624,7 @@ impl Sessions {
         view.reason = Some(code.to_string());
         let edge = [hop.prev, hop.next].iter().any(|n| matches!(n, Neighbour::Terminal(_)));
         self.remember(session, view.clone());
-        self.outputs.push_back(Output::Finished(Box::new(Finished { view, session, edge })));
+        self.outputs.push_back(Output::Finished(Box::new(Finished { view, session, code, edge })));
     }
 
     fn forget_neighbour(&mut self, neighbour: Neighbour, session: &SessionId, was_active: bool) {

@@ -9,9 +9,7 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use rand::Rng;
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::gossip::GossipMessage;
-use tasuki_proto::identity::{
-    NodeName, Peer, connection_refusal, identify_connection,
-};
+use tasuki_proto::identity::{NodeName, Peer, connection_refusal, identify_connection};
 use tasuki_proto::mesh::{LinkHello, LinkStream, ToPeer};
 use tasuki_proto::{Label, RefusalCode, RelayName, limits, version};
 use tokio::io::AsyncReadExt;
@@ -32,7 +30,11 @@ pub const GOSSIP_IN_FLIGHT: usize = 4;
 const RTT_PERIOD: Duration = Duration::from_secs(1);
 
 /// Takes links until the endpoint is closed.
-pub async fn accept(endpoint: Endpoint, hello: Arc<dyn Fn() -> LinkHello + Send + Sync>, context: Arc<Context>) {
+pub async fn accept(
+    endpoint: Endpoint,
+    hello: Arc<dyn Fn() -> LinkHello + Send + Sync>,
+    context: Arc<Context>,
+) {
     while let Some(incoming) = endpoint.accept().await {
         let (hello, context) = (hello(), context.clone());
         tokio::spawn(async move { accepted(incoming, hello, &context).await });
@@ -94,13 +96,13 @@ async fn connect(
 ) -> Result<(Connection, Peer, Streams), RefusalCode> {
     let expected = NodeName::Relay(name.clone());
     let server = expected.dns_name(context.identity.get().mesh());
-    let connecting =
-        endpoint.connect(address, &server).map_err(|_| RefusalCode::BadRequest)?;
+    let connecting = endpoint.connect(address, &server).map_err(|_| RefusalCode::BadRequest)?;
     let connection = timeout(SETUP, connecting)
         .await
         .map_err(|_| RefusalCode::Silent)?
         .map_err(|error| connection_refusal(&error).unwrap_or(RefusalCode::Silent))?;
-    let peer = identify(&connection, Some(&expected), context).inspect_err(|&code| close(&connection, code))?;
+    let peer = identify(&connection, Some(&expected), context)
+        .inspect_err(|&code| close(&connection, code))?;
     let streams = timeout(SETUP, ask(&connection)).await;
     match streams {
         Ok(Ok(streams)) => Ok((connection, peer, streams)),

@@ -101,7 +101,8 @@ async fn open(
                 Ok(Ok(opened)) => return Ok(opened),
                 Ok(Err(code)) => worst = Refusal::new(code, format!("{} at {address}", relay.name)),
                 Err(_) => {
-                    worst = Refusal::new(RefusalCode::Silent, format!("{} at {address}", relay.name));
+                    worst =
+                        Refusal::new(RefusalCode::Silent, format!("{} at {address}", relay.name));
                 }
             }
         }

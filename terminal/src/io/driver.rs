@@ -98,12 +98,9 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         socket: socket.clone(),
         instance,
     });
-    let me = settings
-        .identity
-        .get()
-        .terminal_id()
-        .cloned()
-        .ok_or_else(|| anyhow::anyhow!("the data directory holds a relay's identity, not a terminal's"))?;
+    let me = settings.identity.get().terminal_id().cloned().ok_or_else(|| {
+        anyhow::anyhow!("the data directory holds a relay's identity, not a terminal's")
+    })?;
     let rng = SmallRng::from_rng(&mut rand::rng());
     let login = Login::new(instance, settings.relays.clone(), rng);
     let sessions = Sessions::new(
@@ -152,7 +149,8 @@ impl Driver {
         self.login.handle(login::Input::Login, Instant::now());
         loop {
             self.perform();
-            let due = [self.login.poll_timeout(), self.calls.poll_timeout()].into_iter().flatten().min();
+            let due =
+                [self.login.poll_timeout(), self.calls.poll_timeout()].into_iter().flatten().min();
             tokio::select! {
                 event = attachments.recv() => match event {
                     Some(event) => self.handle_attachment(event),

@@ -379,7 +379,8 @@ impl Sessions {
                     rtt_us: connection.rtt().as_micros() as u64,
                     loss: path.lost_packets as f64 / (path.sent_packets.max(1)) as f64,
                     since: entry.started_ms,
-                    why: "every session starts relayed; this version knows no other path".to_owned(),
+                    why: "every session starts relayed; this version knows no other path"
+                        .to_owned(),
                 })
             })
             .collect()
