@@ -54,7 +54,8 @@ pub(super) fn routes(service: Service, extra: Router) -> Router {
 
 async fn no_such_path(uri: Uri) -> Problem {
     let path: String = uri.path().chars().take(200).collect();
-    let detail = format!("{path}: there is no such path; see the documentation of the status endpoint");
+    let detail =
+        format!("{path}: there is no such path; see the documentation of the status endpoint");
     Problem::new(StatusCode::NOT_FOUND, "unknown-path", detail)
 }
 
@@ -142,7 +143,8 @@ async fn relays(State(service): Asked, params: Params) -> Answer {
         return Err(mismatch());
     };
     relays.sort_by(|one, other| one.id.cmp(&other.id));
-    let mut rest = relays.iter().filter(|relay| after.as_ref().is_none_or(|after| relay.id > *after));
+    let mut rest =
+        relays.iter().filter(|relay| after.as_ref().is_none_or(|after| relay.id > *after));
     let mut page = Page::default();
     let mut last: Option<&RelayView> = None;
     for relay in rest.by_ref().take(limit) {

@@ -150,7 +150,8 @@ fn check_length(headers: &HeaderMap) -> Result<(), Problem> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     match length.and_then(|length| length.parse::<usize>().ok()) {
         Some(length) if length > limits::HTTP_BODY_BYTES => {
-            let detail = format!("the body is too large: send at most {} bytes", limits::HTTP_BODY_BYTES);
+            let detail =
+                format!("the body is too large: send at most {} bytes", limits::HTTP_BODY_BYTES);
             Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail))
         }
         _ => Ok(()),
@@ -177,7 +178,8 @@ pub(super) async fn guard(
 }
 
 fn too_slow(time: Duration) -> Problem {
-    let detail = format!("the request was not complete and answered within {time:?}: send it again");
+    let detail =
+        format!("the request was not complete and answered within {time:?}: send it again");
     Problem::new(StatusCode::REQUEST_TIMEOUT, RefusalCode::TooSlow, detail)
 }
 
@@ -187,13 +189,35 @@ mod tests {
 
     #[test]
     fn only_this_machine_is_a_host() {
-        for good in ["localhost", "LocalHost:1", "127.0.0.1", "127.0.0.1:8433", "127.8.9.1", "[::1]", "[::1]:8433"] {
+        for good in [
+            "localhost",
+            "LocalHost:1",
+            "127.0.0.1",
+            "127.0.0.1:8433",
+            "127.8.9.1",
+            "[::1]",
+            "[::1]:8433",
+        ] {
             assert!(is_loopback_host(good), "{good}");
         }
         for bad in [
-            "", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evil.example:127", "10.0.0.1",
-            "::1", "[::1", "[::2]", "[::1]x", "localhost:", "localhost:x", "localhost:80:80", "user@localhost", "0.0.0.0",
-            "127.1", "localhost:99999",
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evil.example:127",
+            "10.0.0.1",
+            "::1",
+            "[::1",
+            "[::2]",
+            "[::1]x",
+            "localhost:",
+            "localhost:x",
+            "localhost:80:80",
+            "user@localhost",
+            "0.0.0.0",
+            "127.1",
+            "localhost:99999",
         ] {
             assert!(!is_loopback_host(bad), "{bad}");
         }

@@ -20,7 +20,6 @@ mod tests;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -106,14 +105,19 @@ pub enum ServeError {
     )]
     NotLoopback(SocketAddr),
     /// The system refused.
-    #[error("local socket {}: {1}: see who owns its directory, or choose a shorter --data", .0.display())]
-    Socket(PathBuf, #[source] io::Error),
+    #[error("local socket {path}: {error}: see who owns its directory, or choose a shorter --data")]
+    Socket {
+        /// Where it should be.
+        path: String,
+        /// Why it is not.
+        error: io::Error,
+    },
     /// Another process serves it.
-    #[error("local socket {}: a relay is already running here: stop it first", .0.display())]
-    Taken(PathBuf),
+    #[error("local socket {0}: a relay is already running here: stop it first")]
+    Taken(String),
     /// The listener has no address.
-    #[error("status listener: {0}")]
-    Listener(#[source] io::Error),
+    #[error("status listener: {0}: restart the relay")]
+    Listener(io::Error),
 }
 
 /// Whether the status endpoint may be bound to `address`.

@@ -5,9 +5,8 @@ use std::str::FromStr;
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
-use serde::Deserialize;
-use serde::de::IntoDeserializer;
 use serde::de::value::{Error as WordError, StrDeserializer};
+use serde::de::{DeserializeOwned, IntoDeserializer};
 use tasuki_proto::limits;
 use tasuki_proto::{RefusalCode, RelayName, SessionId, TerminalId};
 
@@ -95,9 +94,9 @@ pub(super) fn id<T: FromStr<Err: ToString>>(value: &str) -> Result<T, String> {
 }
 
 /// One of the words of an enum.
-pub(super) fn word<'de, T: Deserialize<'de>>(value: &'de str) -> Result<T, String> {
-    let deserializer: StrDeserializer<'de, WordError> = value.into_deserializer();
-    T::deserialize(deserializer).map_err(|error| shown(&error.to_string()).replace("\\'", "'"))
+pub(super) fn word<T: DeserializeOwned>(value: &str) -> Result<T, String> {
+    let deserializer: StrDeserializer<'_, WordError> = value.into_deserializer();
+    T::deserialize(deserializer).map_err(|error| error.to_string())
 }
 
 /// Any text of at most `bytes`.
@@ -132,7 +131,7 @@ impl Nameable for RelayName {
 /// The one name in a request's path.
 pub(super) struct Named<T>(pub(super) T);
 
-impl<S: Sync, T: Nameable> FromRequestParts<S> for Named<T> {
+impl<S: Send + Sync, T: Nameable> FromRequestParts<S> for Named<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {

@@ -129,9 +129,10 @@ impl LocalSocket {
     /// something else than a socket is in the way.
     pub fn bind(path: &Path) -> Result<Self, ServeError> {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(ServeError::Taken(path.to_owned()));
+            return Err(ServeError::Taken(path.display().to_string()));
         }
-        Self::replace(path).map_err(|error| ServeError::Socket(path.to_owned(), error))
+        Self::replace(path)
+            .map_err(|error| ServeError::Socket { path: path.display().to_string(), error })
     }
 
     fn replace(path: &Path) -> io::Result<Self> {
