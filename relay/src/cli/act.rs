@@ -46,6 +46,11 @@ pub struct Name {
 /// # Errors
 /// One line: `code: what: what to do`.
 pub async fn run(global: &Global, act: Act) -> Result<()> {
+    query::unless_unread(perform(global, act, &mut std::io::stdout()).await)
+}
+
+/// Runs a verb and writes what it did to `out`.
+pub(crate) async fn perform(global: &Global, act: Act, out: query::Out<'_>) -> Result<()> {
     let socket = local::socket(global);
     let (path, did) = match act {
         Act::Kick(name) => {
@@ -61,7 +66,7 @@ pub async fn run(global: &Global, act: Act) -> Result<()> {
         Act::Undrain => ("/api/v1/undrain".to_owned(), "takes terminals".to_owned()),
     };
     let answer = local::ask(&socket, "POST", &path).await?;
-    query::print(&if global.json { format!("{answer}\n") } else { format!("{did}\n") })
+    query::print(out, &if global.json { format!("{answer}\n") } else { format!("{did}\n") })
 }
 
 impl Name {

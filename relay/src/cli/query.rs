@@ -12,6 +12,9 @@ use tasuki_proto::{ServiceName, TerminalId, limits};
 use self::table::Table;
 use super::{Global, local};
 
+/// Where a verb writes.
+pub(crate) type Out<'a> = &'a mut (dyn Write + Send);
+
 /// Verbs that show what the running relay knows.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Query {
@@ -58,31 +61,50 @@ pub enum Query {
 /// # Errors
 /// One line: `code: what: what to do`.
 pub async fn run(global: &Global, query: Query) -> Result<()> {
+    unless_unread(show(global, query, &mut std::io::stdout()).await)
+}
+
+/// A reader that has seen enough is no error, as with other tools.
+pub(super) fn unless_unread(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Runs a verb and writes what it finds to `out`.
+pub(crate) async fn show(global: &Global, query: Query, out: Out<'_>) -> Result<()> {
     let socket = local::socket(global);
     let json = global.json;
     match query {
         Query::Status => {
             let status = local::ask(&socket, "GET", "/api/v1/status").await?;
-            print(&if json { pretty(&status) } else { status_text(&status) })
+            print(out, &if json { pretty(&status) } else { status_text(&status) })
         }
         Query::Relays => {
             let heads = &["RELAY", "STATE", "VERSION", "TERMINALS", "LINKS", "ADDRESSES"];
-            list(&socket, json, "/api/v1/relays", &[], heads, relay_row).await
+            list(&socket, json, out, "/api/v1/relays", &[], heads, relay_row).await
         }
         Query::Terminals { state, kind, query } => {
             let filter = [("state", state), ("type", kind), ("q", query)];
             let heads = &["TERMINAL", "TYPE", "STATE", "SESSIONS", "RELAYS"];
-            list(&socket, json, "/api/v1/terminals", &filter, heads, terminal_row).await
+            list(&socket, json, out, "/api/v1/terminals", &filter, heads, terminal_row).await
         }
         Query::Sessions { state } => {
             let heads = &["SESSION", "CALLER", "CALLEE", "SERVICE", "STATE"];
-            list(&socket, json, "/api/v1/sessions", &[("state", state)], heads, session_row).await
+            list(&socket, json, out, "/api/v1/sessions", &[("state", state)], heads, session_row)
+                .await
         }
         Query::Explain { caller, target, service } => {
             let service = service.map(|service| format!("&service={service}")).unwrap_or_default();
             let path = format!("/api/v1/explain?from={caller}&to={target}{service}");
             let explanation = local::ask(&socket, "GET", &path).await?;
-            print(&if json { pretty(&explanation) } else { explanation_text(&explanation) })
+            print(out, &if json { pretty(&explanation) } else { explanation_text(&explanation) })
         }
     }
 }
@@ -91,6 +113,7 @@ pub async fn run(global: &Global, query: Query) -> Result<()> {
 async fn list(
     socket: &Path,
     json: bool,
+    out: Out<'_>,
     path: &str,
     filter: &[(&str, Option<String>)],
     heads: &'static [&'static str],
@@ -101,20 +124,19 @@ async fn list(
     each_page(socket, path, filter, &mut |items| {
         if !json {
             let rows: Vec<_> = items.iter().map(row).collect();
-            return print(&table.lines(&rows));
+            return print(out, &table.lines(&rows));
         }
-        let mut out = String::new();
         for item in items {
-            out.push_str(&format!("{before}  {item}"));
+            write!(out, "{before}  {item}")?;
             before = ",\n";
         }
-        print(&out)
+        Ok(())
     })
     .await?;
     match (json, before) {
         (false, _) => Ok(()),
-        (true, "[\n") => print("[]\n"),
-        (true, _) => print("\n]\n"),
+        (true, "[\n") => print(out, "[]\n"),
+        (true, _) => print(out, "\n]\n"),
     }
 }
 
@@ -123,7 +145,7 @@ pub(super) async fn each_page(
     socket: &Path,
     path: &str,
     filter: &[(&str, Option<String>)],
-    take: &mut dyn FnMut(&[Value]) -> Result<()>,
+    take: &mut (dyn FnMut(&[Value]) -> Result<()> + Send),
 ) -> Result<()> {
     let mut base = format!("{path}?limit={}", limits::PAGE);
     for (name, value) in filter {
@@ -140,13 +162,9 @@ pub(super) async fn each_page(
     }
 }
 
-/// Writes to stdout. A reader that has seen enough ends the program, as with other tools.
-pub(super) fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
-        other => Ok(other?),
-    }
+pub(super) fn print(out: Out<'_>, text: &str) -> Result<()> {
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
 }
 
 fn pretty(value: &Value) -> String {

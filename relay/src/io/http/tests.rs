@@ -780,15 +780,16 @@ async fn verbs_reach_what_they_name() {
     }
     let endpoint = Endpoint::start(World { terminals: 3, sessions: 2, ..World::default() }).await;
     let run = async |line: &str, json: bool| {
-        let global =
-            Global { data: Some(endpoint.folder.path().to_owned()), json, ..Global::default() };
+        let data = Some(endpoint.folder.path().to_owned());
+        let global = Global { data, json, ..Global::default() };
         let words = std::iter::once("tasuki-relay").chain(line.split(' '));
+        let mut out = Vec::new();
         match <Line as clap::Parser>::try_parse_from(words).unwrap() {
-            Line::Act(act) => act::run(&global, act).await.map_err(|error| error.to_string()),
-            Line::Query(query) => {
-                query::run(&global, query).await.map_err(|error| error.to_string())
-            }
+            Line::Act(act) => act::perform(&global, act, &mut out).await,
+            Line::Query(query) => query::show(&global, query, &mut out).await,
         }
+        .map_err(|error| error.to_string())?;
+        Ok::<_, String>(String::from_utf8(out).unwrap())
     };
     let session = session_id(1);
     let acts = [
@@ -801,22 +802,31 @@ async fn verbs_reach_what_they_name() {
         ("undrain".to_owned(), "Undrain".to_owned()),
     ];
     for (line, command) in acts {
-        assert_eq!(run(&line, false).await, Ok(()), "{line}");
+        assert!(run(&line, false).await.unwrap().ends_with('\n'), "{line}");
         assert_eq!(std::mem::take(&mut *endpoint.world.commands()), [command.as_str()]);
     }
-    for json in [false, true] {
-        for line in [
-            "status",
-            "relays",
-            "terminals",
-            "terminals --type camera -q t00 --state logged-out",
-            "sessions",
-            "sessions --state ended",
-            "explain a b ssh",
-        ] {
-            assert_eq!(run(line, json).await, Ok(()), "{line}");
-        }
+    for (line, items) in [
+        ("relays", 3),
+        ("terminals", 3),
+        ("terminals --type camera -q t00 --state logged-out", 1),
+        ("terminals -q nobody", 0),
+        ("sessions", 2),
+        ("sessions --state ended", 1),
+    ] {
+        let table = run(line, false).await.unwrap();
+        assert_eq!(table.lines().count(), 1 + items, "{line}: {table}");
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+        let list: Value = serde_json::from_str(&run(line, true).await.unwrap()).unwrap();
+        assert_eq!(list.as_array().unwrap().len(), items, "{line}");
     }
+    let status = run("status", false).await.unwrap();
+    assert!(status.contains("LINK  RTT     ADDRESS\nr2    1.5 ms  127.0.0.1:1\n"), "{status}");
+    let explained = run("explain a b ssh", false).await.unwrap();
+    assert_eq!(explained, "refused with caller-not-allowed\nwhy:   because\nroute: r1 -> r2\n");
+    for line in ["status", "explain a b ssh", "drain"] {
+        assert!(serde_json::from_str::<Value>(&run(line, true).await.unwrap()).is_ok(), "{line}");
+    }
+    endpoint.world.commands().clear();
     for (line, expected) in [
         ("kick t0001", "ambiguous-name: t0001: "),
         ("kick nobody", "unknown-name: nobody: "),
