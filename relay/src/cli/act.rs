@@ -51,7 +51,7 @@ pub async fn run(global: &Global, act: Act) -> Result<()> {
 
 /// Runs a verb and writes what it did to `out`.
 pub(crate) async fn perform(global: &Global, act: Act, out: query::Out<'_>) -> Result<()> {
-    let socket = local::socket(global);
+    let socket = local::socket(global).await;
     let (path, did) = match act {
         Act::Kick(name) => {
             (format!("{}/kick", name.path(&socket).await?), format!("kicked {}", name.name))

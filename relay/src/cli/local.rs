@@ -2,7 +2,6 @@
 
 use std::env::var_os;
 use std::io::ErrorKind;
-use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(30);
 
 /// The socket of the relay that a verb is about: that of `--data`; else of the user's own relay where it runs,
 /// else of the system's.
-pub fn socket(global: &Global) -> PathBuf {
+pub async fn socket(global: &Global) -> PathBuf {
     if let Some(data) = &global.data {
         return data.join(SOCKET);
     }
@@ -36,9 +35,13 @@ pub fn socket(global: &Global) -> PathBuf {
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(var_os("HOME")?).join(".local/share")));
-    let own = home.map(|home| home.join("tasuki-relay").join(SOCKET));
-    own.filter(|own| BlockingStream::connect(own).is_ok())
-        .unwrap_or_else(|| Path::new(SYSTEM_DATA).join(SOCKET))
+    if let Some(home) = home {
+        let own = home.join("tasuki-relay").join(SOCKET);
+        if UnixStream::connect(&own).await.is_ok() {
+            return own;
+        }
+    }
+    Path::new(SYSTEM_DATA).join(SOCKET)
 }
 
 /// Asks the relay behind `socket`; the status and the body, `null` where it is empty.
@@ -164,10 +167,10 @@ mod tests {
         assert!(error.starts_with("the relay went away"), "{error}");
     }
 
-    #[test]
-    fn the_socket_is_in_the_data_directory() {
+    #[tokio::test]
+    async fn the_socket_is_in_the_data_directory() {
         let global = Global { data: Some("/x".into()), ..Global::default() };
-        assert_eq!(socket(&global), Path::new("/x/relay.sock"));
+        assert_eq!(socket(&global).await, Path::new("/x/relay.sock"));
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Runs a verb and writes what it finds to `out`.
 pub(crate) async fn show(global: &Global, query: Query, out: Out<'_>) -> Result<()> {
-    let socket = local::socket(global);
+    let socket = local::socket(global).await;
     let json = global.json;
     match query {
         Query::Status => {

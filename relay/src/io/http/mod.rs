@@ -1,6 +1,6 @@
 //! The status endpoint, and the same over the local socket for the relay's own verbs.
 //!
-//! Both serve one router ([`api`]); what differs is who is let in ([`door`]). Requests read the core's views and
+//! Both serve one router (`api`); what differs is who is let in (`door`). Requests read the core's views and
 //! send commands through the same inbox as everybody.
 //!
 //! | over | reads | actions |

@@ -128,11 +128,23 @@ impl LocalSocket {
     /// [`ServeError::Taken`] when a relay answers there; [`ServeError::Socket`] when the system refuses, or
     /// something else than a socket is in the way.
     pub fn bind(path: &Path) -> Result<Self, ServeError> {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(ServeError::Taken(path.display().to_string()));
+        let shown = || path.display().to_string();
+        match Self::is_served(path) {
+            Ok(false) => Self::replace(path),
+            Ok(true) => return Err(ServeError::Taken(shown())),
+            Err(error) => Err(error),
         }
-        Self::replace(path)
-            .map_err(|error| ServeError::Socket { path: path.display().to_string(), error })
+        .map_err(|error| ServeError::Socket { path: shown(), error })
+    }
+
+    /// Whether a process listens there, even one too busy to accept.
+    fn is_served(path: &Path) -> io::Result<bool> {
+        let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        probe.set_nonblocking(true)?;
+        match probe.connect(&SockAddr::unix(path)?) {
+            Ok(()) => Ok(true),
+            Err(error) => Ok(error.kind() == io::ErrorKind::WouldBlock),
+        }
     }
 
     fn replace(path: &Path) -> io::Result<Self> {

@@ -119,6 +119,8 @@ struct World {
     sessions: u64,
     attribute_bytes: usize,
     not_ready: Option<&'static str>,
+    /// Finds nothing, slowly, in a table without end.
+    endless: bool,
 }
 
 impl World {
@@ -135,6 +137,9 @@ impl World {
                 relay_view("r2", "aa"),
                 relay_view("t0001", "bb"),
             ]),
+            AdminRequest::Terminals { .. } if self.endless => {
+                AdminReply::Terminals(vec![], Some(id(1)))
+            }
             AdminRequest::Terminals { filter, after, limit } => self.page(&filter, after, limit),
             AdminRequest::Terminal(name) => match (0..self.terminals).find(|n| id(*n) == name) {
                 Some(number) => AdminReply::Terminal(Box::new(terminal(number))),
@@ -236,6 +241,9 @@ impl Endpoint {
         let core = world.clone();
         let core = tokio::spawn(async move {
             while let Some((request, reply)) = requests.recv().await {
+                if core.endless {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
                 let _ = reply.send(core.answer(request));
             }
         });
@@ -375,6 +383,8 @@ async fn every_route_answers_over_both_doors() {
         let reply = endpoint.get(path).await;
         assert_eq!((reply.status, reply.body.as_str()), (200, "ok\n"), "{path}");
         assert_eq!(endpoint.over_unix("GET", path).await, (200, json!("ok\n")), "{path}");
+        let reply = endpoint.over_tcp("HEAD", path, "Host: localhost\r\n").await;
+        assert_eq!((reply.status, reply.body.as_str()), (200, ""), "{path}");
     }
     endpoint.stop().await;
 }
@@ -568,6 +578,14 @@ async fn a_page_ends_early_when_its_rows_are_large() {
 }
 
 #[tokio::test]
+async fn a_search_without_end_ends_with_a_cursor() {
+    let endpoint = Endpoint::start(World { endless: true, ..World::default() }).await;
+    let reply = endpoint.get("/api/v1/terminals?q=x").await;
+    assert_eq!((reply.status, reply.json()), (200, json!({"items": [], "next": "t0001"})));
+    endpoint.stop().await;
+}
+
+#[tokio::test]
 async fn unknown_parameters_and_bad_values_are_refused_with_what_is_allowed() {
     let endpoint = Endpoint::start(World::default()).await;
     let long = "x".repeat(300);
@@ -707,6 +725,17 @@ async fn a_body_that_never_comes_is_not_waited_for() {
     let reply = exchange(stream, "POST /read HTTP/1.1\r\nContent-Length: 9\r\n\r\nx").await;
     reply.problem(408, "too-slow");
     server.abort();
+    endpoint.stop().await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_does_not_hold_up_the_end() {
+    let endpoint = Endpoint::start(World::default()).await;
+    let mut idle = endpoint.tcp().await;
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut first = [0; 12];
+    timeout(DEADLINE, idle.read_exact(&mut first)).await.unwrap().unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
     endpoint.stop().await;
 }
 
