@@ -78,3 +78,30 @@ pub const LEDGER_SESSIONS: u64 = 200_000;
 pub const LEDGER_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// Tokens that were made and are not used; further ones are refused with `overloaded`.
 pub const OPEN_TOKENS: u64 = 100_000;
+/// Connections to the status endpoint at once, and as many to the local socket; further ones wait in the
+/// kernel's backlog.
+pub const HTTP_CONNECTIONS: usize = 64;
+/// Bytes of a request line with its header fields; beyond: 431, and the connection ends.
+pub const HTTP_HEADER_BYTES: usize = 16 * 1024;
+/// Header fields of a request; beyond: 431, and the connection ends.
+pub const HTTP_HEADER_FIELDS: usize = 64;
+/// Bytes of a request's body; beyond: 413.
+pub const HTTP_BODY_BYTES: usize = 64 * 1024;
+/// Bytes that a connection of the status endpoint buffers each way; beyond: it is not read until it is written.
+pub const HTTP_BUFFER_BYTES: usize = 64 * 1024;
+/// How long a client may take for a request's header, or be idle; beyond: the connection ends.
+pub const HTTP_HEADER_TIME: Duration = Duration::from_secs(10);
+/// How long a request may take, its body included; beyond: 408.
+pub const HTTP_REQUEST_TIME: Duration = Duration::from_secs(15);
+/// How old a connection of the status endpoint gets before it takes no further request.
+pub const HTTP_CONNECTION_TIME: Duration = Duration::from_secs(60);
+/// How long the last response of such a connection may still take; beyond: it is cut.
+pub const HTTP_GRACE_TIME: Duration = Duration::from_secs(20);
+/// How long the status endpoint waits for one answer of the core; beyond: 503.
+pub const HTTP_ANSWER_TIME: Duration = Duration::from_secs(3);
+/// How long one list request searches; beyond: the page ends early, with a cursor.
+pub const HTTP_LIST_TIME: Duration = Duration::from_secs(3);
+/// Bytes after which a page of a list ends early, with a cursor; the last rows may pass it.
+pub const HTTP_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of a response that a verb reads from its daemon; beyond: the verb fails.
+pub const HTTP_REPLY_BYTES: usize = 64 * 1024 * 1024;

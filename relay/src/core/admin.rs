@@ -36,6 +36,8 @@ pub enum AdminRequest {
         /// At most this many.
         limit: usize,
     },
+    /// One session.
+    Session(SessionId),
     /// Ends a session.
     EndSession(SessionId),
     /// Cuts a terminal's attachments here and elsewhere; it may come back.
@@ -70,6 +72,8 @@ pub enum AdminReply {
     Terminal(Box<TerminalView>),
     /// To [`AdminRequest::Sessions`], ordered by id.
     Sessions(Vec<SessionView>, Option<SessionId>),
+    /// To [`AdminRequest::Session`].
+    Session(Box<SessionView>),
     /// To [`AdminRequest::Explain`].
     Explanation(Explanation),
     /// A command was carried out.
