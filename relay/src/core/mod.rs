@@ -161,6 +161,8 @@ pub enum Output {
     Persist(Record),
     /// This relay's incarnation moved; keep it, and say it in Hello.
     Incarnation(Incarnation),
+    /// Requests to the registrar leave over this link; `None`: it cannot be reached, or is here.
+    RegistrarBy(Option<LinkId>),
     /// A key is revoked: nobody who shows it is let in.
     Revoked(KeyFingerprint),
     /// A session is over, for the ledger.
@@ -195,6 +197,8 @@ pub struct Relay {
     contacts_changed: bool,
     /// The relays of the mesh, as terminals were told last.
     contacts: Vec<tasuki_proto::control::RelayContact>,
+    /// The link towards the registrar, as the driver was told last.
+    registrar_by: Option<LinkId>,
     load: wiring::Load,
     lag_ms: VecDeque<u32>,
     outputs: VecDeque<Output>,

@@ -77,6 +77,7 @@ impl Relay {
             link_by_relay: BTreeMap::new(),
             contacts_changed: false,
             contacts: Vec::new(),
+            registrar_by: None,
             load: Load::default(),
             lag_ms: VecDeque::new(),
             outputs: VecDeque::new(),
@@ -316,8 +317,24 @@ impl Relay {
                 self.contacts_changed = false;
                 self.tell_contacts(now);
             } else if !self.write_load(now, wall_ms) {
-                return;
+                break;
             }
+        }
+        self.find_registrar();
+    }
+
+    /// Keeps the way to the registrar.
+    fn find_registrar(&mut self) {
+        if self.config.registrar {
+            return;
+        }
+        let registrar = self.directory.registrars().find(|&r| self.routes.is_reachable(r));
+        let by = registrar
+            .and_then(|registrar| self.routes.route(self.own, registrar))
+            .and_then(|route| self.link_by_relay.get(route.get(1)?).copied());
+        if by != self.registrar_by {
+            self.registrar_by = by;
+            self.outputs.push_back(Output::RegistrarBy(by));
         }
     }
 

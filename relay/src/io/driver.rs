@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::endpoint::{Context, Endpoints};
 use super::event::{Event, LinkUp, TerminalOrder, TerminalUp};
 use super::terminals::close;
+use super::requests::Way;
 use super::{links, store};
 use crate::core::admin::AdminReply;
 use crate::core::sessions::{Finished, Forwarding, Neighbour as Next};
@@ -81,6 +82,7 @@ pub struct Driver {
     endpoints: Endpoints,
     switch: Arc<Switch>,
     hello: Arc<HelloMaker>,
+    way: Arc<Way>,
     terminals: HashMap<ConnId, Terminal>,
     links: BTreeMap<LinkId, Link>,
     replies: BTreeMap<u64, oneshot::Sender<AdminReply>>,
@@ -100,6 +102,7 @@ impl Driver {
         endpoints: Endpoints,
         switch: Arc<Switch>,
         hello: Arc<HelloMaker>,
+        way: Arc<Way>,
         store: store::Store,
     ) -> Self {
         let (keep, kept) = mpsc::channel(STORE_QUEUE);
@@ -110,6 +113,7 @@ impl Driver {
             endpoints,
             switch,
             hello,
+            way,
             terminals: HashMap::new(),
             links: BTreeMap::new(),
             replies: BTreeMap::new(),
@@ -269,6 +273,7 @@ impl Driver {
                         keys
                     });
                 }
+                Output::RegistrarBy(link) => self.set_way(link),
                 Output::Finished(finished) => self.keep(Keep::Session(finished)).await,
                 Output::Reply(ticket, reply) => {
                     if let Some(waiting) = self.replies.remove(&ticket) {
@@ -313,6 +318,12 @@ impl Driver {
         let (endpoint, context) = (self.endpoints.links.clone(), self.context.clone());
         let hello = self.hello.hello();
         tokio::spawn(links::dial(endpoint, dial, name, addresses, hello, context));
+    }
+
+    /// Requests to the registrar leave over this link.
+    fn set_way(&self, link: Option<LinkId>) {
+        let connection = link.and_then(|link| self.links.get(&link)).map(|l| l.connection.clone());
+        self.way.set_next(connection);
     }
 
     fn install(&self, forwarding: Forwarding) {

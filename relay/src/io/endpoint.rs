@@ -18,7 +18,7 @@ use tasuki_proto::version::Alpn;
 use tokio::sync::mpsc;
 
 use super::event::Event;
-use super::registrar::Requests;
+use super::requests::Requests;
 use crate::switch::Switch;
 
 /// What every connection task needs.

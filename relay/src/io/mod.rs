@@ -7,5 +7,6 @@ pub mod event;
 pub mod http;
 pub mod links;
 pub mod registrar;
+pub mod requests;
 pub mod store;
 pub mod terminals;

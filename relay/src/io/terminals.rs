@@ -34,7 +34,7 @@ async fn serve(incoming: Incoming, context: &Arc<Context>) {
     let Ok(connecting) = incoming.accept() else { return };
     let Ok(Ok(connection)) = timeout(SETUP, connecting).await else { return };
     match connection_alpn(&connection) {
-        Ok(Alpn::Enrolment) => context.requests.serve_connection(&connection).await,
+        Ok(Alpn::Enrolment) => context.requests.serve_connection(connection).await,
         Ok(Alpn::Attachment) => attach(connection, context).await,
         _ => close(&connection, RefusalCode::ProtocolError),
     }
