@@ -105,3 +105,17 @@ pub const HTTP_LIST_TIME: Duration = Duration::from_secs(3);
 pub const HTTP_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes of a response that a verb reads from its daemon; beyond: the verb fails.
 pub const HTTP_REPLY_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of records after which a gossip message takes no further record; the rest goes into the next message.
+pub const GOSSIP_CHUNK_BYTES: usize = 64 * 1024;
+/// Origins in one message of watermarks; beyond: the link ends.
+pub const GOSSIP_WATERMARKS: usize = 4096;
+/// Origins that a table holds, the authority included; rows of further ones are dropped and counted.
+pub const GOSSIP_ORIGINS: usize = 4096;
+/// Rows of one origin; further ones are dropped and counted, and the link that brings them is cut.
+pub const GOSSIP_ROWS_PER_ORIGIN: usize = 8 * 1024 * 1024;
+/// How far an origin's incarnation or sequence may jump at once; beyond: dropped and counted.
+pub const VERSION_JUMP: u64 = 1 << 40;
+/// The highest incarnation that is believed of an origin of which nothing was known; beyond: dropped and counted.
+pub const FIRST_INCARNATION: u64 = 1 << 56;
+/// Rows that one page of a list looks at; the next page goes on behind them.
+pub const PAGE_SCAN: usize = 4096;
