@@ -249,7 +249,7 @@ async fn undrain(State(service): Asked, params: Params) -> Answer {
 
 /// A page of `limit` rows out of the core's bounded pages. It ends early, with a cursor, when the search takes
 /// longer than [`limits::HTTP_LIST_TIME`] or the page is full ([`limits::HTTP_PAGE_BYTES`]).
-async fn gather<T: Serialize, K: ToString + Clone>(
+async fn gather<T: Serialize, K: ToString>(
     service: &Service,
     limit: usize,
     mut after: Option<K>,
@@ -262,7 +262,7 @@ async fn gather<T: Serialize, K: ToString + Clone>(
         let want = (limit - page.rows).min(CHUNK);
         let reply = service.ask(request(after, want)).await?;
         let (found, next) = rows(reply).ok_or_else(mismatch)?;
-        for row in found.iter().take(want) {
+        for row in &found {
             page.push(row)?;
         }
         let full = page.rows >= limit || page.items.len() >= limits::HTTP_PAGE_BYTES;
