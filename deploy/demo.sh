@@ -22,7 +22,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=
 pids=()
 reason=
-line=?
+line='?'
 
 # Stops every child and removes the folder, however the script ends.
 clean_up() {
@@ -212,7 +212,7 @@ enroll() {
   start "$name" "$agent" --data "$work/$name" run "$@"
 }
 enroll a --relays r1
-enroll b --relays r3 --expose "web=tcp://127.0.0.1:$status3" --allow 'web=*' --allow 'send=*'
+enroll b --relays r3 --expose "web=tcp://127.0.0.1:$status3" --allow 'web=*' --allow 'inbox=*'
 for port in "$status1" "$status2" "$status3"; do
   await 20 "both terminals in the table at port $port" table_is_right "$port"
 done

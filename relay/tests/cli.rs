@@ -24,8 +24,20 @@ fn it_tells_its_version() {
 #[test]
 fn every_help_shows_an_example() {
     let verbs = [
-        "init", "token", "join", "run", "status", "relays", "terminals", "sessions", "explain",
-        "kick", "revoke", "end", "drain", "undrain",
+        "init",
+        "token",
+        "join",
+        "run",
+        "status",
+        "relays",
+        "terminals",
+        "sessions",
+        "explain",
+        "kick",
+        "revoke",
+        "end",
+        "drain",
+        "undrain",
     ];
     for verb in verbs {
         let help = stdout(&[verb, "--help"]);

@@ -57,7 +57,7 @@ fn a_broken_send_is_resumed() {
         .relay(RelaySpec::new("r2").links(&["r1", "r3"]))
         .relay(RelaySpec::new("r3").links(&["r2"]).behind(line))
         .terminal(TerminalSpec::new("a").at(&["r1"]))
-        .terminal(TerminalSpec::new("b").at(&["r3"]).flags(&["--allow", "send=*"]))
+        .terminal(TerminalSpec::new("b").at(&["r3"]).flags(&["--allow", "inbox=*"]))
         .start();
     let file = mesh.path("big.bin");
     random_file(&file, SIZE, 11);

@@ -22,7 +22,7 @@ use super::wait::{POLL, SOON, eventually};
 /// For a verb that answers at once.
 pub const VERB: Duration = Duration::from_secs(20);
 /// Flags with which an agent keeps its attachment alive every second and gives it up after three of silence.
-pub const QUICK_SILENCE: [&str; 4] = ["--keep-alive", "1s", "--idle", "3s"];
+pub const QUICK_SILENCE: [&str; 4] = ["--keep-alive", "1", "--idle", "3"];
 
 /// A relay to be started.
 #[derive(Debug, Clone)]

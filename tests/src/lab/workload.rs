@@ -65,7 +65,7 @@ impl Workload {
         }
         terminal
             .offers("udp-echo", &format!("udp://{}", self.udp.address()))
-            .flags(&["--allow", "send=*"])
+            .flags(&["--allow", "inbox=*"])
     }
 
     /// Carries everything from `caller` to `callee` over `mesh`, in five sessions at once, and prints how fast.
