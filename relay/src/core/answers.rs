@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use tasuki_proto::view::TerminalView;
 use tasuki_proto::{Refusal, RefusalCode, RelayId, RelayName, SessionId, TerminalId, version};
 
 use super::admin::{AdminReply, AdminRequest, Explanation, LinkView, Percentiles, StatusView};
 use super::directory::Lookup;
 use super::sessions;
-use super::{Output, Relay, login};
+use super::{Output, Relay, links, login};
 
 impl Relay {
     pub(super) fn handle_admin(
@@ -22,10 +23,11 @@ impl Relay {
             AdminRequest::Status => AdminReply::Status(Box::new(self.status(wall_ms))),
             AdminRequest::Relays => AdminReply::Relays(self.directory.relays()),
             AdminRequest::Terminals { filter, after, limit } => {
-                let (items, next) = self.directory.terminals(&filter, after.as_ref(), limit);
+                let table = self.gossip.table_mut();
+                let (items, next) = self.directory.list(table, &filter, after.as_ref(), limit);
                 AdminReply::Terminals(items, next)
             }
-            AdminRequest::Terminal(id) => match self.directory.terminal_view(&id) {
+            AdminRequest::Terminal(id) => match self.terminal_view(&id) {
                 Some(view) => AdminReply::Terminal(Box::new(view)),
                 None => refused(RefusalCode::UnknownTarget, id.as_str()),
             },
@@ -39,7 +41,7 @@ impl Relay {
             },
             AdminRequest::EndSession(id) => self.end_session(id, now, wall_ms),
             AdminRequest::KickTerminal(id) => self.kick_terminal(id, now, wall_ms),
-            AdminRequest::KickRelay(name) => self.kick_relay(&name, now, wall_ms),
+            AdminRequest::KickRelay(name) => self.kick_relay(name, now),
             AdminRequest::Drain => {
                 self.login.set_draining(true);
                 AdminReply::Done
@@ -53,6 +55,10 @@ impl Relay {
             }
         };
         self.outputs.push_back(Output::Reply(ticket, Box::new(reply)));
+    }
+
+    fn terminal_view(&mut self, id: &TerminalId) -> Option<TerminalView> {
+        self.directory.terminal_view(self.gossip.table_mut(), id)
     }
 
     fn status(&self, wall_ms: u64) -> StatusView {
@@ -88,9 +94,14 @@ impl Relay {
             terminals: self.login.len(),
             sessions: self.sessions.len(),
             labels: 0,
-            table: self.directory.table(),
+            table: self.directory.table_view(self.gossip.table()),
             gossip_lag_ms: Percentiles { p50: at(0.5), p99: at(0.99) },
-            gossip: self.gossip.counters().read().into_iter().collect(),
+            gossip: self
+                .gossip
+                .counters()
+                .by_name()
+                .map(|(name, count)| (name.to_owned(), count))
+                .into(),
             drops: BTreeMap::new(),
         }
     }
@@ -100,11 +111,10 @@ impl Relay {
         if self.login.is_draining() {
             return Some("draining".to_owned());
         }
-        let others = self.directory.relays().len().saturating_sub(1);
-        if others > 0 && self.link_by_relay.is_empty() && self.links.wants_any() {
-            return Some("no link to any other relay".to_owned());
+        if !self.links.is_complete() {
+            return Some("not linked with every relay that it should be".to_owned());
         }
-        if !self.directory.has_accounts() && !self.config.registrar {
+        if self.directory.account_of_relay(self.own).is_none() {
             return Some("the table has not arrived".to_owned());
         }
         None
@@ -123,7 +133,7 @@ impl Relay {
             self.login.handle(login::Input::Kick(id), now, wall_ms);
             return AdminReply::Done;
         }
-        match self.directory.terminal_view(&id) {
+        match self.terminal_view(&id) {
             None => refused(RefusalCode::UnknownTarget, id.as_str()),
             Some(view) => match view.attachments.first() {
                 Some(attachment) => {
@@ -135,13 +145,11 @@ impl Relay {
         }
     }
 
-    fn kick_relay(&mut self, name: &RelayName, now: Instant, wall_ms: u64) -> AdminReply {
-        let Some(&link) = self.link_by_relay.get(&self.id_of(name)) else {
+    fn kick_relay(&mut self, name: RelayName, now: Instant) -> AdminReply {
+        if !self.link_by_relay.contains_key(&self.id_of(&name)) {
             return refused(RefusalCode::BadRequest, &format!("there is no link with {name}"));
-        };
-        self.outputs.push_back(Output::CloseLink(link, RefusalCode::Kicked));
-        self.links.handle(super::links::Input::Down { link }, now);
-        self.lose_link(link, now, wall_ms);
+        }
+        self.links.handle(links::Input::Kick(name), now);
         AdminReply::Done
     }
 
@@ -180,13 +188,14 @@ impl Relay {
 impl Relay {
     /// The relay that a terminal is attached to.
     pub(super) fn where_is(
-        &self,
+        &mut self,
         terminal: &TerminalId,
         unknown: RefusalCode,
     ) -> Result<RelayId, Refusal> {
-        let code = match self.directory.lookup(terminal) {
-            Lookup::At { relay, .. } => return Ok(relay),
+        let code = match self.directory.lookup(self.gossip.table_mut(), terminal) {
+            Lookup::At(location) => return Ok(location.relay),
             Lookup::Unknown => unknown,
+            Lookup::NotYetKnown => RefusalCode::NotYetKnown,
             Lookup::LoggedOut => RefusalCode::TargetLoggedOut,
             Lookup::Unreachable => RefusalCode::TargetUnreachable,
         };

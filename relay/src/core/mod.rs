@@ -38,7 +38,7 @@ use tasuki_proto::{
 use admin::{AdminReply, AdminRequest};
 use directory::Directory;
 use gossip::Gossip;
-use links::{DialId, Links};
+use links::Links;
 use login::Login;
 use routes::Routes;
 use sessions::{Finished, Forwarding, Sessions};
@@ -70,8 +70,6 @@ pub struct Config {
     pub authority: (Incarnation, [u8; 32]),
     /// Which relays it links with.
     pub links: links::LinkChoice,
-    /// Gossip messages that may be on their way per link.
-    pub gossip_in_flight: usize,
     /// For labels and jitter: must not be guessable.
     pub seed: [u8; 32],
     /// ms since 1970 at the start, for people.
@@ -106,15 +104,15 @@ pub enum Input {
         link: LinkId,
         /// The relay's name.
         name: RelayName,
-        /// The dial that it comes from; `None` when the other side dialled.
-        dial: Option<DialId>,
+        /// Whether this relay dialled.
+        dialled_here: bool,
         /// Which life of the relay.
         incarnation: Incarnation,
         /// The address at the other end, canonical.
         address: SocketAddr,
     },
-    /// A dial came to nothing.
-    DialFailed(DialId, RefusalCode),
+    /// Dialling this relay came to nothing.
+    DialFailed(RelayId),
     /// The peer said something on the call stream.
     Peer(LinkId, ToPeer),
     /// The peer said something on the gossip stream.
@@ -123,8 +121,8 @@ pub enum Input {
     GossipSent(LinkId),
     /// A link's round-trip time, µs.
     LinkRtt(LinkId, u32),
-    /// A link is gone.
-    LinkDown(LinkId, RefusalCode),
+    /// A link is gone, with the code that the peer closed it with.
+    LinkDown(LinkId, Option<RefusalCode>),
     /// The authority signed something here, or the store restored it.
     Authority(Record),
     /// An operator asks; the answer carries the number.
@@ -146,9 +144,9 @@ pub enum Output {
     CloseLink(LinkId, RefusalCode),
     /// Dial a relay; answered by [`Input::LinkUp`] or [`Input::DialFailed`].
     Dial {
-        /// Which dial.
-        dial: DialId,
         /// Whom.
+        relay: RelayId,
+        /// Its name.
         name: RelayName,
         /// Where: `HOST:PORT`, to be tried in this order.
         addresses: Vec<String>,
@@ -222,11 +220,21 @@ impl Relay {
             Input::TerminalDown(conn) => {
                 self.login.handle(login::Input::Closed(conn), now, wall_ms);
             }
-            Input::LinkUp { link, name, dial, incarnation, address } => {
-                self.handle_link_up(link, name, dial, incarnation, address, now, wall_ms);
+            Input::LinkUp { link, name, dialled_here, incarnation, address } => {
+                let peer = self.id_of(&name);
+                let seen = Peer {
+                    relay: peer,
+                    name: name.clone(),
+                    address,
+                    since_ms: wall_ms,
+                    rtt_us: 0,
+                };
+                self.peers.insert(link, seen);
+                let up = links::Input::Up { link, peer, name, dialled_here, incarnation };
+                self.links.handle(up, now);
             }
-            Input::DialFailed(dial, code) => {
-                self.links.handle(links::Input::DialFailed { dial, code }, now);
+            Input::DialFailed(relay) => {
+                self.links.handle(links::Input::DialFailed(relay), now);
             }
             Input::Peer(link, message) => self.handle_peer(link, message, now, wall_ms),
             Input::Gossip(link, message) => {
@@ -239,10 +247,10 @@ impl Relay {
                 if let Some(peer) = self.peers.get_mut(&link) {
                     peer.rtt_us = us;
                 }
-                self.links.handle(links::Input::Rtt { link, us }, now);
+                self.links.handle(links::Input::Rtt(link, us), now);
             }
-            Input::LinkDown(link, _) => {
-                self.links.handle(links::Input::Down { link }, now);
+            Input::LinkDown(link, code) => {
+                self.links.handle(links::Input::Down(link, code), now);
                 self.lose_link(link, now, wall_ms);
             }
             Input::Authority(record) => {

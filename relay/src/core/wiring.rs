@@ -1,27 +1,24 @@
 //! How the relay's cores feed each other.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rand::rngs::StdRng;
+use rand::rngs::{SmallRng, StdRng};
 use rand::{Rng, SeedableRng};
 use tasuki_proto::control::{self, ToRelay, ToTerminal};
 use tasuki_proto::mesh::{RoutedCall, ToPeer};
 use tasuki_proto::record::RecordKind;
 use tasuki_proto::rows::{self, LoadRow, RelayRow};
-use tasuki_proto::{
-    Incarnation, Refusal, RefusalCode, RelayId, RelayName, TerminalId, limits, version,
-};
+use tasuki_proto::{Refusal, RefusalCode, RelayId, TerminalId, limits, version};
 
 use super::directory::{self, Directory};
 use super::gossip::{self, Gossip};
-use super::links::{self, DialId, Links};
+use super::links::{self, Links};
 use super::login::{self, Known, Login};
 use super::routes::{self, Routes};
 use super::sessions::{self, Neighbour, Place, Sessions};
-use super::{Config, ConnId, LinkId, Output, Peer, Relay};
+use super::{Config, ConnId, LinkId, Output, Relay};
 
 /// A departed terminal's row is remembered as gone for this long, s.
 const GONE_SECS: u32 = 300;
@@ -58,18 +55,16 @@ impl Relay {
     pub fn new(config: Config, now: Instant) -> Self {
         let own = RelayId::of(&config.mesh_id, &config.name);
         let mut rng = StdRng::from_seed(config.seed);
-        let mut directory = Directory::new(own, config.mesh_id);
-        directory.set_authority_key(config.authority.0, config.authority.1);
+        let (mesh, seed) = (config.mesh_id, rng.random());
+        let mut gossip =
+            Gossip::new(gossip::Config::new(own, config.incarnation, mesh, seed), now);
+        let (term, key) = config.authority;
+        gossip.handle(gossip::Input::AuthorityKey(term, key), now);
         let mut relay = Self {
             own,
-            gossip: Gossip::new(
-                gossip::Config { in_flight: config.gossip_in_flight, ..gossip::Config::default() },
-                own,
-                config.incarnation,
-                rng.random(),
-            ),
-            directory,
-            links: Links::new(own, config.links.clone(), rng.random()),
+            gossip,
+            directory: Directory::new(own, mesh),
+            links: Links::new(own, config.links.clone(), SmallRng::from_rng(&mut rng)),
             routes: Routes::new(own),
             login: Login::new(own, config.name.clone()),
             sessions: Sessions::new(own, rng.random()),
@@ -93,6 +88,7 @@ impl Relay {
         relay.write(RecordKind::RELAY, &[], Some(rows::payload(&row)), now, wall_ms);
         let load = rows::payload(&LoadRow::default());
         relay.write(RecordKind::LOAD, &[], Some(load), now, wall_ms);
+        relay.links.handle(links::Input::Timeout, now);
         relay.settle(now, wall_ms);
         relay
     }
@@ -107,15 +103,15 @@ impl Relay {
         wall_ms: u64,
     ) {
         let lifetime_secs = if payload.is_none() { GONE_SECS } else { 0 };
-        let key = key.to_vec();
-        let write = gossip::Input::Write { kind, key, payload, lifetime_secs, scope: 0, wall_ms };
-        self.gossip.handle(write, now);
+        let key = Bytes::copy_from_slice(key);
+        let write = gossip::Write { kind, key, payload, lifetime_secs, wall_ms, scope: 0 };
+        self.gossip.handle(gossip::Input::Write(write), now);
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant, wall_ms: u64) {
         let due = |timeout: Option<Instant>| timeout.is_some_and(|due| due <= now);
         if due(self.gossip.poll_timeout()) {
-            self.gossip.handle(gossip::Input::Timeout, now);
+            self.gossip.handle(gossip::Input::Tick, now);
         }
         if due(self.links.poll_timeout()) {
             self.links.handle(links::Input::Timeout, now);
@@ -126,24 +122,6 @@ impl Relay {
         if due(self.sessions.poll_timeout()) {
             self.sessions.handle_timeout(now, wall_ms);
         }
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "one input, taken apart by handle")]
-    pub(super) fn handle_link_up(
-        &mut self,
-        link: LinkId,
-        name: RelayName,
-        dial: Option<DialId>,
-        incarnation: Incarnation,
-        address: SocketAddr,
-        now: Instant,
-        wall_ms: u64,
-    ) {
-        let relay = self.id_of(&name);
-        let peer = Peer { relay, name: name.clone(), address, since_ms: wall_ms, rtt_us: 0 };
-        self.peers.insert(link, peer);
-        let up = links::Input::Up { link, peer: relay, name, dial, incarnation };
-        self.links.handle(up, now);
     }
 
     /// A link that counted is gone: sessions over it end.
@@ -202,11 +180,12 @@ impl Relay {
         self.sessions.handle(input, now, wall_ms);
     }
 
-    fn known(&self, conn: ConnId) -> Known {
-        let Some(terminal) = self.login.connected(conn) else { return Known::default() };
+    fn known(&mut self, conn: ConnId) -> Known {
+        let Some(terminal) = self.login.connected(conn).cloned() else { return Known::default() };
+        let terminal = &terminal;
         Known {
-            account: self.directory.has_account(terminal),
-            highest: self.directory.highest_epoch(terminal),
+            account: self.directory.account_of(self.gossip.table_mut(), terminal).is_some(),
+            highest: self.directory.highest_login(self.gossip.table(), terminal),
         }
     }
 
@@ -214,8 +193,9 @@ impl Relay {
         if self.login.terminal_of(conn).is_none() {
             return;
         }
-        let limit = usize::from(list.limit).clamp(1, limits::TERMINAL_PAGE);
-        let (items, next) = self.directory.terminals(&list.filter, list.after.as_ref(), limit);
+        let limit = usize::from(list.limit).clamp(1, limits::PAGE);
+        let table = self.gossip.table_mut();
+        let (items, next) = self.directory.list(table, &list.filter, list.after.as_ref(), limit);
         let page = control::Page { request: list.request, items, next };
         self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Page(page)));
     }
@@ -328,7 +308,10 @@ impl Relay {
         if self.config.registrar {
             return;
         }
-        let registrar = self.directory.registrars().find(|&r| self.routes.is_reachable(r));
+        let is_registrar = |relay: &&RelayId| {
+            self.directory.account_of_relay(**relay).is_some_and(|account| account.registrar)
+        };
+        let registrar = self.routes.reachable().iter().find(is_registrar).copied();
         let by = registrar
             .and_then(|registrar| self.routes.route(self.own, registrar))
             .and_then(|route| self.link_by_relay.get(route.get(1)?).copied());
@@ -345,11 +328,6 @@ impl Relay {
             }
             gossip::Output::Changed { old, new } => {
                 if let Some(record) = &new
-                    && record.origin() == RelayId::AUTHORITY
-                {
-                    self.outputs.push_back(Output::Persist(record.clone()));
-                }
-                if let Some(record) = &new
                     && record.origin() != self.own
                     && record.origin() != RelayId::AUTHORITY
                 {
@@ -359,8 +337,10 @@ impl Relay {
                     let lag = wall_ms.saturating_sub(record.wall_ms());
                     self.lag_ms.push_back(u32::try_from(lag).unwrap_or(u32::MAX));
                 }
-                self.directory.handle(directory::Input::Changed { old, new });
+                let table = self.gossip.table_mut();
+                self.directory.handle_change(old.as_ref(), new.as_ref(), table);
             }
+            gossip::Output::Verified(record) => self.outputs.push_back(Output::Persist(record)),
             gossip::Output::Cut(link, code) => {
                 self.outputs.push_back(Output::CloseLink(link, code));
             }
@@ -372,14 +352,14 @@ impl Relay {
 
     fn on_links(&mut self, output: links::Output, now: Instant, wall_ms: u64) {
         match output {
-            links::Output::Dial { dial, name, addresses } => {
-                self.outputs.push_back(Output::Dial { dial, name, addresses });
+            links::Output::Dial { peer, name, addresses } => {
+                self.outputs.push_back(Output::Dial { relay: peer, name, addresses });
             }
-            links::Output::Close { link, code } => {
+            links::Output::Close(link, code) => {
                 self.outputs.push_back(Output::CloseLink(link, code));
                 self.lose_link(link, now, wall_ms);
             }
-            links::Output::Accepted { link } => {
+            links::Output::Accepted(link, _) => {
                 let Some(peer) = self.peers.get(&link) else { return };
                 tracing::info!(relay = %peer.name, address = %peer.address, "link up");
                 self.link_by_relay.insert(peer.relay, link);
@@ -392,26 +372,23 @@ impl Relay {
     }
 
     fn on_reachable(&mut self, reached: routes::Reachable, now: Instant) {
-        let (relay, reachable) = (reached.relay, reached.reachable);
-        self.directory.handle(directory::Input::Reachable { relay, reachable });
-        self.gossip.handle(gossip::Input::Reachable { relay, reachable }, now);
+        self.directory.set_reachable(self.routes.reachable());
+        self.gossip.handle(gossip::Input::Reachable(self.routes.reachable().clone()), now);
+        self.links.handle(links::Input::Reachable(reached.relay, reached.reachable), now);
     }
 
     fn on_directory(&mut self, output: directory::Output, now: Instant, wall_ms: u64) {
         match output {
-            directory::Output::Links(relay, row) => {
+            directory::Output::LinksChanged(relay) => {
+                let row = self.directory.links_of(relay).clone();
                 self.routes.handle(routes::Input::Links(relay, row), now);
             }
-            directory::Output::Load(relay, row) => {
+            directory::Output::LoadChanged(relay) => {
+                let row = self.directory.load(relay);
                 self.routes.handle(routes::Input::Load(relay, row), now);
-                self.contacts_changed = true;
             }
-            directory::Output::Forgotten(relay) => {
-                self.routes.handle(routes::Input::Forgotten(relay), now);
-                self.contacts_changed = true;
-            }
-            directory::Output::Contacts => self.contacts_changed = true,
-            directory::Output::Elsewhere { terminal, epoch, instance } => {
+            directory::Output::ContactsChanged => self.contacts_changed = true,
+            directory::Output::NewerLogin { terminal, epoch, instance, .. } => {
                 let elsewhere = login::Input::Elsewhere(terminal, epoch, instance);
                 self.login.handle(elsewhere, now, wall_ms);
             }

@@ -11,7 +11,7 @@ use tasuki_proto::frame::NeighbourKey;
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::net::canonical;
-use tasuki_proto::{Incarnation, Label, RefusalCode, RelayName, limits, version};
+use tasuki_proto::{Incarnation, Label, RefusalCode, RelayId, RelayName, limits, version};
 use tokio::sync::{mpsc, oneshot};
 
 use super::endpoint::{Context, Endpoints};
@@ -166,15 +166,15 @@ impl Driver {
                 self.give(Input::TerminalDown(conn));
             }
             Event::LinkUp(up) => self.link_up(*up),
-            Event::DialFailed(dial, code) => self.give(Input::DialFailed(dial, code)),
+            Event::DialFailed(relay) => self.give(Input::DialFailed(relay)),
             Event::Peer(link, message) => self.give(Input::Peer(link, message)),
             Event::Gossip(link, message) => self.give(Input::Gossip(link, message)),
             Event::GossipSent(link) => self.give(Input::GossipSent(link)),
             Event::LinkRtt(link, us) => self.give(Input::LinkRtt(link, us)),
             Event::LinkDown(link, code) => {
-                if let Some(link) = self.links.remove(&link) {
-                    self.switch.table.remove_neighbour(link.neighbour.handle());
-                    self.switch.table.remove_challenger(link.challenger);
+                if let Some(gone) = self.links.remove(&link) {
+                    self.switch.table.remove_neighbour(gone.neighbour.handle());
+                    self.switch.table.remove_challenger(gone.challenger);
                 }
                 self.give(Input::LinkDown(link, code));
             }
@@ -226,7 +226,7 @@ impl Driver {
         self.give(Input::LinkUp {
             link: up.link,
             name: up.name,
-            dial: up.dial,
+            dialled_here: up.dialled_here,
             incarnation: up.hello.incarnation,
             address,
         });
@@ -258,7 +258,7 @@ impl Driver {
                         close(&link.connection, code);
                     }
                 }
-                Output::Dial { dial, name, addresses } => self.dial(dial, name, addresses),
+                Output::Dial { relay, name, addresses } => self.dial(relay, name, addresses),
                 Output::Install(forwarding) => self.install(forwarding),
                 Output::Remove(label) => self.switch.table.remove(label),
                 Output::Persist(record) => self.keep(Keep::Record(record)).await,
@@ -314,10 +314,10 @@ impl Driver {
         }
     }
 
-    fn dial(&self, dial: crate::core::links::DialId, name: RelayName, addresses: Vec<String>) {
+    fn dial(&self, relay: RelayId, name: RelayName, addresses: Vec<String>) {
         let (endpoint, context) = (self.endpoints.links.clone(), self.context.clone());
         let hello = self.hello.hello();
-        tokio::spawn(links::dial(endpoint, dial, name, addresses, hello, context));
+        tokio::spawn(links::dial(endpoint, relay, name, addresses, hello, context));
     }
 
     /// Requests to the registrar leave over this link.

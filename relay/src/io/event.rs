@@ -5,11 +5,10 @@ use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::Peer;
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::record::Record;
-use tasuki_proto::{RefusalCode, RelayName, TerminalId};
+use tasuki_proto::{RefusalCode, RelayId, RelayName, TerminalId};
 use tokio::sync::mpsc;
 
 use super::http::AdminCall;
-use crate::core::links::DialId;
 use crate::core::{ConnId, LinkId};
 
 /// What goes to a terminal's connection task.
@@ -45,12 +44,10 @@ pub struct LinkUp {
     pub name: RelayName,
     /// What it said first.
     pub hello: LinkHello,
-    /// The dial it came from; `None` when the other side dialled.
-    pub dial: Option<DialId>,
+    /// Whether this relay dialled.
+    pub dialled_here: bool,
     /// The handle that our challenges carry.
     pub handle: tasuki_proto::Label,
-    /// What its certificate says.
-    pub peer: Peer,
     /// The connection.
     pub connection: quinn::Connection,
     /// Messages of the call stream.
@@ -70,8 +67,8 @@ pub enum Event {
     TerminalDown(ConnId),
     /// A link stands.
     LinkUp(Box<LinkUp>),
-    /// A dial came to nothing.
-    DialFailed(DialId, RefusalCode),
+    /// Dialling this relay came to nothing.
+    DialFailed(RelayId),
     /// The peer said something on the call stream.
     Peer(LinkId, ToPeer),
     /// The peer said something on the gossip stream.
@@ -80,8 +77,8 @@ pub enum Event {
     GossipSent(LinkId),
     /// A link's round-trip time, µs.
     LinkRtt(LinkId, u32),
-    /// A link is gone.
-    LinkDown(LinkId, RefusalCode),
+    /// A link is gone, with the code that the peer closed it with.
+    LinkDown(LinkId, Option<RefusalCode>),
     /// The registrar signed something, or the store restored it.
     Authority(Record),
     /// An operator asks.

@@ -11,7 +11,7 @@ use tasuki_proto::codec::Envelope;
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::{NodeName, Peer, connection_refusal, identify_connection};
 use tasuki_proto::mesh::{LinkHello, LinkStream, ToPeer};
-use tasuki_proto::{Label, RefusalCode, RelayName, limits, version};
+use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, limits, version};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -20,7 +20,6 @@ use super::endpoint::Context;
 use super::event::{Event, LinkUp};
 use super::terminals::close;
 use crate::core::LinkId;
-use crate::core::links::DialId;
 
 /// Dialling one address, and the streams after a handshake, may take this long.
 const SETUP: Duration = Duration::from_secs(5);
@@ -57,13 +56,12 @@ async fn accepted(incoming: Incoming, hello: LinkHello, context: &Arc<Context>) 
 /// Dials a relay at its addresses, one after the other; ends with [`Event::LinkUp`] or [`Event::DialFailed`].
 pub async fn dial(
     endpoint: Endpoint,
-    id: DialId,
+    relay: RelayId,
     name: RelayName,
     addresses: Vec<String>,
     hello: LinkHello,
     context: Arc<Context>,
 ) {
-    let mut code = RefusalCode::Silent;
     for address in addresses.iter().take(limits::RELAY_ADDRESSES) {
         let Ok(Ok(resolved)) = timeout(SETUP, tokio::net::lookup_host(address)).await else {
             continue;
@@ -71,16 +69,16 @@ pub async fn dial(
         for address in resolved.take(2) {
             match connect(&endpoint, address, &name, &context).await {
                 Ok((connection, peer, streams)) => {
-                    return run(connection, peer, Some(id), hello, streams, &context).await;
+                    let dialled = Some(relay);
+                    return run(connection, peer, dialled, hello, streams, &context).await;
                 }
-                Err(error) => {
-                    tracing::debug!(relay = %name, %address, code = %error, "dial failed");
-                    code = error;
+                Err(code) => {
+                    tracing::debug!(relay = %name, %address, %code, "dial failed");
                 }
             }
         }
     }
-    let _ = context.events.send(Event::DialFailed(id, code)).await;
+    let _ = context.events.send(Event::DialFailed(relay)).await;
 }
 
 struct Streams {
@@ -154,7 +152,7 @@ async fn answer(connection: &Connection) -> anyhow::Result<Streams> {
 async fn run(
     connection: Connection,
     peer: Peer,
-    dial: Option<DialId>,
+    dialled: Option<RelayId>,
     mut hello: LinkHello,
     mut streams: Streams,
     context: &Arc<Context>,
@@ -164,18 +162,25 @@ async fn run(
     let name = peer.relay().cloned();
     let theirs = timeout(SETUP, greet(&mut streams.calls, hello)).await;
     let (Some(name), Ok(Ok(theirs))) = (name, theirs) else {
-        return fail(&connection, dial, RefusalCode::ProtocolError, context).await;
+        return fail(&connection, dialled, RefusalCode::ProtocolError, context).await;
     };
     if theirs.protocol < version::PROTOCOL_MIN {
-        return fail(&connection, dial, RefusalCode::ProtocolTooOld, context).await;
+        return fail(&connection, dialled, RefusalCode::ProtocolTooOld, context).await;
     }
     let link = LinkId(context.number());
     let lifetime = Duration::from_secs(peer.not_after.saturating_sub(context.clock.now_secs()));
     let (calls, calls_inbox) = mpsc::channel(limits::LINK_QUEUE);
     let (gossip, gossip_inbox) = mpsc::channel(GOSSIP_IN_FLIGHT);
-    let connection_again = connection.clone();
-    let up = LinkUp { link, name, hello: theirs, dial, handle, peer, connection, calls, gossip };
-    let connection = connection_again;
+    let up = LinkUp {
+        link,
+        name,
+        hello: theirs,
+        dialled_here: dialled.is_some(),
+        handle,
+        connection: connection.clone(),
+        calls,
+        gossip,
+    };
     if context.events.send(Event::LinkUp(Box::new(up))).await.is_err() {
         return close(&connection, RefusalCode::ShuttingDown);
     }
@@ -191,15 +196,21 @@ async fn run(
         code = tell_rtt(&connection, link, events) => code,
         () = tokio::time::sleep(lifetime) => RefusalCode::CertificateExpired,
     };
-    let code = connection.close_reason().and_then(|e| connection_refusal(&e)).unwrap_or(code);
+    // What the peer said last, where it said something.
+    let said = connection.close_reason().and_then(|error| connection_refusal(&error));
     close(&connection, code);
-    let _ = context.events.send(Event::LinkDown(link, code)).await;
+    let _ = context.events.send(Event::LinkDown(link, said)).await;
 }
 
-async fn fail(connection: &Connection, dial: Option<DialId>, code: RefusalCode, context: &Context) {
+async fn fail(
+    connection: &Connection,
+    dialled: Option<RelayId>,
+    code: RefusalCode,
+    context: &Context,
+) {
     close(connection, code);
-    if let Some(dial) = dial {
-        let _ = context.events.send(Event::DialFailed(dial, code)).await;
+    if let Some(relay) = dialled {
+        let _ = context.events.send(Event::DialFailed(relay)).await;
     }
 }
 

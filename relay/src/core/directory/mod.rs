@@ -301,6 +301,12 @@ impl Directory {
         self.relays.iter().map(|(id, relay)| (*id, &relay.links))
     }
 
+    /// The links that a relay says it has.
+    pub fn links_of(&self, relay: RelayId) -> &LinksRow {
+        static NONE: LinksRow = LinksRow { links: Vec::new() };
+        self.relays.get(&relay).map_or(&NONE, |relay| &relay.links)
+    }
+
     /// The load of a relay.
     pub fn load(&self, relay: RelayId) -> LoadRow {
         self.relays.get(&relay).map_or_else(LoadRow::default, |relay| relay.load)
