@@ -16,6 +16,12 @@ pub const ENROLMENT_MESSAGE_BYTES: usize = 16 * 1024;
 pub const RECORD_PAYLOAD_BYTES: usize = 64 * 1024;
 /// Relays on a route; a longer one is refused with `hop-limit`.
 pub const ROUTE_RELAYS: usize = 16;
+/// Relays of a mesh up to which each links with all others (architecture 5).
+pub const FULL_MESH_RELAYS: usize = 12;
+/// Relays that one relay knows; further ones are neither dialled nor accepted.
+pub const RELAYS: usize = 4096;
+/// Links of one relay; further ones that others dial are refused with `overloaded`.
+pub const LINKS: usize = 64;
 /// Validated addresses of one neighbour; the oldest makes room.
 pub const NEIGHBOUR_ADDRESSES: usize = 16;
 /// Messages waiting for one terminal; beyond: the attachment is cut with `too-slow`.
