@@ -120,6 +120,7 @@ rules! {
             [("relay/src/a.rs", "fn f() { g().unwrap(); }")],
             [("proto/src/a.rs", "fn f() { g().expect(\"x\"); }")],
             [("proto/src/a.rs", "fn f() { panic!(\"x\"); }")],
+            [("proto/src/a.rs", "fn f() { unreachable!(); }")],
             [("terminal/src/a.rs", "#![allow(clippy::unwrap_used)]\n")],
         ],
         sound: [
