@@ -3,6 +3,7 @@
 use std::path::Path;
 
 #[path = "../../fuzz/src/lib.rs"]
+#[allow(unreachable_pub, reason = "there it is a library")]
 mod fuzz;
 
 #[test]
