@@ -125,3 +125,8 @@ pub const VERSION_JUMP: u64 = 1 << 40;
 pub const FIRST_INCARNATION: u64 = 1 << 56;
 /// Rows that one page of a list looks at; the next page goes on behind them.
 pub const PAGE_SCAN: usize = 4096;
+
+/// Revoked keys told to a terminal in one message; more go into further messages.
+pub const REVOKED_KEYS_TOLD: usize = 4096;
+/// Rows and sessions written in one go; what waits longer is written next.
+pub const STORE_BATCH: usize = 1024;

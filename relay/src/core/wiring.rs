@@ -282,7 +282,7 @@ impl Relay {
     pub(super) fn settle(&mut self, now: Instant, wall_ms: u64) {
         loop {
             if let Some(output) = self.gossip.poll_output() {
-                self.on_gossip(output, now, wall_ms);
+                self.on_gossip(output, wall_ms);
             } else if let Some(output) = self.links.poll_output() {
                 self.on_links(output, now, wall_ms);
             } else if let Some(reached) = self.routes.poll_output() {
@@ -321,7 +321,7 @@ impl Relay {
         }
     }
 
-    fn on_gossip(&mut self, output: gossip::Output, now: Instant, wall_ms: u64) {
+    fn on_gossip(&mut self, output: gossip::Output, wall_ms: u64) {
         match output {
             gossip::Output::Send(link, message) => {
                 self.outputs.push_back(Output::Gossip(link, message));

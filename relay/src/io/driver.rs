@@ -381,6 +381,26 @@ async fn sleep_until(due: Option<Instant>) {
     }
 }
 
+fn ledger_entry(finished: Finished) -> store::FinishedSession {
+    let view = finished.view;
+    store::FinishedSession {
+        id: finished.session,
+        caller: view.caller,
+        callee: view.callee,
+        service: view.service,
+        started_ms: view.started_at,
+        ended_ms: view.ended_at.unwrap_or(view.started_at),
+        code: finished.code,
+        route: view.route,
+        counters: store::Counters {
+            bytes_to_callee: view.bytes_to_callee,
+            packets_to_callee: view.packets_to_callee,
+            bytes_to_caller: view.bytes_to_caller,
+            packets_to_caller: view.packets_to_caller,
+        },
+    }
+}
+
 /// Writes what is to be kept, in batches: one transaction for what waits.
 async fn keep_all(store: store::Store, mut kept: mpsc::Receiver<Keep>) {
     let mut batch = Vec::new();
@@ -389,7 +409,8 @@ async fn keep_all(store: store::Store, mut kept: mpsc::Receiver<Keep>) {
         for keep in batch.drain(..) {
             match keep {
                 Keep::Record(record) => records.push(record),
-                Keep::Session(finished) => sessions.push(store::FinishedSession::from(*finished)),
+                Keep::Session(finished) if !finished.edge => {}
+                Keep::Session(finished) => sessions.push(ledger_entry(*finished)),
                 Keep::Incarnation(incarnation) => {
                     if let Err(error) = store.raise_incarnation(incarnation).await {
                         tracing::error!(%error, "the incarnation could not be kept");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use quinn::{Endpoint, ServerConfig, TokioRuntime};
 use tasuki_proto::identity::{
-    Clock, IdentityCell, KeyFingerprint, quinn_client_config, quinn_server_config,
+    Clock, IdentityCell, KeyFingerprint, quinn_server_config,
 };
 use tasuki_proto::limits;
 use tasuki_proto::net::{
