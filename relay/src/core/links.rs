@@ -235,6 +235,9 @@ impl Links {
             Input::Reachable(relay, reachable) => {
                 if let Some(peer) = self.peer_by_id.get_mut(&relay) {
                     peer.reachable = reachable;
+                    if reachable {
+                        peer.failures = 0;
+                    }
                     self.review_at = self.review_at.map(|_| now);
                 }
             }
@@ -300,6 +303,7 @@ impl Links {
         }
         addresses.truncate(limits::RELAY_ADDRESSES);
         let first = now + self.first_wait(relay);
+        let is_full = self.peer_by_id.len() >= limits::RELAYS;
         match self.peer_by_id.get_mut(&relay) {
             Some(peer) if peer.addresses == addresses => {}
             Some(peer) => {
@@ -307,7 +311,7 @@ impl Links {
                 peer.failures = 0;
                 peer.dial_at = Some(first);
             }
-            None if self.peer_by_id.len() >= limits::RELAYS => {}
+            None if is_full => {}
             None => {
                 self.peer_by_id.insert(relay, Peer::new(name, addresses, first));
                 // The first look at a mesh that came to be large is at once.
@@ -580,6 +584,11 @@ impl Peer {
         self.link.is_none() && !self.dialling && !self.addresses.is_empty()
     }
 
+    /// Worth a wish in a large mesh.
+    fn is_promising(&self) -> bool {
+        self.link.is_some() || self.failures < GIVE_UP && !self.addresses.is_empty()
+    }
+
     /// How long a link that comes up has to last until it is announced.
     fn settle(&self) -> Duration {
         match self.flaps {
@@ -598,7 +607,7 @@ fn said_rtt(row: &LinksRow, peer: RelayId) -> Option<u32> {
 fn nearest(peers: &BTreeMap<RelayId, Peer>, before: &BTreeSet<RelayId>) -> BTreeSet<RelayId> {
     let mut known: Vec<_> = peers
         .iter()
-        .filter(|(_, p)| p.failures < GIVE_UP)
+        .filter(|(_, p)| p.is_promising())
         .filter_map(|(id, p)| {
             let rtt = u64::from(p.last_rtt_us?);
             Some((if before.contains(id) { rtt * 3 } else { rtt * 4 }, *id))
