@@ -16,6 +16,12 @@ pub const ENROLMENT_MESSAGE_BYTES: usize = 16 * 1024;
 pub const RECORD_PAYLOAD_BYTES: usize = 64 * 1024;
 /// Relays on a route; a longer one is refused with `hop-limit`.
 pub const ROUTE_RELAYS: usize = 16;
+/// Relays of a mesh up to which each links with all others (architecture 5).
+pub const FULL_MESH_RELAYS: usize = 12;
+/// Relays that one relay knows; further ones are neither dialled nor accepted.
+pub const RELAYS: usize = 4096;
+/// Links of one relay; further ones that others dial are refused with `overloaded`.
+pub const LINKS: usize = 64;
 /// Validated addresses of one neighbour; the oldest makes room.
 pub const NEIGHBOUR_ADDRESSES: usize = 16;
 /// Messages waiting for one terminal; beyond: the attachment is cut with `too-slow`.
@@ -48,7 +54,79 @@ pub const ENDPOINT_QUEUE: usize = 4096;
 pub const LABEL_REST: Duration = Duration::from_secs(120);
 /// How long a call may stay unanswered (interfaces: 10 s); then `no-answer`.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end-to-end handshake of an accepted call may take; then the session ends with `peer-not-proven`.
+pub const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
+/// Fresh calls for one request whose call was merged into one that came to nothing; then `no-answer`.
+pub const REDIALS: u8 = 2;
+/// Finished sessions that a terminal remembers to understand late messages; the oldest makes room.
+pub const FINISHED_SESSIONS: usize = 4096;
+/// Characters of the detail of a refusal that are kept of what a peer sent.
+pub const REFUSAL_DETAIL: usize = 300;
 /// The largest clock-free delay a peer may ask of us; longer ones are cut to it.
 pub const PEER_DELAY: Duration = Duration::from_secs(300);
 /// Rows in one page of a list.
 pub const PAGE: usize = 1000;
+/// Relays in a token; further ones are left out.
+pub const TOKEN_RELAYS: usize = 4;
+/// Characters of a token; a longer one is refused as damaged.
+pub const TOKEN_CHARACTERS: usize = 8 * 1024;
+/// Bytes of the registrar's answer; relays beyond are left out.
+pub const ENROLMENT_ANSWER_BYTES: usize = 64 * 1024;
+/// Connections for enrolment at one relay; further ones are refused with `overloaded`.
+pub const ENROLMENT_CONNECTIONS: usize = 256;
+/// Requests for enrolment and renewal that one relay takes per second, and in a burst; beyond: `overloaded`.
+pub const ENROLMENTS_PER_SECOND: u32 = 100;
+/// Tasks waiting for the store's thread; senders wait.
+pub const STORE_QUEUE: usize = 1024;
+/// Finished sessions in a relay's ledger; the oldest make room.
+pub const LEDGER_SESSIONS: u64 = 200_000;
+/// How long a finished session stays in a relay's ledger.
+pub const LEDGER_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// Tokens that were made and are not used; further ones are refused with `overloaded`.
+pub const OPEN_TOKENS: u64 = 100_000;
+/// Connections to the status endpoint at once, and as many to the local socket; further ones wait in the
+/// kernel's backlog.
+pub const HTTP_CONNECTIONS: usize = 64;
+/// Bytes of a request line with its header fields; beyond: 431, and the connection ends.
+pub const HTTP_HEADER_BYTES: usize = 16 * 1024;
+/// Header fields of a request; beyond: 431, and the connection ends.
+pub const HTTP_HEADER_FIELDS: usize = 64;
+/// Bytes of a request's body; beyond: 413.
+pub const HTTP_BODY_BYTES: usize = 64 * 1024;
+/// Bytes that a connection of the status endpoint buffers each way; beyond: it is not read until it is written.
+pub const HTTP_BUFFER_BYTES: usize = 64 * 1024;
+/// How long a client may take for a request's header, or be idle; beyond: the connection ends.
+pub const HTTP_HEADER_TIME: Duration = Duration::from_secs(10);
+/// How long a request may take, its body included; beyond: 408.
+pub const HTTP_REQUEST_TIME: Duration = Duration::from_secs(15);
+/// How old a connection of the status endpoint gets before it takes no further request.
+pub const HTTP_CONNECTION_TIME: Duration = Duration::from_secs(60);
+/// How long the last response of such a connection may still take; beyond: it is cut.
+pub const HTTP_GRACE_TIME: Duration = Duration::from_secs(20);
+/// How long the status endpoint waits for one answer of the core; beyond: 503.
+pub const HTTP_ANSWER_TIME: Duration = Duration::from_secs(3);
+/// How long one list request searches; beyond: the page ends early, with a cursor.
+pub const HTTP_LIST_TIME: Duration = Duration::from_secs(3);
+/// Bytes after which a page of a list ends early, with a cursor; the last rows may pass it.
+pub const HTTP_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of a response that a verb reads from its daemon; beyond: the verb fails.
+pub const HTTP_REPLY_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of records after which a gossip message takes no further record; the rest goes into the next message.
+pub const GOSSIP_CHUNK_BYTES: usize = 64 * 1024;
+/// Origins in one message of watermarks; beyond: the link ends.
+pub const GOSSIP_WATERMARKS: usize = 4096;
+/// Origins that a table holds, the authority included; rows of further ones are dropped and counted.
+pub const GOSSIP_ORIGINS: usize = 4096;
+/// Rows of one origin; further ones are dropped and counted, and the link that brings them is cut.
+pub const GOSSIP_ROWS_PER_ORIGIN: usize = 8 * 1024 * 1024;
+/// How far an origin's incarnation or sequence may jump at once; beyond: dropped and counted.
+pub const VERSION_JUMP: u64 = 1 << 40;
+/// The highest incarnation that is believed of an origin of which nothing was known; beyond: dropped and counted.
+pub const FIRST_INCARNATION: u64 = 1 << 56;
+/// Rows that one page of a list looks at; the next page goes on behind them.
+pub const PAGE_SCAN: usize = 4096;
+
+/// Revoked keys told to a terminal in one message; more go into further messages.
+pub const REVOKED_KEYS_TOLD: usize = 4096;
+/// Rows and sessions written in one go; what waits longer is written next.
+pub const STORE_BATCH: usize = 1024;

@@ -19,7 +19,7 @@ pub enum LinkStream {
     Calls = 1,
     /// [`crate::gossip`] messages.
     Gossip = 2,
-    /// One request to the registrar.
+    /// One request to the registrar; the second byte says how many more links it may cross.
     Request = 3,
 }
 

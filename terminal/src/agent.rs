@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use tasuki_proto::control::Page;
@@ -10,11 +11,12 @@ use tasuki_proto::{Refusal, RefusalCode, RelayName, ServiceName, SessionId, Term
 use tokio::sync::{mpsc, watch};
 
 use crate::core::access::AccessRules;
+use crate::core::calls::RequestId;
 
 /// An accepted session with its proven peer: one QUIC connection end to end.
 ///
 /// Either side opens streams on it; the side that serves a stream authorises it by peer and service. The
-/// session ends with [`Session::end`], or when the last clone is dropped.
+/// session ends with [`Session::end`], or when the last clone of its last user is dropped.
 #[derive(Debug, Clone)]
 pub struct Session {
     /// Its id.
@@ -32,23 +34,35 @@ pub struct Session {
     pub(crate) guard: Arc<SessionGuard>,
 }
 
-/// Ends the session when nobody holds it.
+/// What the holders of sessions and calls give back. At most one for each of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// The local user of this request needs nothing more.
+    Done(RequestId),
+    /// Somebody here ends a session for all its users.
+    End(SessionId, RefusalCode),
+}
+
+/// Tells when the local user of a request is done.
 #[derive(Debug)]
 pub(crate) struct SessionGuard {
-    pub(crate) id: SessionId,
-    pub(crate) ends: mpsc::UnboundedSender<(SessionId, RefusalCode)>,
+    /// The call that the session answers; `None` for a session that the other side uses.
+    pub(crate) request: Option<RequestId>,
+    pub(crate) releases: mpsc::UnboundedSender<Release>,
 }
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        let _ = self.ends.send((self.id, RefusalCode::LoggedOut));
+        if let Some(request) = self.request {
+            let _ = self.releases.send(Release::Done(request));
+        }
     }
 }
 
 impl Session {
-    /// Ends the session on both sides.
+    /// Ends the session on both sides, for all its users. A user that is merely done drops the session instead.
     pub fn end(&self, code: RefusalCode) {
-        let _ = self.guard.ends.send((self.id, code));
+        let _ = self.guard.releases.send(Release::End(self.id, code));
     }
 }
 
@@ -150,12 +164,19 @@ pub struct AttachmentStatus {
 #[derive(Debug, Clone)]
 pub struct Agent {
     pub(crate) inbox: mpsc::Sender<AgentRequest>,
+    pub(crate) releases: mpsc::UnboundedSender<Release>,
+    pub(crate) requests: Arc<AtomicU64>,
 }
 
 /// What [`Agent`]'s methods ask of the driver.
 #[derive(Debug)]
 pub(crate) enum AgentRequest {
-    Call(TerminalId, ServiceName, tokio::sync::oneshot::Sender<Result<Session, Refusal>>),
+    Call(
+        RequestId,
+        TerminalId,
+        ServiceName,
+        tokio::sync::oneshot::Sender<Result<Session, Refusal>>,
+    ),
     List(
         TerminalFilter,
         Option<TerminalId>,
@@ -187,7 +208,12 @@ impl Agent {
     /// # Errors
     /// The refusal; `no-answer` after [`tasuki_proto::limits::CALL_TIMEOUT`].
     pub async fn call(&self, target: TerminalId, service: ServiceName) -> Result<Session, Refusal> {
-        self.ask(|reply| AgentRequest::Call(target, service, reply)).await?
+        let request = RequestId(self.requests.fetch_add(1, Ordering::Relaxed));
+        // Withdraws the call when this future is dropped before its answer.
+        let mut guard = SessionGuard { request: Some(request), releases: self.releases.clone() };
+        let answer = self.ask(|reply| AgentRequest::Call(request, target, service, reply)).await?;
+        guard.request = None;
+        answer
     }
 
     /// A page of the mesh's terminals (C12).

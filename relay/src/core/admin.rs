@@ -36,6 +36,8 @@ pub enum AdminRequest {
         /// At most this many.
         limit: usize,
     },
+    /// One session.
+    Session(SessionId),
     /// Ends a session.
     EndSession(SessionId),
     /// Cuts a terminal's attachments here and elsewhere; it may come back.
@@ -70,6 +72,8 @@ pub enum AdminReply {
     Terminal(Box<TerminalView>),
     /// To [`AdminRequest::Sessions`], ordered by id.
     Sessions(Vec<SessionView>, Option<SessionId>),
+    /// To [`AdminRequest::Session`].
+    Session(Box<SessionView>),
     /// To [`AdminRequest::Explain`].
     Explanation(Explanation),
     /// A command was carried out.
@@ -114,6 +118,8 @@ pub struct StatusView {
     pub terminals: usize,
     /// Sessions that run over this relay.
     pub sessions: usize,
+    /// Labels that the switch forwards: two for each accepted session.
+    pub labels: usize,
     /// The table.
     pub table: TableView,
     /// ms from an update's wall-clock time at its origin to its arrival here, over the last updates: as good as

@@ -1,1 +1,384 @@
-//! Log-in: attachments, epochs, supersede, log-out (architecture 6, C1 to C3, C11).
+//! Log-in: attachments, epochs, supersede, log-out (architecture 6; C1 to C3, C5, C11).
+//!
+//! A connection is `Connected` after its handshake, `Greeted` after Hello and Welcome, `LoggedIn` after Login.
+//! Only the last writes a row. Which attachment of a terminal is current is decided by the terminal's log-in
+//! epoch, never by comparing relays: a log-in with a lower epoch than the highest known is refused with
+//! `superseded`, a higher one takes the place of what is attached here at once, and a higher one seen elsewhere
+//! in the table cuts what is attached here.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tasuki_proto::control::{Hello, LoggedIn, Login as LoginMessage, Refused, ToTerminal, Welcome};
+use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::rows::AttachmentRow;
+use tasuki_proto::{
+    Label, LoginEpoch, Refusal, RefusalCode, RelayId, RelayName, TerminalId, version,
+};
+
+use super::ConnId;
+
+/// A change of the number of sessions between other values than 0 and 1 is written at most this often.
+const COUNT_PERIOD: Duration = Duration::from_secs(1);
+
+/// What the table says of a terminal that wants to log in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Known {
+    /// Its account is in the table.
+    pub account: bool,
+    /// The highest log-in epoch among its rows, and the process it belongs to.
+    pub highest: Option<(LoginEpoch, u64)>,
+}
+
+/// What happens to attachments.
+#[derive(Debug)]
+pub enum Input {
+    /// A terminal proved its identity.
+    Connected {
+        /// Its connection.
+        conn: ConnId,
+        /// Who it is.
+        terminal: TerminalId,
+        /// With which key.
+        key: KeyFingerprint,
+        /// From where, canonical.
+        address: SocketAddr,
+        /// The handle of challenges to it.
+        handle: Label,
+    },
+    /// Its first message.
+    Hello(ConnId, Hello, Known),
+    /// Its second.
+    Login(ConnId, LoginMessage, Known),
+    /// It logs out.
+    Logout(ConnId),
+    /// Its connection is gone.
+    Closed(ConnId),
+    /// It is in this many sessions over this relay.
+    Communicating(ConnId, u32),
+    /// The table holds a row of it at another relay.
+    Elsewhere(TerminalId, LoginEpoch, u64),
+    /// Its key was revoked.
+    Revoked(KeyFingerprint),
+    /// An operator cuts it.
+    Kick(TerminalId),
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    /// Say it.
+    Send(ConnId, ToTerminal),
+    /// Cut the connection, after what was said has gone out.
+    Close(ConnId, RefusalCode),
+    /// The terminal is logged in: it may call, be called and list.
+    Attached(ConnId, TerminalId),
+    /// It was logged in and is not any more; its sessions end with the code.
+    Detached(ConnId, TerminalId, RefusalCode),
+    /// Write its row.
+    Write(TerminalId, AttachmentRow),
+    /// Its row is gone.
+    Remove(TerminalId),
+}
+
+#[derive(Debug)]
+struct Attachment {
+    terminal: TerminalId,
+    key: KeyFingerprint,
+    address: SocketAddr,
+    handle: Label,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Connected,
+    Greeted { instance: u64 },
+    LoggedIn { row: AttachmentRow, written: u32, write_after: Instant },
+}
+
+/// The terminals connected to this relay.
+#[derive(Debug)]
+pub struct Login {
+    own: RelayId,
+    name: RelayName,
+    draining: bool,
+    attachments: BTreeMap<ConnId, Attachment>,
+    /// At most one logged-in connection a terminal.
+    conns: BTreeMap<TerminalId, ConnId>,
+    /// Counts that wait to be written.
+    due: BTreeSet<(Instant, ConnId)>,
+    outputs: VecDeque<Output>,
+}
+
+impl Login {
+    /// Nobody is connected.
+    pub fn new(own: RelayId, name: RelayName) -> Self {
+        Self {
+            own,
+            name,
+            draining: false,
+            attachments: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            due: BTreeSet::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes what happened. `wall_ms` is for people: ms since 1970.
+    pub fn handle(&mut self, input: Input, now: Instant, wall_ms: u64) {
+        match input {
+            Input::Connected { conn, terminal, key, address, handle } => {
+                let phase = Phase::Connected;
+                self.attachments.insert(conn, Attachment { terminal, key, address, handle, phase });
+            }
+            Input::Hello(conn, hello, known) => self.handle_hello(conn, &hello, known),
+            Input::Login(conn, login, known) => {
+                self.handle_login(conn, &login, known, now, wall_ms)
+            }
+            Input::Logout(conn) => {
+                self.detach(conn, RefusalCode::LoggedOut);
+                self.outputs.push_back(Output::Close(conn, RefusalCode::LoggedOut));
+            }
+            Input::Closed(conn) => {
+                self.detach(conn, RefusalCode::PeerLost);
+                self.attachments.remove(&conn);
+            }
+            Input::Communicating(conn, sessions) => self.handle_count(conn, sessions, now),
+            Input::Elsewhere(terminal, epoch, instance) => {
+                self.handle_elsewhere(&terminal, epoch, instance);
+            }
+            Input::Revoked(key) => {
+                let hit: Vec<ConnId> = self
+                    .attachments
+                    .iter()
+                    .filter(|(_, a)| a.key == key)
+                    .map(|(c, _)| *c)
+                    .collect();
+                for conn in hit {
+                    self.cut(conn, RefusalCode::Revoked);
+                }
+            }
+            Input::Kick(terminal) => {
+                if let Some(&conn) = self.conns.get(&terminal) {
+                    self.cut(conn, RefusalCode::Kicked);
+                }
+            }
+        }
+    }
+
+    /// Writes counts that waited.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(&(due, conn)) = self.due.first()
+            && due <= now
+        {
+            self.due.remove(&(due, conn));
+            let Some(attachment) = self.attachments.get_mut(&conn) else { continue };
+            if let Phase::LoggedIn { row, written, write_after } = &mut attachment.phase
+                && row.sessions != *written
+            {
+                *written = row.sessions;
+                *write_after = now + COUNT_PERIOD;
+                let output = Output::Write(attachment.terminal.clone(), row.clone());
+                self.outputs.push_back(output);
+            }
+        }
+    }
+
+    /// When [`Login::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.due.first().map(|&(due, _)| due)
+    }
+
+    /// What is to be done next.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Takes no new terminals, or takes them again.
+    pub fn set_draining(&mut self, draining: bool) {
+        self.draining = draining;
+    }
+
+    /// Whether new terminals are refused.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// How many terminals are logged in here.
+    pub fn len(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.conns.is_empty()
+    }
+
+    /// The connection of a terminal that is logged in here.
+    pub fn conn_of(&self, terminal: &TerminalId) -> Option<ConnId> {
+        self.conns.get(terminal).copied()
+    }
+
+    /// The terminal that is logged in on `conn`, and its address as seen here.
+    pub fn terminal_of(&self, conn: ConnId) -> Option<(&TerminalId, SocketAddr)> {
+        let attachment = self.attachments.get(&conn)?;
+        matches!(attachment.phase, Phase::LoggedIn { .. })
+            .then_some((&attachment.terminal, attachment.address))
+    }
+
+    /// Who is connected on `conn`, logged in or not.
+    pub fn connected(&self, conn: ConnId) -> Option<&TerminalId> {
+        self.attachments.get(&conn).map(|attachment| &attachment.terminal)
+    }
+
+    /// The connections of all terminals that are logged in here.
+    pub fn logged_in(&self) -> impl Iterator<Item = ConnId> + '_ {
+        self.conns.values().copied()
+    }
+
+    fn handle_hello(&mut self, conn: ConnId, hello: &Hello, known: Known) {
+        let Some(attachment) = self.attachments.get_mut(&conn) else { return };
+        if !matches!(attachment.phase, Phase::Connected) {
+            self.refuse(conn, RefusalCode::ProtocolError.into(), 0);
+            return;
+        }
+        if hello.protocol < version::PROTOCOL_MIN {
+            let detail = format!(
+                "{} speaks protocol {}, at least {} is needed",
+                hello.software.chars().take(40).collect::<String>(),
+                hello.protocol,
+                version::PROTOCOL_MIN
+            );
+            self.refuse(conn, Refusal::new(RefusalCode::ProtocolTooOld, detail), 0);
+        } else if self.draining {
+            self.refuse(conn, RefusalCode::Draining.into(), 0);
+        } else if !known.account {
+            // The certificate is valid, so the account exists: its row has not arrived here.
+            self.refuse(conn, RefusalCode::NotYetKnown.into(), 200);
+        } else {
+            attachment.phase = Phase::Greeted { instance: hello.instance };
+            let (epoch, instance) = known.highest.unwrap_or_default();
+            let welcome = Welcome {
+                protocol: hello.protocol.min(version::PROTOCOL),
+                software: version::SOFTWARE.to_owned(),
+                relay: self.own,
+                name: self.name.clone(),
+                epoch,
+                instance,
+                address: attachment.address,
+                handle: attachment.handle,
+            };
+            self.outputs.push_back(Output::Send(conn, ToTerminal::Welcome(welcome)));
+        }
+    }
+
+    fn handle_login(
+        &mut self,
+        conn: ConnId,
+        login: &LoginMessage,
+        known: Known,
+        now: Instant,
+        wall_ms: u64,
+    ) {
+        let Some(attachment) = self.attachments.get(&conn) else { return };
+        let Phase::Greeted { instance } = attachment.phase else {
+            self.refuse(conn, RefusalCode::ProtocolError.into(), 0);
+            return;
+        };
+        // A terminal cannot jump far ahead, else it could never be superseded.
+        let (epoch, holder) = known.highest.unwrap_or_default();
+        let too_far = login.epoch.0 > epoch.0.saturating_add(1 << 20);
+        let stale = login.epoch < epoch || (login.epoch == epoch && holder != instance);
+        if too_far {
+            self.refuse(conn, RefusalCode::ProtocolError.into(), 0);
+            return;
+        }
+        if known.highest.is_some() && stale {
+            self.refuse(conn, RefusalCode::Superseded.into(), 0);
+            return;
+        }
+        let (terminal, address) = (attachment.terminal.clone(), attachment.address);
+        // A new log-in never waits for the old one.
+        if let Some(&old) = self.conns.get(&terminal) {
+            self.cut(old, RefusalCode::Superseded);
+        }
+        let row = AttachmentRow {
+            role: login.role,
+            epoch: login.epoch,
+            instance,
+            address,
+            since_ms: wall_ms,
+            sessions: 0,
+        };
+        if let Some(attachment) = self.attachments.get_mut(&conn) {
+            attachment.phase = Phase::LoggedIn { row: row.clone(), written: 0, write_after: now };
+        }
+        self.conns.insert(terminal.clone(), conn);
+        self.outputs.push_back(Output::Write(terminal.clone(), row));
+        self.outputs.push_back(Output::Send(conn, ToTerminal::LoggedIn(LoggedIn {})));
+        self.outputs.push_back(Output::Attached(conn, terminal));
+    }
+
+    fn handle_count(&mut self, conn: ConnId, sessions: u32, now: Instant) {
+        let Some(attachment) = self.attachments.get_mut(&conn) else { return };
+        let Phase::LoggedIn { row, written, write_after } = &mut attachment.phase else { return };
+        row.sessions = sessions;
+        let begins_or_ends = (sessions == 0) != (*written == 0);
+        if sessions == *written {
+            return;
+        }
+        if begins_or_ends || *write_after <= now {
+            *written = sessions;
+            *write_after = now + COUNT_PERIOD;
+            let output = Output::Write(attachment.terminal.clone(), row.clone());
+            self.outputs.push_back(output);
+        } else {
+            self.due.insert((*write_after, conn));
+        }
+    }
+
+    fn handle_elsewhere(&mut self, terminal: &TerminalId, epoch: LoginEpoch, instance: u64) {
+        let Some(&conn) = self.conns.get(terminal) else { return };
+        let Some(Phase::LoggedIn { row, .. }) = self.attachments.get(&conn).map(|a| &a.phase)
+        else {
+            return;
+        };
+        // Equal epochs of two processes: the larger instance wins, at every relay alike.
+        let newer = epoch > row.epoch || (epoch == row.epoch && instance > row.instance);
+        if newer {
+            self.cut(conn, RefusalCode::Superseded);
+        }
+    }
+
+    fn refuse(&mut self, conn: ConnId, refusal: Refusal, retry_after_ms: u32) {
+        let code = refusal.code;
+        let refused = ToTerminal::Refused(Refused { refusal, retry_after_ms });
+        self.outputs.push_back(Output::Send(conn, refused));
+        self.outputs.push_back(Output::Close(conn, code));
+    }
+
+    fn cut(&mut self, conn: ConnId, code: RefusalCode) {
+        self.detach(conn, code);
+        self.refuse(conn, code.into(), 0);
+    }
+
+    /// Takes a logged-in terminal out of the table; its connection may still be open.
+    fn detach(&mut self, conn: ConnId, code: RefusalCode) {
+        let Some(attachment) = self.attachments.get_mut(&conn) else { return };
+        if !matches!(attachment.phase, Phase::LoggedIn { .. }) {
+            return;
+        }
+        attachment.phase = Phase::Connected;
+        let terminal = attachment.terminal.clone();
+        if self.conns.get(&terminal) == Some(&conn) {
+            self.conns.remove(&terminal);
+        }
+        self.outputs.push_back(Output::Detached(conn, terminal.clone(), code));
+        self.outputs.push_back(Output::Remove(terminal));
+    }
+}
+
+#[cfg(test)]
+mod tests;

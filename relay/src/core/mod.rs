@@ -1,14 +1,47 @@
 //! What a relay decides: pure, without clock, socket, task, lock or randomness of its own.
 //!
-//! Every core has one shape: `handle(input, now)`, `poll_output()`, `poll_timeout()`.
+//! Every core has one shape: `handle(input, now)`, `poll_output()`, `poll_timeout()`. [`Relay`] owns the others and
+//! turns the output of one into the input of another; they never call each other. The whole flow:
+//!
+//! ```text
+//! links ---- which connections stay ----> gossip, routes (our LINKS row), sessions (lost links)
+//! gossip --- rows that changed ---------> directory, routes (LINKS and LOAD rows), store (authority's rows)
+//! routes --- relays within reach -------> directory, gossip
+//! directory  newer log-in, revoked key -> login;  relays known -> links, terminals
+//! login ---- row, gone ------------------> gossip, sessions
+//! sessions - labels, messages -----------> switch, links, terminals;  in communication -> login
+//! ```
 
 pub mod admin;
+mod answers;
 pub mod directory;
 pub mod gossip;
 pub mod links;
 pub mod login;
 pub mod routes;
 pub mod sessions;
+mod wiring;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tasuki_proto::control::{ToRelay, ToTerminal};
+use tasuki_proto::gossip::GossipMessage;
+use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::mesh::ToPeer;
+use tasuki_proto::record::Record;
+use tasuki_proto::{
+    Incarnation, Label, MeshId, MeshName, RefusalCode, RelayId, RelayName, TerminalId,
+};
+
+use admin::{AdminReply, AdminRequest};
+use directory::Directory;
+use gossip::Gossip;
+use links::Links;
+use login::Login;
+use routes::Routes;
+use sessions::{Finished, Forwarding, Sessions};
 
 /// A link, by a number that the driver never uses twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,3 +50,238 @@ pub struct LinkId(pub u64);
 /// A terminal's connection, by a number that the driver never uses twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
+
+/// What a relay is told once.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its name.
+    pub name: RelayName,
+    /// Its mesh.
+    pub mesh: MeshName,
+    /// Its mesh's id.
+    pub mesh_id: MeshId,
+    /// Where it can be dialled: `HOST:PORT`, UDP.
+    pub addresses: Vec<String>,
+    /// Whether its certificate carries the registrar role.
+    pub registrar: bool,
+    /// Which life of it this is; persisted, greater than all before.
+    pub incarnation: Incarnation,
+    /// The authority's key for records, and the term that it belongs to.
+    pub authority: (Incarnation, [u8; 32]),
+    /// Which relays it links with.
+    pub links: links::LinkChoice,
+    /// For labels and jitter: must not be guessable.
+    pub seed: [u8; 32],
+    /// ms since 1970 at the start, for people.
+    pub started_ms: u64,
+}
+
+/// What happens to a relay.
+#[derive(Debug)]
+pub enum Input {
+    /// Time passes: [`Relay::poll_timeout`] said when.
+    Timeout,
+    /// A terminal proved its identity.
+    TerminalUp {
+        /// Its connection.
+        conn: ConnId,
+        /// Who it is.
+        terminal: TerminalId,
+        /// With which key.
+        key: KeyFingerprint,
+        /// From where, canonical.
+        address: SocketAddr,
+        /// The handle of challenges to it.
+        handle: Label,
+    },
+    /// It said something.
+    Terminal(ConnId, ToRelay),
+    /// It is gone.
+    TerminalDown(ConnId),
+    /// A relay proved its identity and said Hello.
+    LinkUp {
+        /// The link.
+        link: LinkId,
+        /// The relay's name.
+        name: RelayName,
+        /// Whether this relay dialled.
+        dialled_here: bool,
+        /// Which life of the relay.
+        incarnation: Incarnation,
+        /// The address at the other end, canonical.
+        address: SocketAddr,
+    },
+    /// Dialling this relay came to nothing.
+    DialFailed(RelayId),
+    /// The peer said something on the call stream.
+    Peer(LinkId, ToPeer),
+    /// The peer said something on the gossip stream.
+    Gossip(LinkId, GossipMessage),
+    /// A gossip message was handed to the network.
+    GossipSent(LinkId),
+    /// A link's round-trip time, µs.
+    LinkRtt(LinkId, u32),
+    /// A link is gone, with the code that the peer closed it with.
+    LinkDown(LinkId, Option<RefusalCode>),
+    /// The authority signed something here, or the store restored it.
+    Authority(Record),
+    /// An operator asks; the answer carries the number.
+    Admin(u64, AdminRequest),
+}
+
+/// What is to be done. In this order: a label is installed before anybody hears of it.
+#[derive(Debug)]
+pub enum Output {
+    /// Say it to a terminal.
+    ToTerminal(ConnId, ToTerminal),
+    /// Cut a terminal's connection after what was said has gone out.
+    CloseTerminal(ConnId, RefusalCode),
+    /// Say it to a relay on the call stream.
+    ToPeer(LinkId, ToPeer),
+    /// Say it to a relay on the gossip stream; answered by [`Input::GossipSent`].
+    Gossip(LinkId, GossipMessage),
+    /// Cut a link.
+    CloseLink(LinkId, RefusalCode),
+    /// Dial a relay; answered by [`Input::LinkUp`] or [`Input::DialFailed`].
+    Dial {
+        /// Whom.
+        relay: RelayId,
+        /// Its name.
+        name: RelayName,
+        /// Where: `HOST:PORT`, to be tried in this order.
+        addresses: Vec<String>,
+    },
+    /// Program the switch.
+    Install(Forwarding),
+    /// Program the switch.
+    Remove(Label),
+    /// Keep a row of the authority (invariant 8).
+    Persist(Record),
+    /// This relay's incarnation moved; keep it, and say it in Hello.
+    Incarnation(Incarnation),
+    /// Requests to the registrar leave over this link; `None`: it cannot be reached, or is here.
+    RegistrarBy(Option<LinkId>),
+    /// A key is revoked: nobody who shows it is let in.
+    Revoked(KeyFingerprint),
+    /// A session is over, for the ledger.
+    Finished(Box<Finished>),
+    /// An operator's answer.
+    Reply(u64, Box<AdminReply>),
+}
+
+/// A link that counts.
+#[derive(Debug)]
+struct Peer {
+    relay: RelayId,
+    name: RelayName,
+    address: SocketAddr,
+    since_ms: u64,
+    rtt_us: u32,
+}
+
+/// One relay.
+#[derive(Debug)]
+pub struct Relay {
+    config: Config,
+    own: RelayId,
+    gossip: Gossip,
+    directory: Directory,
+    links: Links,
+    routes: Routes,
+    login: Login,
+    sessions: Sessions,
+    peers: BTreeMap<LinkId, Peer>,
+    link_by_relay: BTreeMap<RelayId, LinkId>,
+    contacts_changed: bool,
+    /// The relays of the mesh, as terminals were told last.
+    contacts: Vec<tasuki_proto::control::RelayContact>,
+    /// The link towards the registrar, as the driver was told last.
+    registrar_by: Option<LinkId>,
+    load: wiring::Load,
+    lag_ms: VecDeque<u32>,
+    outputs: VecDeque<Output>,
+}
+
+impl Relay {
+    /// This relay's id.
+    pub fn id(&self) -> RelayId {
+        self.own
+    }
+
+    /// Takes what happened. `wall_ms` is for people: ms since 1970.
+    pub fn handle(&mut self, input: Input, now: Instant, wall_ms: u64) {
+        match input {
+            Input::Timeout => self.handle_timeout(now, wall_ms),
+            Input::TerminalUp { conn, terminal, key, address, handle } => {
+                let up = login::Input::Connected { conn, terminal, key, address, handle };
+                self.login.handle(up, now, wall_ms);
+            }
+            Input::Terminal(conn, message) => self.handle_terminal(conn, message, now, wall_ms),
+            Input::TerminalDown(conn) => {
+                self.login.handle(login::Input::Closed(conn), now, wall_ms);
+            }
+            Input::LinkUp { link, name, dialled_here, incarnation, address } => {
+                let peer = self.id_of(&name);
+                let seen = Peer {
+                    relay: peer,
+                    name: name.clone(),
+                    address,
+                    since_ms: wall_ms,
+                    rtt_us: 0,
+                };
+                self.peers.insert(link, seen);
+                let up = links::Input::Up { link, peer, name, dialled_here, incarnation };
+                self.links.handle(up, now);
+            }
+            Input::DialFailed(relay) => {
+                self.links.handle(links::Input::DialFailed(relay), now);
+            }
+            Input::Peer(link, message) => self.handle_peer(link, message, now, wall_ms),
+            Input::Gossip(link, message) => {
+                if self.peers.contains_key(&link) {
+                    self.gossip.handle(gossip::Input::Message(link, message), now);
+                }
+            }
+            Input::GossipSent(link) => self.gossip.handle(gossip::Input::Sent(link), now),
+            Input::LinkRtt(link, us) => {
+                if let Some(peer) = self.peers.get_mut(&link) {
+                    peer.rtt_us = us;
+                }
+                self.links.handle(links::Input::Rtt(link, us), now);
+            }
+            Input::LinkDown(link, code) => {
+                self.links.handle(links::Input::Down(link, code), now);
+                self.lose_link(link, now, wall_ms);
+            }
+            Input::Authority(record) => {
+                self.gossip.handle(gossip::Input::Authority(record), now);
+            }
+            Input::Admin(ticket, request) => self.handle_admin(ticket, request, now, wall_ms),
+        }
+        self.settle(now, wall_ms);
+    }
+
+    /// What is to be done next.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Timeout`] wants to be given.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [
+            self.gossip.poll_timeout(),
+            self.links.poll_timeout(),
+            self.login.poll_timeout(),
+            self.sessions.poll_timeout(),
+            self.load.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The id of the relay called `name` in this mesh.
+    pub fn id_of(&self, name: &RelayName) -> RelayId {
+        RelayId::of(&self.config.mesh_id, name)
+    }
+}

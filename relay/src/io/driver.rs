@@ -1,1 +1,428 @@
-//! Runs the core: inputs in, outputs performed.
+//! Runs the core: inputs in, outputs performed. It decides nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use quinn::Connection;
+use rand::Rng;
+use tasuki_proto::frame::NeighbourKey;
+use tasuki_proto::gossip::GossipMessage;
+use tasuki_proto::mesh::{LinkHello, ToPeer};
+use tasuki_proto::net::canonical;
+use tasuki_proto::{Incarnation, Label, RefusalCode, RelayId, RelayName, limits, version};
+use tokio::sync::{mpsc, oneshot};
+
+use super::endpoint::{Context, Endpoints};
+use super::event::{Event, LinkUp, TerminalOrder, TerminalUp};
+use super::terminals::close;
+use super::requests::Way;
+use super::{links, store};
+use crate::core::admin::AdminReply;
+use crate::core::sessions::{Finished, Forwarding, Neighbour as Next};
+use crate::core::{ConnId, Input, LinkId, Output, Relay};
+use crate::switch::{Address, Entry, Neighbour, Switch};
+
+/// Rows and sessions that wait for the disk; beyond, the driver waits.
+const STORE_QUEUE: usize = 4096;
+
+/// What is to be kept.
+#[derive(Debug)]
+pub enum Keep {
+    /// A row of the authority.
+    Record(tasuki_proto::record::Record),
+    /// A session that is over.
+    Session(Box<Finished>),
+    /// This relay's incarnation.
+    Incarnation(Incarnation),
+}
+
+struct Terminal {
+    connection: Connection,
+    orders: mpsc::Sender<TerminalOrder>,
+    neighbour: Arc<Neighbour>,
+}
+
+struct Link {
+    connection: Connection,
+    calls: mpsc::Sender<ToPeer>,
+    gossip: mpsc::Sender<GossipMessage>,
+    neighbour: Arc<Neighbour>,
+    /// The handle of the peer's challenges to us.
+    challenger: Label,
+}
+
+/// What every Hello to another relay says; the driver keeps the incarnation true.
+#[derive(Debug)]
+pub struct HelloMaker {
+    /// Where this relay can be dialled.
+    pub addresses: Vec<String>,
+    /// Its incarnation.
+    pub incarnation: AtomicU64,
+}
+
+impl HelloMaker {
+    /// Hello, but for the handle, which each link has of its own.
+    pub fn hello(&self) -> LinkHello {
+        LinkHello {
+            protocol: version::PROTOCOL,
+            software: version::SOFTWARE.to_owned(),
+            incarnation: Incarnation(self.incarnation.load(Ordering::Relaxed)),
+            handle: Label::from_random(1),
+            addresses: self.addresses.clone(),
+        }
+    }
+}
+
+/// Owns the core and performs what it says.
+pub struct Driver {
+    core: Relay,
+    context: Arc<Context>,
+    endpoints: Endpoints,
+    switch: Arc<Switch>,
+    hello: Arc<HelloMaker>,
+    way: Arc<Way>,
+    terminals: HashMap<ConnId, Terminal>,
+    links: BTreeMap<LinkId, Link>,
+    replies: BTreeMap<u64, oneshot::Sender<AdminReply>>,
+    next_reply: u64,
+    keep: mpsc::Sender<Keep>,
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+impl Driver {
+    /// Ready to run. The task that keeps rows is started here and ends with the driver.
+    pub fn new(
+        core: Relay,
+        context: Arc<Context>,
+        endpoints: Endpoints,
+        switch: Arc<Switch>,
+        hello: Arc<HelloMaker>,
+        way: Arc<Way>,
+        store: store::Store,
+    ) -> Self {
+        let (keep, kept) = mpsc::channel(STORE_QUEUE);
+        tokio::spawn(keep_all(store, kept));
+        Self {
+            core,
+            context,
+            endpoints,
+            switch,
+            hello,
+            way,
+            terminals: HashMap::new(),
+            links: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            next_reply: 1,
+            keep,
+        }
+    }
+
+    /// Runs until `stop`, then says goodbye to everybody.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: impl Future<Output = ()>) {
+        tokio::pin!(stop);
+        self.perform().await;
+        loop {
+            let due = self.core.poll_timeout();
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                () = sleep_until(due) => self.give(Input::Timeout),
+                event = events.recv() => match event {
+                    Some(event) => self.handle(event),
+                    None => break,
+                },
+            }
+            self.perform().await;
+        }
+        for terminal in self.terminals.values() {
+            close(&terminal.connection, RefusalCode::ShuttingDown);
+        }
+        for link in self.links.values() {
+            close(&link.connection, RefusalCode::ShuttingDown);
+        }
+    }
+
+    fn give(&mut self, input: Input) {
+        self.core.handle(input, Instant::now(), wall_ms());
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::TerminalUp(up) => self.terminal_up(*up),
+            Event::Terminal(conn, message) => {
+                if self.terminals.contains_key(&conn) {
+                    self.give(Input::Terminal(conn, message));
+                }
+            }
+            Event::TerminalDown(conn) => {
+                if let Some(terminal) = self.terminals.remove(&conn) {
+                    self.switch.table.remove_neighbour(terminal.neighbour.handle());
+                }
+                self.give(Input::TerminalDown(conn));
+            }
+            Event::LinkUp(up) => self.link_up(*up),
+            Event::DialFailed(relay) => self.give(Input::DialFailed(relay)),
+            Event::Peer(link, message) => self.give(Input::Peer(link, message)),
+            Event::Gossip(link, message) => self.give(Input::Gossip(link, message)),
+            Event::GossipSent(link) => self.give(Input::GossipSent(link)),
+            Event::LinkRtt(link, us) => self.give(Input::LinkRtt(link, us)),
+            Event::LinkDown(link, code) => {
+                if let Some(gone) = self.links.remove(&link) {
+                    self.switch.table.remove_neighbour(gone.neighbour.handle());
+                    self.switch.table.remove_challenger(gone.challenger);
+                }
+                self.give(Input::LinkDown(link, code));
+            }
+            Event::Authority(record) => self.give(Input::Authority(record)),
+            Event::Admin((request, reply)) => {
+                let ticket = self.next_reply;
+                self.next_reply += 1;
+                self.replies.insert(ticket, reply);
+                self.give(Input::Admin(ticket, request));
+            }
+        }
+    }
+
+    fn terminal_up(&mut self, up: TerminalUp) {
+        let handle = Label::from_random(rand::rng().random());
+        let Some(neighbour) = neighbour(&up.connection, handle) else {
+            return close(&up.connection, RefusalCode::ProtocolError);
+        };
+        self.switch.table.add_neighbour(neighbour.clone());
+        let address = canonical(up.connection.remote_address());
+        let terminal = Terminal { connection: up.connection, orders: up.orders, neighbour };
+        self.terminals.insert(up.conn, terminal);
+        self.give(Input::TerminalUp {
+            conn: up.conn,
+            terminal: up.terminal,
+            key: up.peer.key,
+            address,
+            handle,
+        });
+    }
+
+    fn link_up(&mut self, up: LinkUp) {
+        let (Some(neighbour), Some(key)) =
+            (neighbour(&up.connection, up.handle), exported_key(&up.connection))
+        else {
+            return close(&up.connection, RefusalCode::ProtocolError);
+        };
+        self.switch.table.add_neighbour(neighbour.clone());
+        self.switch.table.add_challenger(up.hello.handle, key);
+        let address = canonical(up.connection.remote_address());
+        let link = Link {
+            connection: up.connection,
+            calls: up.calls,
+            gossip: up.gossip,
+            neighbour,
+            challenger: up.hello.handle,
+        };
+        self.links.insert(up.link, link);
+        self.give(Input::LinkUp {
+            link: up.link,
+            name: up.name,
+            dialled_here: up.dialled_here,
+            incarnation: up.hello.incarnation,
+            address,
+        });
+    }
+
+    async fn perform(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::ToTerminal(conn, message) => {
+                    self.order(conn, TerminalOrder::Say(message));
+                }
+                Output::CloseTerminal(conn, code) => self.order(conn, TerminalOrder::Close(code)),
+                Output::ToPeer(link, message) => {
+                    if let Some(link) = self.links.get(&link)
+                        && link.calls.try_send(message).is_err()
+                    {
+                        close(&link.connection, RefusalCode::TooSlow);
+                    }
+                }
+                Output::Gossip(link, message) => {
+                    if let Some(link) = self.links.get(&link)
+                        && link.gossip.try_send(message).is_err()
+                    {
+                        close(&link.connection, RefusalCode::TooSlow);
+                    }
+                }
+                Output::CloseLink(link, code) => {
+                    if let Some(link) = self.links.get(&link) {
+                        close(&link.connection, code);
+                    }
+                }
+                Output::Dial { relay, name, addresses } => self.dial(relay, name, addresses),
+                Output::Install(forwarding) => self.install(forwarding),
+                Output::Remove(label) => self.switch.table.remove(label),
+                Output::Persist(record) => self.keep(Keep::Record(record)).await,
+                Output::Incarnation(incarnation) => {
+                    self.hello.incarnation.store(incarnation.0, Ordering::Relaxed);
+                    self.keep(Keep::Incarnation(incarnation)).await;
+                }
+                Output::Revoked(key) => {
+                    self.context.revoked.rcu(|keys| {
+                        let mut keys = (**keys).clone();
+                        keys.insert(key);
+                        keys
+                    });
+                }
+                Output::RegistrarBy(link) => self.set_way(link),
+                Output::Finished(finished) => self.keep(Keep::Session(finished)).await,
+                Output::Reply(ticket, reply) => {
+                    if let Some(waiting) = self.replies.remove(&ticket) {
+                        let _ = waiting.send(self.complete(*reply));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds to a status what only the switch knows.
+    fn complete(&self, reply: AdminReply) -> AdminReply {
+        match reply {
+            AdminReply::Status(mut status) => {
+                for (reason, count) in self.switch.drops.read() {
+                    status.drops.insert(reason.to_owned(), count);
+                }
+                let inboxes = self.switch.links.dropped() + self.switch.terminals.dropped();
+                status.drops.insert("endpoint-queue-full".to_owned(), inboxes);
+                status.labels = self.switch.table.len();
+                AdminReply::Status(status)
+            }
+            reply => reply,
+        }
+    }
+
+    async fn keep(&self, what: Keep) {
+        if self.keep.send(what).await.is_err() {
+            tracing::error!("the store has stopped; restart the relay and look at its disk");
+        }
+    }
+
+    fn order(&mut self, conn: ConnId, order: TerminalOrder) {
+        let Some(terminal) = self.terminals.get(&conn) else { return };
+        if terminal.orders.try_send(order).is_err() {
+            // It does not read: its task sees the closed connection and ends.
+            close(&terminal.connection, RefusalCode::TooSlow);
+        }
+    }
+
+    fn dial(&self, relay: RelayId, name: RelayName, addresses: Vec<String>) {
+        let (endpoint, context) = (self.endpoints.links.clone(), self.context.clone());
+        let hello = self.hello.hello();
+        tokio::spawn(links::dial(endpoint, relay, name, addresses, hello, context));
+    }
+
+    /// Requests to the registrar leave over this link.
+    fn set_way(&self, link: Option<LinkId>) {
+        let connection = link.and_then(|link| self.links.get(&link)).map(|l| l.connection.clone());
+        self.way.set_next(connection);
+    }
+
+    fn install(&self, forwarding: Forwarding) {
+        let (Some(from), Some(to)) = (self.next(forwarding.from), self.next(forwarding.to)) else {
+            return;
+        };
+        let entry = Entry {
+            from,
+            to,
+            label_out: forwarding.label_out,
+            counters: forwarding.counters,
+            to_callee: forwarding.to_callee,
+        };
+        self.switch.table.install(forwarding.label, entry);
+    }
+
+    /// The switch's view of a neighbour, told where its connection is.
+    fn next(&self, next: Next) -> Option<Arc<Neighbour>> {
+        let (connection, neighbour) = match next {
+            Next::Terminal(conn) => {
+                let terminal = self.terminals.get(&conn)?;
+                (&terminal.connection, &terminal.neighbour)
+            }
+            Next::Link(link) => {
+                let link = self.links.get(&link)?;
+                (&link.connection, &link.neighbour)
+            }
+        };
+        self.switch.table.hint(neighbour, address(connection));
+        Some(neighbour.clone())
+    }
+}
+
+fn address(connection: &Connection) -> Address {
+    Address { remote: connection.remote_address(), local: connection.local_ip() }
+}
+
+fn exported_key(connection: &Connection) -> Option<NeighbourKey> {
+    let mut material = [0; 32];
+    connection
+        .export_keying_material(&mut material, NeighbourKey::EXPORTER_LABEL, b"")
+        .ok()
+        .map(|()| NeighbourKey::new(&material))
+}
+
+fn neighbour(connection: &Connection, handle: Label) -> Option<Arc<Neighbour>> {
+    let key = exported_key(connection)?;
+    Some(Arc::new(Neighbour::new(handle, key, address(connection))))
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn ledger_entry(finished: Finished) -> store::FinishedSession {
+    let view = finished.view;
+    store::FinishedSession {
+        id: finished.session,
+        caller: view.caller,
+        callee: view.callee,
+        service: view.service,
+        started_ms: view.started_at,
+        ended_ms: view.ended_at.unwrap_or(view.started_at),
+        code: finished.code,
+        route: view.route,
+        counters: store::Counters {
+            bytes_to_callee: view.bytes_to_callee,
+            packets_to_callee: view.packets_to_callee,
+            bytes_to_caller: view.bytes_to_caller,
+            packets_to_caller: view.packets_to_caller,
+        },
+    }
+}
+
+/// Writes what is to be kept, in batches: one transaction for what waits.
+async fn keep_all(store: store::Store, mut kept: mpsc::Receiver<Keep>) {
+    let mut batch = Vec::new();
+    while kept.recv_many(&mut batch, limits::STORE_BATCH).await > 0 {
+        let (mut records, mut sessions) = (Vec::new(), Vec::new());
+        for keep in batch.drain(..) {
+            match keep {
+                Keep::Record(record) => records.push(record),
+                Keep::Session(finished) if !finished.edge => {}
+                Keep::Session(finished) => sessions.push(ledger_entry(*finished)),
+                Keep::Incarnation(incarnation) => {
+                    if let Err(error) = store.raise_incarnation(incarnation).await {
+                        tracing::error!(%error, "the incarnation could not be kept");
+                    }
+                }
+            }
+        }
+        if let Err(error) = store.put_records(records).await {
+            tracing::error!(%error, "rows of the authority could not be kept");
+        }
+        if let Err(error) = store.put_sessions(sessions).await {
+            tracing::error!(%error, "finished sessions could not be kept");
+        }
+    }
+}

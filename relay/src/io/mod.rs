@@ -3,8 +3,10 @@
 
 pub mod driver;
 pub mod endpoint;
+pub mod event;
 pub mod http;
 pub mod links;
 pub mod registrar;
+pub mod requests;
 pub mod store;
 pub mod terminals;

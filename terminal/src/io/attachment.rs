@@ -1,1 +1,234 @@
-//! The connection to a relay.
+//! The connection to a relay: dialling, identity, the control stream.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tasuki_proto::codec::Envelope;
+use tasuki_proto::control::{Hello, RelayContact, ToRelay, ToTerminal};
+use tasuki_proto::frame::NeighbourKey;
+use tasuki_proto::identity::{
+    Clock, IdentityCell, NodeName, connection_refusal, identify_connection,
+};
+use tasuki_proto::net::canonical;
+use tasuki_proto::{Refusal, RefusalCode, limits, version};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::socket::Socket;
+use crate::core::login::AttachId;
+
+/// Reaching one address may take this long.
+const CONNECT: Duration = Duration::from_secs(5);
+/// The last words to a relay may take this long.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What goes to an attachment's task.
+#[derive(Debug)]
+pub enum Order {
+    /// Say it.
+    Say(ToRelay),
+    /// Let what was said go out, then close.
+    Close(RefusalCode),
+}
+
+/// What an attachment's task tells.
+#[derive(Debug)]
+pub enum Event {
+    /// The relay answered Hello. Everything it says later comes as [`Event::Said`].
+    Connected {
+        /// Which try.
+        attach: AttachId,
+        /// The connection.
+        connection: Connection,
+    },
+    /// The relay said something.
+    Said(AttachId, ToTerminal),
+    /// Not reached, or broken.
+    Lost(AttachId, Refusal),
+}
+
+/// What every attachment needs.
+#[derive(Debug)]
+pub struct Context {
+    /// Who this terminal is.
+    pub identity: IdentityCell,
+    /// The time of certificates.
+    pub clock: Clock,
+    /// QUIC for attachments.
+    pub endpoint: Endpoint,
+    /// Answers challenges.
+    pub socket: Arc<Socket>,
+    /// Which process this is, chosen at random.
+    pub instance: u64,
+}
+
+/// Dials a relay, says Hello, and carries messages until either side is done.
+pub async fn run(
+    attach: AttachId,
+    relay: RelayContact,
+    context: Arc<Context>,
+    events: mpsc::Sender<Event>,
+    orders: mpsc::Receiver<Order>,
+) {
+    let refusal = match open(&relay, &context).await {
+        Ok((connection, send, recv)) => {
+            let tell = (attach, events.clone());
+            converse(tell, &connection, send, recv, orders, &context.socket).await
+        }
+        Err(refusal) => refusal,
+    };
+    let _ = events.send(Event::Lost(attach, refusal)).await;
+}
+
+async fn open(
+    relay: &RelayContact,
+    context: &Context,
+) -> Result<(Connection, SendStream, RecvStream), Refusal> {
+    let mut worst = Refusal::new(RefusalCode::Silent, format!("{}: no address", relay.name));
+    for address in relay.addresses.iter().take(limits::RELAY_ADDRESSES) {
+        let resolved = match timeout(CONNECT, tokio::net::lookup_host(address)).await {
+            Ok(Ok(resolved)) => resolved,
+            _ => {
+                worst = Refusal::new(RefusalCode::Silent, format!("{address} does not resolve"));
+                continue;
+            }
+        };
+        for socket_address in resolved.take(2) {
+            match timeout(CONNECT, dial(socket_address, relay, context)).await {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(code)) => worst = Refusal::new(code, format!("{} at {address}", relay.name)),
+                Err(_) => {
+                    worst =
+                        Refusal::new(RefusalCode::Silent, format!("{} at {address}", relay.name));
+                }
+            }
+        }
+    }
+    Err(worst)
+}
+
+async fn dial(
+    address: SocketAddr,
+    relay: &RelayContact,
+    context: &Context,
+) -> Result<(Connection, SendStream, RecvStream), RefusalCode> {
+    let expected = NodeName::Relay(relay.name.clone());
+    let identity = context.identity.get();
+    let server = expected.dns_name(identity.mesh());
+    let failed = |error| connection_refusal(&error).unwrap_or(RefusalCode::Silent);
+    let connection = context
+        .endpoint
+        .connect(address, &server)
+        .map_err(|_| RefusalCode::BadRequest)?
+        .await
+        .map_err(failed)?;
+    let now = context.clock.now_secs();
+    identify_connection(&connection, &identity, Some(&expected), &|_| false, now)?;
+    let (mut send, recv) = connection.open_bi().await.map_err(failed)?;
+    let hello = Hello {
+        protocol: version::PROTOCOL,
+        software: version::SOFTWARE.to_owned(),
+        instance: context.instance,
+    };
+    let written = send.write_chunk(ToRelay::Hello(hello).to_envelope().to_bytes()).await;
+    // A client certificate that the relay refuses shows only now (RFC 8446, section 4.4.2.4).
+    if written.is_err() {
+        return Err(connection.close_reason().map_or(RefusalCode::Silent, failed));
+    }
+    Ok((connection, send, recv))
+}
+
+async fn converse(
+    (attach, events): (AttachId, mpsc::Sender<Event>),
+    connection: &Connection,
+    mut send: SendStream,
+    mut recv: RecvStream,
+    mut orders: mpsc::Receiver<Order>,
+    socket: &Socket,
+) -> Refusal {
+    let gone = || Refusal::from(RefusalCode::ShuttingDown);
+    let connected = Event::Connected { attach, connection: connection.clone() };
+    if events.send(connected).await.is_err() {
+        return gone();
+    }
+    let mut unread = BytesMut::new();
+    let mut handle = None;
+    let refusal = loop {
+        tokio::select! {
+            chunk = recv.read_chunk(limits::CONTROL_MESSAGE_BYTES, true) => {
+                let Ok(Some(chunk)) = chunk else { break ended(connection) };
+                unread.extend_from_slice(&chunk.bytes);
+                match take(&mut unread) {
+                    Ok(messages) => for message in messages {
+                        if let ToTerminal::Welcome(welcome) = &message
+                            && let Some(key) = neighbour_key(connection)
+                        {
+                            socket.add_challenger(welcome.handle, key);
+                            handle = Some(welcome.handle);
+                        }
+                        if events.send(Event::Said(attach, message)).await.is_err() {
+                            break;
+                        }
+                    },
+                    Err(code) => break code.into(),
+                }
+            }
+            order = orders.recv() => match order {
+                Some(Order::Say(message)) => {
+                    if send.write_chunk(message.to_envelope().to_bytes()).await.is_err() {
+                        break ended(connection);
+                    }
+                }
+                Some(Order::Close(code)) => {
+                    if send.finish().is_ok() {
+                        let _ = timeout(FAREWELL, send.stopped()).await;
+                    }
+                    break code.into();
+                }
+                None => break gone(),
+            },
+        }
+    };
+    if let Some(handle) = handle {
+        socket.remove_challenger(handle);
+    }
+    let code = refusal.code;
+    connection.close(u32::from(code.value()).into(), code.word().as_bytes());
+    refusal
+}
+
+/// What the relay closed the connection with, or what broke it.
+fn ended(connection: &Connection) -> Refusal {
+    let remote = canonical(connection.remote_address());
+    let code = connection
+        .close_reason()
+        .and_then(|error| connection_refusal(&error))
+        .unwrap_or(RefusalCode::Silent);
+    Refusal::new(code, format!("relay at {remote}"))
+}
+
+fn neighbour_key(connection: &Connection) -> Option<NeighbourKey> {
+    let mut material = [0; 32];
+    connection
+        .export_keying_material(&mut material, NeighbourKey::EXPORTER_LABEL, b"")
+        .ok()
+        .map(|()| NeighbourKey::new(&material))
+}
+
+fn take(unread: &mut BytesMut) -> Result<Vec<ToTerminal>, RefusalCode> {
+    let mut messages = Vec::new();
+    let broken = |_| RefusalCode::ProtocolError;
+    while let Some(envelope) =
+        Envelope::take(unread, limits::CONTROL_MESSAGE_BYTES).map_err(broken)?
+    {
+        match ToTerminal::from_envelope(&envelope).map_err(broken)? {
+            Some(message) => messages.push(message),
+            // A newer relay may say what this version does not know.
+            None => tracing::debug!(kind = envelope.kind, "unknown control message skipped"),
+        }
+    }
+    Ok(messages)
+}

@@ -1,1 +1,565 @@
-//! Runs the core: inputs in, outputs performed.
+//! Runs the lower half of the agent: log-in, calls, sessions. Inputs in, outputs performed; it decides nothing.
+
+mod sessions;
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use quinn::Connection;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tasuki_proto::control::{List, Page, RelayContact, ToRelay, ToTerminal};
+use tasuki_proto::identity::{Clock, IdentityCell, KeyFingerprint};
+use tasuki_proto::net::{Periods, canonical};
+use tasuki_proto::{
+    Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId, limits,
+    version,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use self::sessions::{SessionEvent, Sessions};
+use super::attachment::{self, Order};
+use crate::agent::{
+    Agent, AgentRequest, AttachmentStatus, Release, Session, SessionView, StatusView, Upper,
+};
+use crate::core::calls::{self, Calls, RequestId};
+use crate::core::login::{self, AttachId, Login, RelayChoice};
+
+/// Messages from attachments and sessions that wait for the driver.
+const INBOX: usize = 1024;
+/// Ended sessions that `sessions` still shows.
+const SHOWN_ENDED: usize = 200;
+
+/// What the lower half needs to know.
+pub struct Settings {
+    /// Who this terminal is.
+    pub identity: IdentityCell,
+    /// The time of certificates.
+    pub clock: Clock,
+    /// The relays known from disk.
+    pub contacts: Vec<RelayContact>,
+    /// Which of them may be attached to.
+    pub relays: RelayChoice,
+    /// Keep-alive and idle time.
+    pub periods: Periods,
+    /// Where to bind the one UDP socket; usually `[::]:0`.
+    pub listen: SocketAddr,
+    /// Keeps the relays of the mesh for the next start.
+    pub save_contacts: Box<dyn Fn(&[RelayContact]) + Send>,
+}
+
+/// An attachment that is being made or stands.
+struct Attachment {
+    id: AttachId,
+    orders: mpsc::Sender<Order>,
+    relay: Option<(RelayId, RelayName)>,
+    seen_as: Option<SocketAddr>,
+    connection: Option<Connection>,
+    since_ms: u64,
+}
+
+struct Driver {
+    settings: Settings,
+    context: Arc<attachment::Context>,
+    login: Login,
+    calls: Calls,
+    state: login::State,
+    attachments: BTreeMap<AttachId, Attachment>,
+    attachment_events: mpsc::Sender<attachment::Event>,
+    sessions: Sessions,
+    upper: Upper,
+    releases: mpsc::UnboundedSender<Release>,
+    answers: BTreeMap<RequestId, oneshot::Sender<Result<Session, Refusal>>>,
+    lists: BTreeMap<u64, oneshot::Sender<Result<Page, Refusal>>>,
+    next_list: u64,
+    revoked: HashSet<KeyFingerprint>,
+    ended: VecDeque<SessionView>,
+}
+
+/// Opens the socket and starts the lower half; it runs until every clone of the agent is dropped.
+///
+/// # Errors
+/// When the socket cannot be opened or the identity is unusable.
+pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
+    let (socket, session_endpoint, attachment_endpoint) = sessions::open_endpoints(&settings)?;
+    let instance = rand::rng().random::<u64>().max(1);
+    let (inbox, requests) = mpsc::channel(INBOX);
+    // Bounded by the number of calls and sessions; a guard's drop cannot wait.
+    let (releases, released) = mpsc::unbounded_channel();
+    let (attachment_events, attachment_inbox) = mpsc::channel(INBOX);
+    let (session_events, session_inbox) = mpsc::channel(INBOX);
+    let context = Arc::new(attachment::Context {
+        identity: settings.identity.clone(),
+        clock: settings.clock.clone(),
+        endpoint: attachment_endpoint,
+        socket: socket.clone(),
+        instance,
+    });
+    let me = settings.identity.get().terminal_id().cloned().ok_or_else(|| {
+        anyhow::anyhow!("the data directory holds a relay's identity, not a terminal's")
+    })?;
+    let rng = SmallRng::from_rng(&mut rand::rng());
+    let login = Login::new(instance, settings.relays.clone(), rng);
+    let sessions = Sessions::new(
+        me.clone(),
+        socket,
+        session_endpoint,
+        settings.identity.clone(),
+        settings.clock.clone(),
+        session_events,
+    );
+    let driver = Driver {
+        context,
+        login,
+        calls: Calls::new(me),
+        state: login::State::LoggedOut,
+        attachments: BTreeMap::new(),
+        attachment_events,
+        sessions,
+        upper,
+        releases: releases.clone(),
+        answers: BTreeMap::new(),
+        lists: BTreeMap::new(),
+        next_list: 1,
+        revoked: HashSet::new(),
+        ended: VecDeque::new(),
+        settings,
+    };
+    tokio::spawn(driver.run(requests, released, attachment_inbox, session_inbox));
+    Ok(Agent { inbox, releases, requests: Arc::new(AtomicU64::new(1)) })
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<AgentRequest>,
+        mut released: mpsc::UnboundedReceiver<Release>,
+        mut attachments: mpsc::Receiver<attachment::Event>,
+        mut sessions: mpsc::Receiver<SessionEvent>,
+    ) {
+        let contacts = self.settings.contacts.clone();
+        self.login.handle(login::Input::Contacts(contacts), Instant::now());
+        self.login.handle(login::Input::Login, Instant::now());
+        loop {
+            self.perform();
+            let due =
+                [self.login.poll_timeout(), self.calls.poll_timeout()].into_iter().flatten().min();
+            tokio::select! {
+                event = attachments.recv() => match event {
+                    Some(event) => self.handle_attachment(event),
+                    None => break,
+                },
+                event = sessions.recv() => match event {
+                    Some(event) => self.handle_session(event),
+                    None => break,
+                },
+                release = released.recv() => match release {
+                    Some(Release::Done(request)) => {
+                        self.answers.remove(&request);
+                        self.calls.handle(calls::Input::Done(request), Instant::now());
+                    }
+                    Some(Release::End(session, code)) => {
+                        self.calls.handle(calls::Input::End { session, code }, Instant::now());
+                    }
+                    None => break,
+                },
+                request = requests.recv() => match request {
+                    Some(request) => self.handle_request(request),
+                    None => break,
+                },
+                () = sleep_until(due) => {
+                    let now = Instant::now();
+                    if self.login.poll_timeout().is_some_and(|due| due <= now) {
+                        self.login.handle(login::Input::Timeout, now);
+                    }
+                    if self.calls.poll_timeout().is_some_and(|due| due <= now) {
+                        self.calls.handle(calls::Input::Timeout, now);
+                    }
+                }
+            }
+        }
+        self.farewell().await;
+    }
+
+    /// Logs out before the process ends, so that the mesh need not wait for silence.
+    async fn farewell(mut self) {
+        self.login.handle(login::Input::Logout, Instant::now());
+        self.perform();
+        let endpoint = self.context.endpoint.clone();
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), endpoint.wait_idle()).await;
+    }
+
+    fn perform(&mut self) {
+        loop {
+            if let Some(output) = self.login.poll_output() {
+                self.perform_login(output);
+            } else if let Some(output) = self.calls.poll_output() {
+                self.perform_calls(output);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn perform_login(&mut self, output: login::Output) {
+        match output {
+            login::Output::Attach { attach, relay } => {
+                let (orders, inbox) = mpsc::channel(limits::TERMINAL_QUEUE);
+                let attachment = Attachment {
+                    id: attach,
+                    orders,
+                    relay: None,
+                    seen_as: None,
+                    connection: None,
+                    since_ms: wall_ms(),
+                };
+                self.attachments.insert(attach, attachment);
+                let (context, events) = (self.context.clone(), self.attachment_events.clone());
+                tokio::spawn(attachment::run(attach, relay, context, events, inbox));
+            }
+            login::Output::Login { attach, epoch, role } => {
+                let login = tasuki_proto::control::Login { epoch, role };
+                self.say(attach, ToRelay::Login(login));
+            }
+            login::Output::Detach { attach, code } => {
+                if code == RefusalCode::LoggedOut {
+                    self.say(attach, ToRelay::Logout(tasuki_proto::control::Logout {}));
+                }
+                if let Some(attachment) = self.attachments.remove(&attach) {
+                    let _ = attachment.orders.try_send(Order::Close(code));
+                }
+            }
+            login::Output::State(state) => self.change_state(state),
+        }
+    }
+
+    fn change_state(&mut self, state: login::State) {
+        match &state {
+            login::State::LoggedIn { relay, .. } => tracing::info!(%relay, "logged in"),
+            login::State::LoggedOut => tracing::info!("logged out"),
+            login::State::Parked(refusal) => tracing::warn!(%refusal, "parked"),
+            login::State::Connecting(Some(refusal)) => tracing::info!(%refusal, "not logged in"),
+            login::State::Connecting(None) => {}
+        }
+        let was_in = matches!(self.state, login::State::LoggedIn { .. });
+        let is_in = matches!(state, login::State::LoggedIn { .. });
+        if was_in && !is_in {
+            let code = match &state {
+                login::State::LoggedOut => RefusalCode::LoggedOut,
+                login::State::Parked(refusal) => refusal.code,
+                _ => RefusalCode::RouteLost,
+            };
+            self.calls.handle(calls::Input::Detached(code), Instant::now());
+            for (_, reply) in std::mem::take(&mut self.lists) {
+                let _ = reply.send(Err(code.into()));
+            }
+        }
+        self.state = state;
+    }
+
+    fn perform_calls(&mut self, output: calls::Output) {
+        match output {
+            calls::Output::Send(message) => {
+                if let Some(attach) = self.primary() {
+                    self.say(attach, message);
+                }
+            }
+            calls::Output::Open(opened) => {
+                let relay = self
+                    .primary()
+                    .and_then(|attach| self.attachments.get(&attach)?.connection.clone())
+                    .map(|connection| connection.remote_address());
+                match relay {
+                    Some(relay) => self.sessions.open(opened, relay, wall_ms()),
+                    None => self.fail(opened.session, RefusalCode::RouteLost),
+                }
+            }
+            calls::Output::Close { session, code, .. } => {
+                if let Some(view) = self.sessions.close(session, code, wall_ms()) {
+                    self.ended.push_back(view);
+                    while self.ended.len() > SHOWN_ENDED {
+                        self.ended.pop_front();
+                    }
+                }
+            }
+            // Labels are random and stand nowhere until a path is installed.
+            calls::Output::Free(_) => {}
+            calls::Output::Answer { request, result } => self.answer(request, result),
+            calls::Output::Redial { request, target, service } => {
+                self.call(request, target, service);
+            }
+            calls::Output::Offer(session) => {
+                if let Some(session) = self.sessions.handle_for(session, None, &self.releases) {
+                    let incoming = self.upper.incoming.clone();
+                    tokio::spawn(async move {
+                        let _ = incoming.send(session).await;
+                    });
+                }
+            }
+            calls::Output::Use { session, using } => self.sessions.tell_use(session, using),
+        }
+    }
+
+    fn answer(&mut self, request: RequestId, result: Result<SessionId, Refusal>) {
+        let Some(reply) = self.answers.remove(&request) else { return };
+        let result = result.and_then(|session| {
+            self.sessions
+                .handle_for(session, Some(request), &self.releases)
+                .ok_or_else(|| RefusalCode::PeerLost.into())
+        });
+        // Where nobody waits any more, the session's guard says so as it is dropped.
+        let _ = reply.send(result);
+    }
+
+    fn fail(&mut self, session: SessionId, code: RefusalCode) {
+        self.calls.handle(calls::Input::Failed { session, code }, Instant::now());
+    }
+
+    fn primary(&self) -> Option<AttachId> {
+        match &self.state {
+            login::State::LoggedIn { attach, .. } => Some(*attach),
+            _ => None,
+        }
+    }
+
+    fn say(&mut self, attach: AttachId, message: ToRelay) {
+        let Some(attachment) = self.attachments.get(&attach) else { return };
+        if attachment.orders.try_send(Order::Say(message)).is_err() {
+            // The relay does not read: as good as gone.
+            let refusal = Refusal::from(RefusalCode::TooSlow);
+            self.attachments.remove(&attach);
+            self.login.handle(login::Input::Lost { attach, refusal }, Instant::now());
+        }
+    }
+
+    fn call(&mut self, request: RequestId, target: TerminalId, service: ServiceName) {
+        let relay = self
+            .primary()
+            .and_then(|attach| self.attachments.get(&attach)?.relay.as_ref())
+            .map(|(id, _)| *id);
+        let Some(edge) = relay else {
+            let refusal = self.not_attached();
+            self.calls.handle(calls::Input::Done(request), Instant::now());
+            return self.answer(request, Err(refusal));
+        };
+        let mut rng = rand::rng();
+        let input = calls::Input::Call {
+            request,
+            session: SessionId { edge, nonce: rng.random() },
+            target,
+            service,
+            tie_break: Some(rng.random()),
+            label: Label::from_random(rng.random()),
+        };
+        self.calls.handle(input, Instant::now());
+    }
+
+    fn handle_attachment(&mut self, event: attachment::Event) {
+        let now = Instant::now();
+        match event {
+            attachment::Event::Connected { attach, connection } => {
+                if let Some(attachment) = self.attachments.get_mut(&attach) {
+                    attachment.connection = Some(connection);
+                }
+            }
+            attachment::Event::Said(attach, message) => {
+                if self.attachments.contains_key(&attach) {
+                    self.handle_said(attach, message, now);
+                }
+            }
+            attachment::Event::Lost(attach, refusal) => {
+                if self.attachments.remove(&attach).is_some() {
+                    self.login.handle(login::Input::Lost { attach, refusal }, now);
+                }
+            }
+        }
+    }
+
+    fn handle_said(&mut self, attach: AttachId, message: ToTerminal, now: Instant) {
+        match message {
+            ToTerminal::Welcome(welcome) => {
+                if let Some(attachment) = self.attachments.get_mut(&attach) {
+                    attachment.relay = Some((welcome.relay, welcome.name));
+                    attachment.seen_as = Some(welcome.address);
+                }
+                let (epoch, instance) = (welcome.epoch, welcome.instance);
+                self.login.handle(login::Input::Welcome { attach, epoch, instance }, now);
+            }
+            ToTerminal::LoggedIn(_) => self.login.handle(login::Input::LoggedIn(attach), now),
+            ToTerminal::Refused(refused) => {
+                self.attachments.remove(&attach);
+                let input = login::Input::Refused {
+                    attach,
+                    refusal: refused.refusal,
+                    retry_after_ms: refused.retry_after_ms,
+                };
+                self.login.handle(input, now);
+            }
+            ToTerminal::Incoming(call) => {
+                let verdict = self.upper.access.check(&call.caller, &call.service);
+                let label = Label::from_random(rand::rng().random());
+                self.calls.handle(calls::Input::Incoming { call, verdict, label }, now);
+            }
+            ToTerminal::Accepted(accepted) => {
+                self.calls.handle(calls::Input::Accepted(accepted), now);
+            }
+            ToTerminal::CallRefused(refused) => {
+                self.calls.handle(calls::Input::CallRefused(refused), now);
+            }
+            ToTerminal::Ended(end) => self.calls.handle(calls::Input::Ended(end), now),
+            ToTerminal::Page(page) => {
+                if let Some(reply) = self.lists.remove(&page.request) {
+                    let _ = reply.send(Ok(page));
+                }
+            }
+            ToTerminal::Relays(relays) => {
+                (self.settings.save_contacts)(&relays.relays);
+                self.login.handle(login::Input::Contacts(relays.relays), now);
+            }
+            ToTerminal::Revoked(revoked) => {
+                for session in self.sessions.with_keys(&revoked.keys) {
+                    let code = RefusalCode::Revoked;
+                    self.calls.handle(calls::Input::End { session, code }, now);
+                }
+                self.revoked.extend(revoked.keys);
+                self.sessions.set_revoked(&self.revoked);
+            }
+        }
+    }
+
+    fn handle_session(&mut self, event: SessionEvent) {
+        let now = Instant::now();
+        match event {
+            SessionEvent::Arrived(incoming) => self.sessions.arrived(incoming),
+            SessionEvent::Proven { session, connection, key } => {
+                if self.sessions.proven(session, connection, key) {
+                    self.calls.handle(calls::Input::Proven(session), now);
+                }
+            }
+            SessionEvent::Failed { session, code } => self.fail(session, code),
+            SessionEvent::PeerUse { session, using } => {
+                self.calls.handle(calls::Input::PeerUse { session, using }, now);
+            }
+        }
+    }
+
+    fn handle_request(&mut self, request: AgentRequest) {
+        match request {
+            AgentRequest::Call(request, target, service, reply) => {
+                self.answers.insert(request, reply);
+                self.call(request, target, service);
+            }
+            AgentRequest::List(filter, after, limit, reply) => {
+                let Some(attach) = self.primary() else {
+                    let _ = reply.send(Err(self.not_attached()));
+                    return;
+                };
+                let request = self.next_list;
+                self.next_list += 1;
+                self.lists.retain(|_, waiting| !waiting.is_closed());
+                self.lists.insert(request, reply);
+                self.say(attach, ToRelay::List(List { request, filter, after, limit }));
+            }
+            AgentRequest::Status(reply) => {
+                let _ = reply.send(self.status());
+            }
+            AgentRequest::Sessions(reply) => {
+                let mut views = self.sessions.views(&self.calls);
+                views.extend(self.ended.iter().cloned());
+                views.sort_by(|a, b| a.id.cmp(&b.id));
+                let _ = reply.send(views);
+            }
+            AgentRequest::Paths(reply) => {
+                let _ = reply.send(self.sessions.paths());
+            }
+            AgentRequest::EndSession(session, reply) => {
+                let known = self.sessions.contains(session);
+                let code = if self.sessions.is_outgoing(session) {
+                    RefusalCode::EndedByCaller
+                } else {
+                    RefusalCode::EndedByCallee
+                };
+                self.calls.handle(calls::Input::End { session, code }, Instant::now());
+                let _ = reply.send(if known {
+                    Ok(())
+                } else {
+                    Err(Refusal::new(RefusalCode::UnknownSession, session.to_string()))
+                });
+            }
+            AgentRequest::Logout(reply) => {
+                self.login.handle(login::Input::Logout, Instant::now());
+                self.perform();
+                let _ = reply.send(());
+            }
+            AgentRequest::Login(reply) => {
+                self.login.handle(login::Input::Login, Instant::now());
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    fn not_attached(&self) -> Refusal {
+        match &self.state {
+            login::State::Connecting(Some(refusal)) | login::State::Parked(refusal) => {
+                refusal.clone()
+            }
+            login::State::LoggedOut => {
+                Refusal::new(RefusalCode::LoggedOut, "use 'tasuki-agent login'")
+            }
+            _ => Refusal::new(RefusalCode::RouteLost, "no relay is attached"),
+        }
+    }
+
+    fn status(&self) -> StatusView {
+        let identity = self.settings.identity.get();
+        let (state, why) = match &self.state {
+            login::State::LoggedIn { .. } => ("logged-in", None),
+            login::State::LoggedOut => ("logged-out", None),
+            login::State::Connecting(refusal) => {
+                ("connecting", refusal.as_ref().map(Refusal::to_string))
+            }
+            login::State::Parked(refusal) => ("parked", Some(refusal.to_string())),
+        };
+        let attachments = self
+            .attachments
+            .values()
+            .filter(|attachment| self.primary() == Some(attachment.id))
+            .filter_map(|attachment| {
+                let connection = attachment.connection.as_ref()?;
+                let (_, relay) = attachment.relay.as_ref()?;
+                Some(AttachmentStatus {
+                    relay: relay.clone(),
+                    role: "primary",
+                    address: canonical(connection.remote_address()),
+                    seen_as: attachment.seen_as?,
+                    rtt_us: connection.rtt().as_micros() as u64,
+                    since: attachment.since_ms,
+                })
+            })
+            .collect();
+        StatusView {
+            id: self.sessions.me().clone(),
+            mesh: identity.mesh().to_string(),
+            version: version::SOFTWARE.to_owned(),
+            state,
+            why,
+            attachments,
+            sessions: self.sessions.len(),
+            certificate_until: identity.not_after(),
+        }
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}

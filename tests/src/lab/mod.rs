@@ -1,1 +1,55 @@
-//! Real processes, on loopback and in network namespaces.
+//! The laboratory: real processes of relays and agents, real programs, real namespaces.
+//!
+//! - [`mesh`] starts relays and agents on loopback or in namespaces and asks them how they are;
+//! - [`netns`] makes network namespaces with NATs between them;
+//! - [`forwarder`] is a bad line: a UDP forwarder with delay, loss and a rate;
+//! - [`programs`] are the applications that sessions carry: sshd, a web server, iperf3, echoes;
+//! - [`workload`] is the main job: all of them at once;
+//! - [`raw`] speaks the wire by hand, to say what an honest peer never says.
+//!
+//! Rules that hold everywhere here: nothing sleeps to wait for a state, it is polled with a deadline
+//! ([`wait`]); every process dies with its owner, also when a test panics ([`process`]); traffic stays on
+//! loopback or in namespaces that the test made.
+
+pub mod bins;
+pub mod forwarder;
+pub mod http;
+pub mod mesh;
+pub mod netns;
+pub mod process;
+pub mod programs;
+pub mod raw;
+mod sys;
+pub mod wait;
+pub mod workload;
+
+pub use mesh::{Mesh, MeshSpec, RelaySpec, TerminalSpec};
+pub use wait::{eventually, timed};
+
+use std::sync::OnceLock;
+
+/// Whether `program` can be found in `PATH`. Where it cannot, says loudly that `what` is left out.
+pub fn have(program: &str, what: &str) -> bool {
+    let found = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path)
+            .chain(["/usr/sbin".into(), "/sbin".into()])
+            .any(|folder| folder.join(program).is_file())
+    });
+    if !found {
+        left_out(&format!("{what}: {program} is not installed"));
+    }
+    found
+}
+
+/// Says loudly that a test, or a part of one, was left out.
+///
+/// # Panics
+/// When `TASUKI_TESTS_COMPLETE` is set: where a machine is meant to run everything, nothing is left out.
+pub fn left_out(what: &str) {
+    static COMPLETE: OnceLock<bool> = OnceLock::new();
+    eprintln!("LEFT OUT: {what}");
+    assert!(
+        !*COMPLETE.get_or_init(|| std::env::var_os("TASUKI_TESTS_COMPLETE").is_some()),
+        "nothing may be left out here: {what}"
+    );
+}

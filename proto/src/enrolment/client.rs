@@ -1,0 +1,296 @@
+//! The newcomer's side, and the side of a node whose certificate ends.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls_pki_types::CertificateDer;
+
+use super::{
+    Certified, Enrol, FromRegistrar, Newcomer, Renew, ToRegistrar, read_answer, renewal_to_sign,
+    send,
+};
+use crate::codec::{self, Envelope};
+use crate::control::RelayContact;
+use crate::identity::{
+    Clock, Identity, IdentityError, KeyFingerprint, NodeKey, NodeName, Ours, Token,
+    connection_refusal, identify_peer, make_private_dir, quinn_newcomer_config, write_private,
+};
+use crate::refusal::{Refusal, RefusalCode};
+use crate::version::Alpn;
+
+/// How long one address may take to answer the handshake.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How long the registrar may take, with relays in between.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Why there is no certificate. Each shows as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// The registrar, or a relay in its place, said no.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// No relay answered; says what happened at each address.
+    #[error(
+        "no relay could be reached ({0}); see whether one of them runs and whether UDP gets through"
+    )]
+    Unreachable(String),
+    /// The answer, or an own file, is not sound.
+    #[error("{0}")]
+    Identity(#[from] IdentityError),
+    /// This machine cannot send.
+    #[error("no UDP socket: {0}")]
+    Socket(#[from] std::io::Error),
+    /// TLS could not be set up.
+    #[error("{0}")]
+    Tls(#[from] crate::identity::TlsError),
+}
+
+/// A certificate of one's own, and the relays of the mesh.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// The identity, not yet on disk.
+    pub identity: Identity,
+    /// Every relay that ever joined.
+    pub relays: Vec<RelayContact>,
+}
+
+/// A newcomer's key, on disk before it is used, so that a request whose answer got lost is repeated with the same
+/// key and the token is not burnt.
+#[derive(Debug)]
+pub struct PendingKey {
+    path: PathBuf,
+    pkcs8: zeroize::Zeroizing<Vec<u8>>,
+}
+
+impl PendingKey {
+    const FILE: &'static str = "pending.key";
+
+    /// Takes the key left by an earlier try in `dir`, or makes one.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn load_or_make(dir: &Path) -> Result<Self, IdentityError> {
+        make_private_dir(dir)?;
+        let path = dir.join(Self::FILE);
+        if let Ok(pkcs8) = std::fs::read(&path)
+            && NodeKey::from_pkcs8(&pkcs8).is_ok()
+        {
+            return Ok(Self { path, pkcs8: pkcs8.into() });
+        }
+        let pkcs8 = zeroize::Zeroizing::new(NodeKey::generate()?.pkcs8().to_vec());
+        write_private(&path, &pkcs8)?;
+        Ok(Self { path, pkcs8 })
+    }
+
+    /// The key.
+    ///
+    /// # Errors
+    /// Never for a key that was loaded or made.
+    pub fn key(&self) -> Result<NodeKey, IdentityError> {
+        NodeKey::from_pkcs8(&self.pkcs8)
+    }
+
+    /// Removes the file, once the identity is saved.
+    pub fn forget(self) {
+        let _ = std::fs::remove_file(self.path);
+    }
+}
+
+/// Enrols as `name` with `token`: tries the token's relays in turn, each at all its addresses. `addresses` are a
+/// relay's own; a terminal has none.
+///
+/// # Errors
+/// [`EnrolError`]. A refusal that trying again cannot change ends the search.
+pub async fn enrol(
+    token: &Token,
+    key: NodeKey,
+    name: &NodeName,
+    addresses: Vec<String>,
+    clock: &Clock,
+) -> Result<Enrolled, EnrolError> {
+    let newcomer = codec::encode(&Newcomer {
+        signing_request: key.signing_request()?,
+        name: name.clone(),
+        addresses,
+    });
+    let proof = token.secret.prove(&token.root.mesh_id(), &token.id, &newcomer);
+    let request = ToRegistrar::Enrol(Enrol { token: token.id, newcomer, proof });
+    let ours = Ours { role: name.role(), mesh: &token.mesh };
+    let certified = ask(&request.to_envelope(), &token.relays, token.root, &ours, clock).await?;
+    let (chain, root) = certificates(&certified);
+    let identity = Identity::new(key, chain, root)?;
+    if identity.root_fingerprint() != token.root
+        || identity.name() != name
+        || *identity.mesh() != token.mesh
+    {
+        return Err(
+            IdentityError::Unsound("the answer holds a certificate for somebody else").into()
+        );
+    }
+    Ok(Enrolled { identity, relays: certified.relays })
+}
+
+/// Renews `identity` through any of `relays`; also when its certificate has ended.
+///
+/// # Errors
+/// As [`enrol`].
+pub async fn renew(
+    identity: &Identity,
+    relays: &[RelayContact],
+    clock: &Clock,
+) -> Result<Enrolled, EnrolError> {
+    let leaf = identity.chain().first().map_or(&[][..], |leaf| leaf);
+    let signed = renewal_to_sign(&identity.mesh_id(), leaf);
+    let request = ToRegistrar::Renew(Renew {
+        chain: identity.chain().iter().map(|c| c.to_vec()).collect(),
+        signature: identity.key().signer().sign(&signed).as_ref().to_vec(),
+    });
+    let pinned = identity.root_fingerprint();
+    let certified = ask(&request.to_envelope(), relays, pinned, &identity.ours(), clock).await?;
+    let (chain, _) = certificates(&certified);
+    Ok(Enrolled { identity: identity.renewed(chain)?, relays: certified.relays })
+}
+
+fn certificates(certified: &Certified) -> (Vec<CertificateDer<'static>>, CertificateDer<'static>) {
+    let chain = certified.chain.iter().cloned().map(CertificateDer::from).collect();
+    (chain, certified.root.clone().into())
+}
+
+/// A socket that reaches v6 and v4 addresses, or v4 alone where the machine has no v6.
+fn endpoint() -> std::io::Result<quinn::Endpoint> {
+    let dual = || {
+        let v6 = socket2::Domain::IPV6;
+        let socket = socket2::Socket::new(v6, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
+        socket.set_only_v6(false)?;
+        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into())?;
+        Ok::<UdpSocket, std::io::Error>(socket.into())
+    };
+    let socket = dual().or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+    let mut config = quinn::EndpointConfig::default();
+    // A relay tells QUIC from frames by the fixed bit (architecture 7).
+    config.grease_quic_bit(false);
+    quinn::Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))
+}
+
+/// Asks the relays in turn until one gives an answer that counts.
+async fn ask(
+    request: &Envelope,
+    relays: &[RelayContact],
+    root: KeyFingerprint,
+    ours: &Ours<'_>,
+    clock: &Clock,
+) -> Result<Certified, EnrolError> {
+    let mut endpoint = endpoint()?;
+    endpoint.set_default_client_config(quinn_newcomer_config(root, clock)?);
+    let mut refused = None;
+    let mut failures = Vec::new();
+    for relay in relays {
+        for address in &relay.addresses {
+            match ask_at(&endpoint, request, relay, address, ours, clock).await {
+                Ok(certified) => {
+                    endpoint.wait_idle().await;
+                    return Ok(certified);
+                }
+                Err(Failure::Handshake(refusal)) => refused = Some(refusal),
+                Err(Failure::Refused(refusal)) if refusal.code.retry_helps() => {
+                    refused = Some(refusal);
+                }
+                Err(Failure::Refused(refusal)) => return Err(refusal.into()),
+                Err(Failure::Unreachable(why)) => {
+                    failures.push(format!("{} at {address}: {why}", relay.name));
+                }
+            }
+        }
+    }
+    Err(refused.map_or_else(|| EnrolError::Unreachable(failures.join("; ")), EnrolError::Refused))
+}
+
+enum Failure {
+    /// The registrar's word; another relay would pass on the same.
+    Refused(Refusal),
+    /// Who answers there is not who should; somebody else may at the next address.
+    Handshake(Refusal),
+    Unreachable(String),
+}
+
+fn unreachable(error: impl std::fmt::Display) -> Failure {
+    Failure::Unreachable(error.to_string())
+}
+
+async fn ask_at(
+    endpoint: &quinn::Endpoint,
+    request: &Envelope,
+    relay: &RelayContact,
+    address: &str,
+    ours: &Ours<'_>,
+    clock: &Clock,
+) -> Result<Certified, Failure> {
+    let name = NodeName::Relay(relay.name.clone());
+    let late = || Failure::Unreachable("no answer".into());
+    let server_name = name.dns_name(ours.mesh);
+    let connect = connect(endpoint, address, &server_name);
+    let connection = tokio::time::timeout(CONNECT, connect).await.map_err(|_| late())??;
+    let chain = crate::identity::connection_chain(&connection);
+    let nobody = |_: &KeyFingerprint| false;
+    identify_peer(Alpn::Enrolment, &chain, ours, Some(&name), &nobody, clock.now_secs())
+        .map_err(|code| Failure::Handshake(Refusal::new(code, relay.name.as_str())))?;
+    let answer = tokio::time::timeout(ANSWER, exchange(&connection, request)).await;
+    connection.close(0_u32.into(), b"");
+    answer.map_err(|_| late())?
+}
+
+async fn connect(
+    endpoint: &quinn::Endpoint,
+    address: &str,
+    server_name: &str,
+) -> Result<quinn::Connection, Failure> {
+    let mut last = Failure::Unreachable("the name has no address".into());
+    for address in tokio::net::lookup_host(address).await.map_err(unreachable)? {
+        let connecting = endpoint.connect(address, server_name).map_err(unreachable)?;
+        match connecting.await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => last = failure(&error, address),
+        }
+    }
+    Err(last)
+}
+
+/// A handshake that failed for a reason that has a code is a refusal; all else is an address that does not answer.
+fn failure(error: &quinn::ConnectionError, at: impl std::fmt::Display) -> Failure {
+    match connection_refusal(error) {
+        Some(code) => Failure::Handshake(Refusal::new(code, format!("relay at {at}"))),
+        None => unreachable(error),
+    }
+}
+
+async fn exchange(
+    connection: &quinn::Connection,
+    request: &Envelope,
+) -> Result<Certified, Failure> {
+    let exchange = async {
+        let (mut to, mut from) = connection.open_bi().await?;
+        send(&mut to, request).await?;
+        read_answer(&mut from).await
+    };
+    let envelope = match exchange.await {
+        Ok(Some(envelope)) => envelope,
+        Ok(None) => return Err(Failure::Unreachable("closed without an answer".into())),
+        Err(error) => {
+            let closed = connection.close_reason();
+            return Err(closed.map_or_else(
+                || unreachable(error),
+                |reason| failure(&reason, connection.remote_address()),
+            ));
+        }
+    };
+    match FromRegistrar::from_envelope(&envelope) {
+        Ok(Some(FromRegistrar::Certified(certified))) => Ok(certified),
+        Ok(Some(FromRegistrar::Refused(refusal))) => Err(Failure::Refused(refusal)),
+        Ok(None) | Err(_) => Err(Failure::Refused(Refusal::new(
+            RefusalCode::ProtocolError,
+            "the relay's answer cannot be understood",
+        ))),
+    }
+}

@@ -1,0 +1,140 @@
+//! Key pairs and their fingerprints.
+
+use std::fmt;
+
+use rcgen::{KeyPair, PKCS_ED25519};
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::IdentityError;
+
+/// The SHA-256 of a public key (its SubjectPublicKeyInfo in DER). Revocation is by this.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct KeyFingerprint(pub [u8; 32]);
+
+/// What stands before an Ed25519 public key in its SubjectPublicKeyInfo (RFC 8410, section 4).
+const SPKI_HEAD: [u8; 12] =
+    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+impl KeyFingerprint {
+    /// The fingerprint of the Ed25519 public key `key`.
+    pub fn of(key: &[u8; 32]) -> Self {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        hash.update(&SPKI_HEAD);
+        hash.update(key);
+        Self::from_digest(&hash.finish())
+    }
+
+    fn from_digest(digest: &ring::digest::Digest) -> Self {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.as_ref());
+        Self(bytes)
+    }
+
+    /// The mesh whose root has this fingerprint.
+    pub fn mesh_id(&self) -> crate::MeshId {
+        let mut id = [0; 16];
+        id.copy_from_slice(&self.0[..16]);
+        crate::MeshId(id)
+    }
+}
+
+impl fmt::Display for KeyFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// An Ed25519 public key out of its SubjectPublicKeyInfo; `None` for every other kind of key.
+pub(super) fn public_key_of_spki(spki: &[u8]) -> Option<[u8; 32]> {
+    spki.strip_prefix(&SPKI_HEAD)?.try_into().ok()
+}
+
+/// A node's, issuer's or root's key pair. Its `Debug` shows the fingerprint alone.
+pub struct NodeKey {
+    pkcs8: Zeroizing<Vec<u8>>,
+    rcgen: KeyPair,
+    ring: Ed25519KeyPair,
+    public: [u8; 32],
+}
+
+impl NodeKey {
+    /// Makes a key.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn generate() -> Result<Self, IdentityError> {
+        Self::from_pkcs8(&KeyPair::generate_for(&PKCS_ED25519)?.serialize_der())
+    }
+
+    /// Reads a key in PKCS#8.
+    ///
+    /// # Errors
+    /// When it is not an Ed25519 key.
+    pub fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, IdentityError> {
+        let unsound = || IdentityError::Unsound("the private key is not an Ed25519 key in PKCS#8");
+        let ring = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).map_err(|_| unsound())?;
+        let rcgen = KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8.into(), &PKCS_ED25519)
+            .map_err(|_| unsound())?;
+        let public = ring.public_key().as_ref().try_into().map_err(|_| unsound())?;
+        Ok(Self { pkcs8: pkcs8.to_vec().into(), rcgen, ring, public })
+    }
+
+    /// The key in PKCS#8, for a file with mode 0600 or for TLS.
+    pub(crate) fn pkcs8(&self) -> &[u8] {
+        &self.pkcs8
+    }
+
+    pub(super) fn rcgen(&self) -> &KeyPair {
+        &self.rcgen
+    }
+
+    /// The public key.
+    pub fn public(&self) -> [u8; 32] {
+        self.public
+    }
+
+    /// The public key's fingerprint.
+    pub fn fingerprint(&self) -> KeyFingerprint {
+        KeyFingerprint::of(&self.public)
+    }
+
+    /// For signing what is not a certificate, under a domain string of its own.
+    pub fn signer(&self) -> &Ed25519KeyPair {
+        &self.ring
+    }
+
+    /// A certificate signing request (RFC 2986): proves possession of the key and asks for nothing else.
+    ///
+    /// # Errors
+    /// When it cannot be encoded.
+    pub fn signing_request(&self) -> Result<Vec<u8>, IdentityError> {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        Ok(params.serialize_request(&self.rcgen)?.der().to_vec())
+    }
+
+    /// The public key of a signing request whose signature holds; its other contents are ignored, so that a
+    /// newcomer cannot ask for a name, a role or a use.
+    pub fn requested(csr: &[u8]) -> Option<[u8; 32]> {
+        use rcgen::PublicKeyData;
+        let csr = rcgen::CertificateSigningRequestParams::from_der(&csr.into()).ok()?;
+        if *csr.public_key.algorithm() != PKCS_ED25519 {
+            return None;
+        }
+        csr.public_key.der_bytes().try_into().ok()
+    }
+}
+
+impl fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeKey({})", self.fingerprint())
+    }
+}

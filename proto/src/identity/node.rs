@@ -1,0 +1,261 @@
+//! What a node keeps on disk about itself, and the current one, shared.
+
+use std::fmt::Write as _;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use super::certificate::{IssuerFacts, public_key_of};
+use super::files::file_error;
+use super::{
+    CertificateFacts, IdentityError, KeyFingerprint, NodeKey, NodeName, Ours, Role,
+    make_private_dir, verify_chain_when_valid, write_private,
+};
+use crate::id::{Incarnation, MeshId, MeshName, RelayName, TerminalId};
+
+/// A key and certificates in one PEM file, so that they change together.
+pub(super) struct PemFile {
+    pub(super) key: NodeKey,
+    pub(super) certificates: Vec<CertificateDer<'static>>,
+}
+
+impl PemFile {
+    /// `None` when the file is not there.
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, IdentityError> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => Zeroizing::new(bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(file_error(path)(error)),
+        };
+        let unsound = |_| IdentityError::Unsound("a file with keys does not hold sound PEM");
+        let key = PrivatePkcs8KeyDer::from_pem_slice(&bytes).map_err(unsound)?;
+        let key = NodeKey::from_pkcs8(key.secret_pkcs8_der())?;
+        let certificates =
+            CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(unsound)?;
+        Ok(Some(Self { key, certificates }))
+    }
+}
+
+/// The contents of such a file.
+pub(super) fn pem_file<'a>(
+    key: &NodeKey,
+    certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+) -> Zeroizing<Vec<u8>> {
+    let mut text = Zeroizing::new(String::with_capacity(4096));
+    pem_block(&mut text, "PRIVATE KEY", key.pkcs8());
+    for certificate in certificates {
+        pem_block(&mut text, "CERTIFICATE", certificate);
+    }
+    Zeroizing::new(text.as_bytes().to_vec())
+}
+
+fn pem_block(out: &mut String, label: &str, der: &[u8]) {
+    let base64 = Zeroizing::new(data_encoding::BASE64.encode(der));
+    let _ = writeln!(out, "-----BEGIN {label}-----");
+    for line in base64.as_bytes().chunks(64) {
+        let _ = writeln!(out, "{}", String::from_utf8_lossy(line));
+    }
+    let _ = writeln!(out, "-----END {label}-----");
+}
+
+/// A node's own identity: key, certificate, and the root it trusts. Never changes; a renewed one takes its place
+/// in the [`IdentityCell`].
+#[derive(Debug)]
+pub struct Identity {
+    key: NodeKey,
+    facts: CertificateFacts,
+    issuer: IssuerFacts,
+    /// Leaf and issuer.
+    chain: Vec<CertificateDer<'static>>,
+    root: CertificateDer<'static>,
+    root_fingerprint: KeyFingerprint,
+}
+
+impl Identity {
+    /// Its file's name in the data directory: key, leaf, issuer, root.
+    pub const FILE: &'static str = "identity.pem";
+
+    /// Puts an identity together.
+    ///
+    /// # Errors
+    /// When the chain (leaf, issuer) does not belong to the key or does not lead to the root. An expired one is
+    /// accepted: it can still be renewed.
+    pub fn new(
+        key: NodeKey,
+        chain: Vec<CertificateDer<'static>>,
+        root: CertificateDer<'static>,
+    ) -> Result<Self, IdentityError> {
+        let unsound =
+            |_| IdentityError::Unsound("the certificate does not lead to the mesh's root");
+        let facts = verify_chain_when_valid(&chain, &root, u64::MAX).map_err(unsound)?;
+        let [_, issuer] = &chain[..] else {
+            return Err(IdentityError::Unsound("the chain is not a leaf and its issuer"));
+        };
+        let issuer = IssuerFacts::read(issuer).map_err(unsound)?;
+        if facts.public_key != key.public() {
+            return Err(IdentityError::Unsound("the certificate belongs to another key"));
+        }
+        let root_fingerprint = KeyFingerprint::of(&public_key_of(&root).map_err(unsound)?);
+        Ok(Self { key, facts, issuer, chain, root, root_fingerprint })
+    }
+
+    /// Reads it from a data directory; `None` when it has none.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn load(dir: &Path) -> Result<Option<Self>, IdentityError> {
+        let Some(mut file) = PemFile::read(&dir.join(Self::FILE))? else { return Ok(None) };
+        let root = file
+            .certificates
+            .pop()
+            .ok_or(IdentityError::Unsound("identity.pem holds no certificate"))?;
+        Self::new(file.key, file.certificates, root).map(Some)
+    }
+
+    /// Writes it to a data directory (0700, the file 0600), whole or not at all.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn save(&self, dir: &Path) -> Result<(), IdentityError> {
+        make_private_dir(dir)?;
+        let bytes = pem_file(&self.key, self.chain.iter().chain([&self.root]));
+        write_private(&dir.join(Self::FILE), &bytes)
+    }
+
+    /// The same key with a renewed chain.
+    ///
+    /// # Errors
+    /// As [`Identity::new`], and when the chain is for another name.
+    pub fn renewed(&self, chain: Vec<CertificateDer<'static>>) -> Result<Self, IdentityError> {
+        let key = NodeKey::from_pkcs8(self.key.pkcs8())?;
+        let renewed = Self::new(key, chain, self.root.clone())?;
+        if renewed.facts.name != self.facts.name || renewed.facts.mesh != self.facts.mesh {
+            return Err(IdentityError::Unsound("the renewed certificate is for another name"));
+        }
+        Ok(renewed)
+    }
+
+    /// Role and name.
+    pub fn name(&self) -> &NodeName {
+        &self.facts.name
+    }
+
+    /// What it is.
+    pub fn role(&self) -> Role {
+        self.facts.name.role()
+    }
+
+    /// The name, where it is a relay.
+    pub fn relay_name(&self) -> Option<&RelayName> {
+        match &self.facts.name {
+            NodeName::Relay(name) => Some(name),
+            NodeName::Terminal(_) => None,
+        }
+    }
+
+    /// The id, where it is a terminal.
+    pub fn terminal_id(&self) -> Option<&TerminalId> {
+        match &self.facts.name {
+            NodeName::Terminal(id) => Some(id),
+            NodeName::Relay(_) => None,
+        }
+    }
+
+    /// The mesh's name.
+    pub fn mesh(&self) -> &MeshName {
+        &self.facts.mesh
+    }
+
+    /// The mesh's id.
+    pub fn mesh_id(&self) -> MeshId {
+        self.root_fingerprint.mesh_id()
+    }
+
+    /// What [`identify_peer`](super::identify_peer) needs to know of this node.
+    pub fn ours(&self) -> Ours<'_> {
+        Ours { role: self.role(), mesh: &self.facts.mesh }
+    }
+
+    /// Whether the certificate carries the registrar role.
+    pub fn is_registrar(&self) -> bool {
+        self.facts.registrar
+    }
+
+    /// The node's key.
+    pub fn key(&self) -> &NodeKey {
+        &self.key
+    }
+
+    /// The key's fingerprint.
+    pub fn fingerprint(&self) -> KeyFingerprint {
+        self.facts.key()
+    }
+
+    /// Leaf and issuer, in the order of TLS.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The root's certificate.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// The root key's fingerprint, which tokens pin.
+    pub fn root_fingerprint(&self) -> KeyFingerprint {
+        self.root_fingerprint
+    }
+
+    /// Which term the issuer of this node's certificate has, and the public key that signs the authority's
+    /// records of that incarnation.
+    pub fn authority_key(&self) -> (Incarnation, [u8; 32]) {
+        (self.issuer.term, self.issuer.public_key)
+    }
+
+    /// Valid from, s since 1970.
+    pub fn not_before(&self) -> u64 {
+        self.facts.not_before
+    }
+
+    /// Valid until, s since 1970.
+    pub fn not_after(&self) -> u64 {
+        self.facts.not_after
+    }
+
+    /// When it is time to renew, s since 1970: two thirds of the certificate's life.
+    pub fn renew_at(&self) -> u64 {
+        self.facts.not_after - (self.facts.not_after.saturating_sub(self.facts.not_before)) / 3
+    }
+}
+
+/// A node's current identity. Clones share it; TLS configurations made from it use a renewed certificate from the
+/// next handshake on.
+#[derive(Debug, Clone)]
+pub struct IdentityCell(Arc<watch::Sender<Arc<Identity>>>);
+
+impl IdentityCell {
+    /// A cell that holds `identity`.
+    pub fn new(identity: Identity) -> Self {
+        Self(Arc::new(watch::Sender::new(Arc::new(identity))))
+    }
+
+    /// The current identity.
+    pub fn get(&self) -> Arc<Identity> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Puts a [renewed](Identity::renewed) identity in the place of the current one.
+    pub fn renew(&self, renewed: Identity) {
+        self.0.send_replace(Arc::new(renewed));
+    }
+
+    /// Tells of renewals.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Identity>> {
+        self.0.subscribe()
+    }
+}

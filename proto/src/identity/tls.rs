@@ -1,0 +1,275 @@
+//! TLS 1.3 configurations made from an [`IdentityCell`]: mutual by default, without tickets, resumption or early
+//! data, so that every connection proves anew who its ends are.
+//!
+//! A server takes clients without a certificate in TLS, since a newcomer has none; whether one is needed depends
+//! on the ALPN and is decided in [`identify_peer`](super::identify_peer). A certificate that *is* shown must be
+//! sound.
+
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+
+use super::certificate::public_key_of;
+use super::{Clock, Identity, IdentityCell, KeyFingerprint};
+use crate::version::Alpn;
+
+/// Why a TLS configuration could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// `rustls` refused it.
+    #[error("TLS: {0}")]
+    Rustls(#[from] rustls::Error),
+    /// The root is no trust anchor.
+    #[error("TLS: {0}")]
+    Verifier(#[from] rustls::client::VerifierBuilderError),
+    /// No cipher for QUIC's first packets.
+    #[error("TLS: {0}")]
+    Cipher(#[from] NoInitialCipherSuite),
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn root_store(root: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, rustls::Error> {
+    let mut store = RootCertStore::empty();
+    store.add(root.clone())?;
+    Ok(Arc::new(store))
+}
+
+/// Gives the current certificate to each handshake.
+#[derive(Debug)]
+struct Resolver {
+    cell: IdentityCell,
+}
+
+fn certified(identity: &Identity, with_root: bool) -> Option<Arc<CertifiedKey>> {
+    let key = PrivatePkcs8KeyDer::from(identity.key().pkcs8().to_vec());
+    let key = rustls::crypto::ring::sign::any_eddsa_type(&key).ok()?;
+    let mut chain = identity.chain().to_vec();
+    if with_root {
+        chain.push(identity.root().clone());
+    }
+    Some(Arc::new(CertifiedKey::new(chain, key)))
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // A newcomer knows the root by its fingerprint alone.
+        let newcomer =
+            hello.alpn().is_some_and(|mut names| names.any(|n| n == Alpn::Enrolment.wire()));
+        certified(&self.cell.get(), newcomer)
+    }
+}
+
+impl ResolvesClientCert for Resolver {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        certified(&self.cell.get(), false)
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// Which root a server's chain must lead to.
+#[derive(Debug)]
+enum Trust {
+    /// This one.
+    Root(Arc<WebPkiServerVerifier>),
+    /// One with this fingerprint, which the server shows itself.
+    Pinned(KeyFingerprint),
+}
+
+/// The standard verifier, with alerts that tell a wrong name from a certificate that is not sound.
+#[derive(Debug)]
+struct Verifier {
+    trust: Trust,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    fn standard(
+        &self,
+        shown: &[CertificateDer<'_>],
+    ) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
+        let fingerprint = match &self.trust {
+            Trust::Root(verifier) => return Ok(Arc::clone(verifier)),
+            Trust::Pinned(fingerprint) => fingerprint,
+        };
+        let root = shown
+            .iter()
+            .find(|c| public_key_of(c).is_ok_and(|key| KeyFingerprint::of(&key) == *fingerprint))
+            .ok_or(CertificateError::UnknownIssuer)?;
+        let store = root_store(&root.clone().into_owned())?;
+        WebPkiServerVerifier::builder_with_provider(store, Arc::clone(&self.provider))
+            .build()
+            .map_err(|_| CertificateError::UnknownIssuer.into())
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        use rustls::Error::InvalidCertificate;
+        self.standard(intermediates)?
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            .map_err(|error| match error {
+                InvalidCertificate(
+                    CertificateError::NotValidForName
+                    | CertificateError::NotValidForNameContext { .. },
+                ) => InvalidCertificate(CertificateError::ApplicationVerificationFailure),
+                other => other,
+            })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+fn client(
+    trust: Trust,
+    certificate: Option<&IdentityCell>,
+    alpn: Alpn,
+    clock: &Clock,
+) -> Result<ClientConfig, TlsError> {
+    let verifier = Arc::new(Verifier { trust, provider: provider() });
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(clock.clone()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match certificate {
+        Some(cell) => builder.with_client_cert_resolver(Arc::new(Resolver { cell: cell.clone() })),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![alpn.wire().to_vec()];
+    config.resumption = Resumption::disabled();
+    // A server has one certificate; names of relays and terminals need not stand on the wire.
+    config.enable_sni = false;
+    Ok(config)
+}
+
+/// For a node that dials for `alpn`. The name to connect to is [`NodeName::dns_name`](super::NodeName::dns_name) of
+/// whom it dials. On [`Alpn::Enrolment`] (renewal) it shows no certificate: the request itself is signed, and the
+/// certificate may have expired.
+///
+/// # Errors
+/// When the root is no trust anchor.
+pub fn client_config(
+    cell: &IdentityCell,
+    alpn: Alpn,
+    clock: &Clock,
+) -> Result<ClientConfig, TlsError> {
+    let roots = root_store(cell.get().root())?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()?;
+    let shown = (alpn != Alpn::Enrolment).then_some(cell);
+    client(Trust::Root(verifier), shown, alpn, clock)
+}
+
+/// For a newcomer that knows a root's fingerprint and the name of the relay that it dials; [`Alpn::Enrolment`].
+///
+/// # Errors
+/// When `rustls` refuses the configuration.
+pub fn newcomer_config(root: KeyFingerprint, clock: &Clock) -> Result<ClientConfig, TlsError> {
+    client(Trust::Pinned(root), None, Alpn::Enrolment, clock)
+}
+
+/// For a node that is dialled for any of `alpns`.
+///
+/// # Errors
+/// When the root is no trust anchor.
+pub fn server_config(
+    cell: &IdentityCell,
+    alpns: &[Alpn],
+    clock: &Clock,
+) -> Result<ServerConfig, TlsError> {
+    let roots = root_store(cell.get().root())?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+        .allow_unauthenticated()
+        .build()?;
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(clock.clone()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(Resolver { cell: cell.clone() }));
+    config.alpn_protocols = alpns.iter().map(|alpn| alpn.wire().to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+/// [`client_config`] for quinn.
+///
+/// # Errors
+/// As there.
+pub fn quinn_client_config(
+    cell: &IdentityCell,
+    alpn: Alpn,
+    clock: &Clock,
+) -> Result<quinn::ClientConfig, TlsError> {
+    let crypto = QuicClientConfig::try_from(client_config(cell, alpn, clock)?)?;
+    Ok(quinn::ClientConfig::new(Arc::new(crypto)))
+}
+
+/// [`newcomer_config`] for quinn.
+///
+/// # Errors
+/// As there.
+pub fn quinn_newcomer_config(
+    root: KeyFingerprint,
+    clock: &Clock,
+) -> Result<quinn::ClientConfig, TlsError> {
+    let crypto = QuicClientConfig::try_from(newcomer_config(root, clock)?)?;
+    Ok(quinn::ClientConfig::new(Arc::new(crypto)))
+}
+
+/// [`server_config`] for quinn.
+///
+/// # Errors
+/// As there.
+pub fn quinn_server_config(
+    cell: &IdentityCell,
+    alpns: &[Alpn],
+    clock: &Clock,
+) -> Result<quinn::ServerConfig, TlsError> {
+    let crypto = QuicServerConfig::try_from(server_config(cell, alpns, clock)?)?;
+    Ok(quinn::ServerConfig::with_crypto(Arc::new(crypto)))
+}

@@ -1,0 +1,134 @@
+//! QUIC settings that relay and terminal have in common.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use rand::Rng;
+
+use super::cid::{CidClass, ClassCids};
+
+/// Keys that outlive a restart, so that peers of the earlier process are told at once that it is gone.
+#[derive(Clone)]
+pub struct EndpointKeys {
+    reset: [u8; 32],
+    cid: [u8; 32],
+}
+
+impl EndpointKeys {
+    /// Fresh keys, for a node whose peers need not notice a restart.
+    pub fn random() -> Self {
+        let mut rng = rand::rng();
+        Self { reset: rng.random(), cid: rng.random() }
+    }
+
+    /// The keys in the file `path`; makes it (0600) where it is missing.
+    ///
+    /// # Errors
+    /// The system's; `InvalidData` when the file has another length.
+    pub fn load_or_create(path: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt;
+        match std::fs::read(path) {
+            Ok(bytes) => {
+                let bytes: [u8; 64] = bytes.try_into().map_err(|_| {
+                    io::Error::new(io::ErrorKind::InvalidData, "64 bytes expected: remove the file")
+                })?;
+                let mut keys = Self { reset: [0; 32], cid: [0; 32] };
+                keys.reset.copy_from_slice(&bytes[..32]);
+                keys.cid.copy_from_slice(&bytes[32..]);
+                Ok(keys)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let keys = Self::random();
+                let mut file = std::fs::OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(path)?;
+                io::Write::write_all(&mut file, &[keys.reset, keys.cid].concat())?;
+                file.sync_all()?;
+                Ok(keys)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// How often a peer proves that it lives, and when it counts as dead (C3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Periods {
+    /// A QUIC PING goes out after this much silence; its acknowledgement proves the other side.
+    pub keep_alive: Duration,
+    /// Nothing received for this long ends the connection, on both sides.
+    pub idle: Duration,
+}
+
+impl Default for Periods {
+    fn default() -> Self {
+        Self { keep_alive: Duration::from_secs(10), idle: Duration::from_secs(30) }
+    }
+}
+
+/// The settings of an endpoint.
+pub fn endpoint_config(class: CidClass, keys: &EndpointKeys) -> EndpointConfig {
+    let reset = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys.reset);
+    let mut config = EndpointConfig::new(Arc::new(reset));
+    let cid = keys.cid;
+    config
+        .cid_generator(move || Box::new(ClassCids::new(class, &cid)))
+        // Frames and QUIC packets are told apart by the fixed bit (crate::frame).
+        .grease_quic_bit(false)
+        // At the default of 20 ms a quarter of 1,000 peers would not hear of a restart for 20 s.
+        .min_reset_interval(Duration::from_micros(100));
+    config
+}
+
+/// A client configuration whose first packets are sorted to `class` by the server's reader.
+pub fn client_config(
+    crypto: Arc<dyn quinn::crypto::ClientConfig>,
+    class: CidClass,
+    transport: TransportConfig,
+) -> quinn::ClientConfig {
+    let mut config = quinn::ClientConfig::new(crypto);
+    config.transport_config(Arc::new(transport));
+    config.initial_dst_cid_provider(Arc::new(move || super::cid::initial(class)));
+    config
+}
+
+fn idle(period: Duration) -> Option<IdleTimeout> {
+    IdleTimeout::try_from(period).ok()
+}
+
+/// Attachments and enrolment: few small streams, little memory (P7).
+pub fn attachment_transport(periods: Periods, keep_alive: bool) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(2))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(64 * 1024))
+        .receive_window(VarInt::from_u32(128 * 1024))
+        .send_window(512 * 1024)
+        .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(None)
+        .keep_alive_interval(keep_alive.then_some(periods.keep_alive))
+        .max_idle_timeout(idle(periods.idle))
+        .enable_segmentation_offload(false);
+    transport
+}
+
+/// Links: a table of a million rows must cross them in seconds (P11).
+pub fn link_transport(periods: Periods) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(64))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(2 * 1024 * 1024))
+        .receive_window(VarInt::from_u32(8 * 1024 * 1024))
+        .send_window(8 * 1024 * 1024)
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(Some(periods.keep_alive))
+        .max_idle_timeout(idle(periods.idle));
+    transport
+}

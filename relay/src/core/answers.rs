@@ -1,0 +1,212 @@
+//! What operators are answered.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tasuki_proto::view::TerminalView;
+use tasuki_proto::{Refusal, RefusalCode, RelayId, RelayName, SessionId, TerminalId, version};
+
+use super::admin::{AdminReply, AdminRequest, Explanation, LinkView, Percentiles, StatusView};
+use super::directory::Lookup;
+use super::sessions;
+use super::{Output, Relay, links, login};
+
+impl Relay {
+    pub(super) fn handle_admin(
+        &mut self,
+        ticket: u64,
+        request: AdminRequest,
+        now: Instant,
+        wall_ms: u64,
+    ) {
+        let reply = match request {
+            AdminRequest::Status => AdminReply::Status(Box::new(self.status(wall_ms))),
+            AdminRequest::Relays => AdminReply::Relays(self.directory.relays()),
+            AdminRequest::Terminals { filter, after, limit } => {
+                let table = self.gossip.table_mut();
+                let (items, next) = self.directory.list(table, &filter, after.as_ref(), limit);
+                AdminReply::Terminals(items, next)
+            }
+            AdminRequest::Terminal(id) => match self.terminal_view(&id) {
+                Some(view) => AdminReply::Terminal(Box::new(view)),
+                None => refused(RefusalCode::UnknownTarget, id.as_str()),
+            },
+            AdminRequest::Sessions { state, after, limit } => {
+                let (items, next) = self.sessions.page(state, after, limit);
+                AdminReply::Sessions(items, next)
+            }
+            AdminRequest::Session(id) => match self.sessions.view(&id) {
+                Some(view) => AdminReply::Session(Box::new(view)),
+                None => unknown_session(&id),
+            },
+            AdminRequest::EndSession(id) => self.end_session(id, now, wall_ms),
+            AdminRequest::KickTerminal(id) => self.kick_terminal(id, now, wall_ms),
+            AdminRequest::KickRelay(name) => self.kick_relay(name, now),
+            AdminRequest::Drain => {
+                self.login.set_draining(true);
+                AdminReply::Done
+            }
+            AdminRequest::Undrain => {
+                self.login.set_draining(false);
+                AdminReply::Done
+            }
+            AdminRequest::Explain { caller, target, .. } => {
+                AdminReply::Explanation(self.explain(&caller, &target))
+            }
+        };
+        self.outputs.push_back(Output::Reply(ticket, Box::new(reply)));
+    }
+
+    fn terminal_view(&mut self, id: &TerminalId) -> Option<TerminalView> {
+        self.directory.terminal_view(self.gossip.table_mut(), id)
+    }
+
+    fn status(&self, wall_ms: u64) -> StatusView {
+        let mut links: Vec<LinkView> = self
+            .link_by_relay
+            .values()
+            .filter_map(|link| self.peers.get(link))
+            .map(|peer| LinkView {
+                relay: peer.name.clone(),
+                rtt_us: peer.rtt_us,
+                address: peer.address.to_string(),
+                since: peer.since_ms,
+            })
+            .collect();
+        links.sort_by(|a, b| a.relay.cmp(&b.relay));
+        let mut lags: Vec<u32> = self.lag_ms.iter().copied().collect();
+        lags.sort_unstable();
+        let at = |share: f64| {
+            let index = (lags.len() as f64 * share) as usize;
+            lags.get(index.min(lags.len().saturating_sub(1))).copied().map_or(0.0, f64::from)
+        };
+        StatusView {
+            id: self.own.to_string(),
+            name: self.config.name.clone(),
+            mesh: self.config.mesh.to_string(),
+            version: version::SOFTWARE.to_owned(),
+            incarnation: self.gossip.incarnation().0,
+            uptime_s: wall_ms.saturating_sub(self.config.started_ms) / 1000,
+            registrar: self.config.registrar,
+            draining: self.login.is_draining(),
+            not_ready: self.not_ready(),
+            links,
+            terminals: self.login.len(),
+            sessions: self.sessions.len(),
+            labels: 0,
+            table: self.directory.table_view(self.gossip.table()),
+            gossip_lag_ms: Percentiles { p50: at(0.5), p99: at(0.99) },
+            gossip: self
+                .gossip
+                .counters()
+                .by_name()
+                .map(|(name, count)| (name.to_owned(), count))
+                .into(),
+            drops: BTreeMap::new(),
+        }
+    }
+
+    /// Why this relay takes no terminals, where it does not.
+    fn not_ready(&self) -> Option<String> {
+        if self.login.is_draining() {
+            return Some("draining".to_owned());
+        }
+        if !self.links.is_complete() {
+            return Some("not linked with every relay that it should be".to_owned());
+        }
+        if self.directory.account_of_relay(self.own).is_none() {
+            return Some("the table has not arrived".to_owned());
+        }
+        None
+    }
+
+    fn end_session(&mut self, id: SessionId, now: Instant, wall_ms: u64) -> AdminReply {
+        if !self.sessions.contains(&id) {
+            return unknown_session(&id);
+        }
+        self.sessions.handle(sessions::Input::EndByOperator(id), now, wall_ms);
+        AdminReply::Done
+    }
+
+    fn kick_terminal(&mut self, id: TerminalId, now: Instant, wall_ms: u64) -> AdminReply {
+        if self.login.conn_of(&id).is_some() {
+            self.login.handle(login::Input::Kick(id), now, wall_ms);
+            return AdminReply::Done;
+        }
+        match self.terminal_view(&id) {
+            None => refused(RefusalCode::UnknownTarget, id.as_str()),
+            Some(view) => match view.attachments.first() {
+                Some(attachment) => {
+                    let detail = format!("{id} is attached to {}: run it there", attachment.relay);
+                    AdminReply::Refused(Refusal::new(RefusalCode::BadRequest, detail))
+                }
+                None => refused(RefusalCode::TargetLoggedOut, id.as_str()),
+            },
+        }
+    }
+
+    fn kick_relay(&mut self, name: RelayName, now: Instant) -> AdminReply {
+        if !self.link_by_relay.contains_key(&self.id_of(&name)) {
+            return refused(RefusalCode::BadRequest, &format!("there is no link with {name}"));
+        }
+        self.links.handle(links::Input::Kick(name), now);
+        AdminReply::Done
+    }
+
+    fn explain(&mut self, caller: &TerminalId, target: &TerminalId) -> Explanation {
+        let denied = |refusal: Refusal| Explanation {
+            allowed: false,
+            code: Some(refusal.code.to_string()),
+            why: refusal.to_string(),
+            route: Vec::new(),
+        };
+        let caller_at = match self.where_is(caller, RefusalCode::UnknownTerminal) {
+            Ok(relay) => relay,
+            Err(refusal) => return denied(refusal),
+        };
+        if caller == target {
+            return denied(RefusalCode::SelfCall.into());
+        }
+        let target_at = match self.where_is(target, RefusalCode::UnknownTarget) {
+            Ok(relay) => relay,
+            Err(refusal) => return denied(refusal),
+        };
+        let Some(route) = self.routes.route(caller_at, target_at) else {
+            return denied(Refusal::new(RefusalCode::HopLimit, target.as_str()));
+        };
+        Explanation {
+            allowed: true,
+            code: None,
+            why: "both are logged in and a route exists; the target's own --expose and --allow decide \
+                  on the service"
+                .to_owned(),
+            route: route.iter().filter_map(|&relay| self.directory.name_of(relay)).collect(),
+        }
+    }
+}
+
+impl Relay {
+    /// The relay that a terminal is attached to.
+    pub(super) fn where_is(
+        &mut self,
+        terminal: &TerminalId,
+        unknown: RefusalCode,
+    ) -> Result<RelayId, Refusal> {
+        let code = match self.directory.lookup(self.gossip.table_mut(), terminal) {
+            Lookup::At(location) => return Ok(location.relay),
+            Lookup::Unknown => unknown,
+            Lookup::NotYetKnown => RefusalCode::NotYetKnown,
+            Lookup::LoggedOut => RefusalCode::TargetLoggedOut,
+            Lookup::Unreachable => RefusalCode::TargetUnreachable,
+        };
+        Err(Refusal::new(code, terminal.as_str()))
+    }
+}
+
+fn refused(code: RefusalCode, detail: &str) -> AdminReply {
+    AdminReply::Refused(Refusal::new(code, detail))
+}
+
+fn unknown_session(id: &SessionId) -> AdminReply {
+    refused(RefusalCode::UnknownSession, &id.to_string())
+}

@@ -1,0 +1,374 @@
+//! The table as calls and lists need it: who is where, in which state (C4, C7, C12).
+//!
+//! The rows themselves lie in [`Table`]; the directory keeps what cannot be read off a single row: the order of
+//! terminals, what is known of each relay, revoked keys, reachability. It is told of each change
+//! ([`Directory::handle_change`]) and reads the table as it stands, so hearing of a change late does no harm.
+//!
+//! What the authority wrote counts only with a checked signature ([`Table::authority_row`]); a relay's name counts
+//! only where the relay's id is made from it.
+
+mod terminals;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use tasuki_proto::control::RelayContact;
+use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::record::{Record, RecordKind};
+use tasuki_proto::rows::{self, AttachmentRow, LinksRow, LoadRow, RelayAccountRow, RelayRow};
+use tasuki_proto::{LoginEpoch, MeshId, RelayId, RelayName, TerminalId};
+
+pub use self::terminals::{Location, Lookup};
+use super::admin::{RelayLinkView, RelayView, TableView};
+use super::gossip::table::Table;
+
+/// What others react to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// A terminal that is attached to this relay logged in again elsewhere: its attachment here is superseded.
+    NewerLogin {
+        /// The terminal.
+        terminal: TerminalId,
+        /// Where.
+        relay: RelayId,
+        /// The newer log-in.
+        epoch: LoginEpoch,
+        /// The agent's process.
+        instance: u64,
+    },
+    /// A key was revoked.
+    Revoked(KeyFingerprint),
+    /// [`Directory::contacts`] changed.
+    ContactsChanged,
+    /// The links of this relay changed.
+    LinksChanged(RelayId),
+    /// The load of this relay, or whether it drains, changed.
+    LoadChanged(RelayId),
+}
+
+/// What is known of a relay.
+#[derive(Debug, Default)]
+struct Relay {
+    /// Its proven name.
+    name: Option<RelayName>,
+    account: Option<RelayAccountRow>,
+    row: Option<RelayRow>,
+    links: LinksRow,
+    load: LoadRow,
+    /// Rows of attachments.
+    attached: usize,
+    /// The latest wall-clock time of its rows on itself, by kind.
+    updated: BTreeMap<RecordKind, u64>,
+}
+
+impl Relay {
+    fn is_empty(&self) -> bool {
+        self.account.is_none() && self.attached == 0 && self.updated.is_empty()
+    }
+
+    fn addresses(&self) -> &[String] {
+        match (&self.row, &self.account) {
+            (Some(row), _) => &row.addresses,
+            (None, Some(account)) => &account.addresses,
+            (None, None) => &[],
+        }
+    }
+}
+
+/// The directory; see the module's documentation.
+#[derive(Debug)]
+pub struct Directory {
+    me: RelayId,
+    mesh: MeshId,
+    relays: BTreeMap<RelayId, Relay>,
+    reachable: BTreeSet<RelayId>,
+    /// Terminals with an account, in the order of lists.
+    terminals: BTreeSet<TerminalId>,
+    revoked: BTreeSet<KeyFingerprint>,
+    /// Rows of the authority that could not be checked since the key of their term is not known.
+    unproven: BTreeSet<(RecordKind, Vec<u8>)>,
+    outputs: VecDeque<Output>,
+}
+
+impl Directory {
+    /// The directory of this relay, of an empty table.
+    pub fn new(me: RelayId, mesh: MeshId) -> Directory {
+        Directory {
+            me,
+            mesh,
+            relays: BTreeMap::new(),
+            reachable: BTreeSet::from([me]),
+            terminals: BTreeSet::new(),
+            revoked: BTreeSet::new(),
+            unproven: BTreeSet::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Hears of a change to the table ([`super::gossip::Output::Changed`]).
+    pub fn handle_change(&mut self, old: Option<&Record>, new: Option<&Record>, table: &mut Table) {
+        let Some(row) = new.or(old) else { return };
+        let live = |record: Option<&Record>| record.is_some_and(|record| !record.is_tombstone());
+        match row.kind() {
+            RecordKind::ACCOUNT if row.origin() == RelayId::AUTHORITY => self.account(row, table),
+            RecordKind::REVOCATION | RecordKind::RELAY_ACCOUNT
+                if row.origin() == RelayId::AUTHORITY =>
+            {
+                self.authority_row(row.kind(), row.key(), table);
+            }
+            RecordKind::ATTACHMENT => {
+                let relay = self.relays.entry(row.origin()).or_default();
+                match (live(old), live(new)) {
+                    (false, true) => relay.attached += 1,
+                    (true, false) => relay.attached = relay.attached.saturating_sub(1),
+                    _ => {}
+                }
+                if let Some(new) = new.filter(|record| !record.is_tombstone()) {
+                    self.attachment(new, table);
+                }
+                self.drop_if_empty(row.origin());
+            }
+            RecordKind::RELAY | RecordKind::LINKS | RecordKind::LOAD if row.key().is_empty() => {
+                self.relay_row(row.origin(), row.kind(), table);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes the relays that can be reached; this one is always among them.
+    pub fn set_reachable(&mut self, relays: &BTreeSet<RelayId>) {
+        self.reachable.clone_from(relays);
+        self.reachable.insert(self.me);
+    }
+
+    /// The key of another term of the authority is known to the table: checks what had to wait for it.
+    pub fn handle_authority_key(&mut self, table: &mut Table) {
+        for (kind, key) in std::mem::take(&mut self.unproven) {
+            self.authority_row(kind, &key, table);
+        }
+    }
+
+    /// The next thing that others should hear of.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn account(&mut self, row: &Record, table: &Table) {
+        let id = std::str::from_utf8(row.key()).ok().and_then(|word| TerminalId::new(word).ok());
+        let Some(id) = id else { return };
+        let held = table.get(RelayId::AUTHORITY, RecordKind::ACCOUNT, row.key());
+        if held.is_some_and(|held| !held.is_tombstone()) {
+            self.terminals.insert(id);
+        } else {
+            self.terminals.remove(&id);
+        }
+    }
+
+    fn authority_row(&mut self, kind: RecordKind, key: &[u8], table: &mut Table) {
+        let held = table.get(RelayId::AUTHORITY, kind, key).is_some_and(|row| !row.is_tombstone());
+        let row = table.authority_row(kind, key).map(|row| row.payload().to_vec());
+        if held && row.is_none() {
+            self.unproven.insert((kind, key.to_vec()));
+        } else {
+            self.unproven.remove(&(kind, key.to_vec()));
+        }
+        if kind == RecordKind::REVOCATION {
+            self.revocation(key, row.is_some());
+        } else {
+            self.relay_account(key, row.and_then(|payload| rows::read(&payload).ok()));
+        }
+    }
+
+    fn revocation(&mut self, key: &[u8], stands: bool) {
+        let Ok(fingerprint) = <[u8; 32]>::try_from(key).map(KeyFingerprint) else { return };
+        if !stands {
+            self.revoked.remove(&fingerprint);
+        } else if self.revoked.insert(fingerprint) {
+            self.outputs.push_back(Output::Revoked(fingerprint));
+        }
+    }
+
+    fn relay_account(&mut self, key: &[u8], account: Option<RelayAccountRow>) {
+        let name = std::str::from_utf8(key).ok().and_then(|word| RelayName::new(word).ok());
+        let Some(name) = name else { return };
+        let id = RelayId::of(&self.mesh, &name);
+        let relay = self.relays.entry(id).or_default();
+        if relay.account != account {
+            relay.account = account;
+            relay.name = Some(name);
+            self.outputs.push_back(Output::ContactsChanged);
+        }
+        self.drop_if_empty(id);
+    }
+
+    fn relay_row(&mut self, origin: RelayId, kind: RecordKind, table: &Table) {
+        let held = table.get(origin, kind, &[]).filter(|row| !row.is_tombstone());
+        let relay = self.relays.entry(origin).or_default();
+        match held {
+            Some(row) => relay.updated.insert(kind, row.wall_ms()),
+            None => relay.updated.remove(&kind),
+        };
+        let payload = held.map(Record::payload);
+        if kind == RecordKind::RELAY {
+            let row = payload.and_then(|payload| rows::read::<RelayRow>(payload).ok());
+            let row = row.filter(|row| RelayId::of(&self.mesh, &row.name) == origin);
+            if relay.row != row {
+                if let Some(row) = &row {
+                    relay.name = Some(row.name.clone());
+                }
+                relay.row = row;
+                self.outputs.push_back(Output::ContactsChanged);
+            }
+        } else if kind == RecordKind::LINKS {
+            let links = payload.and_then(|payload| rows::read(payload).ok()).unwrap_or_default();
+            if relay.links != links {
+                relay.links = links;
+                self.outputs.push_back(Output::LinksChanged(origin));
+            }
+        } else {
+            let load: LoadRow =
+                payload.and_then(|payload| rows::read(payload).ok()).unwrap_or_default();
+            if relay.load.draining != load.draining {
+                self.outputs.push_back(Output::ContactsChanged);
+            }
+            if relay.load != load {
+                relay.load = load;
+                self.outputs.push_back(Output::LoadChanged(origin));
+            }
+        }
+        self.drop_if_empty(origin);
+    }
+
+    fn drop_if_empty(&mut self, id: RelayId) {
+        if self.relays.get(&id).is_some_and(Relay::is_empty) {
+            self.relays.remove(&id);
+        }
+    }
+
+    /// An attachment came or changed: does it supersede one here?
+    fn attachment(&mut self, new: &Record, table: &Table) {
+        if new.origin() == self.me {
+            return;
+        }
+        let Some(here) = table.get(self.me, RecordKind::ATTACHMENT, new.key()) else { return };
+        if here.is_tombstone() {
+            return;
+        }
+        let read = |record: &Record| rows::read::<AttachmentRow>(record.payload()).ok();
+        let (Some(here), Some(there)) = (read(here), read(new)) else { return };
+        if (there.epoch, there.instance) <= (here.epoch, here.instance) {
+            return;
+        }
+        let id = std::str::from_utf8(new.key()).ok().and_then(|word| TerminalId::new(word).ok());
+        if let Some(terminal) = id {
+            self.outputs.push_back(Output::NewerLogin {
+                terminal,
+                relay: new.origin(),
+                epoch: there.epoch,
+                instance: there.instance,
+            });
+        }
+    }
+
+    /// Whether a key was revoked.
+    pub fn is_revoked(&self, key: &KeyFingerprint) -> bool {
+        self.revoked.contains(key)
+    }
+
+    /// All revoked keys.
+    pub fn revoked(&self) -> impl Iterator<Item = KeyFingerprint> + '_ {
+        self.revoked.iter().copied()
+    }
+
+    /// The relay's name.
+    pub fn name_of(&self, relay: RelayId) -> Option<RelayName> {
+        self.relays.get(&relay).and_then(|relay| relay.name.clone())
+    }
+
+    /// The account of a relay that joined.
+    pub fn account_of_relay(&self, relay: RelayId) -> Option<&RelayAccountRow> {
+        self.relays.get(&relay).and_then(|relay| relay.account.as_ref())
+    }
+
+    /// Whether a path over live links leads to this relay.
+    pub fn is_reachable(&self, relay: RelayId) -> bool {
+        self.reachable.contains(&relay)
+    }
+
+    /// The links that each relay says it has, ordered by relay.
+    pub fn links(&self) -> impl Iterator<Item = (RelayId, &LinksRow)> + '_ {
+        self.relays.iter().map(|(id, relay)| (*id, &relay.links))
+    }
+
+    /// The links that a relay says it has.
+    pub fn links_of(&self, relay: RelayId) -> &LinksRow {
+        static NONE: LinksRow = LinksRow { links: Vec::new() };
+        self.relays.get(&relay).map_or(&NONE, |relay| &relay.links)
+    }
+
+    /// The load of a relay.
+    pub fn load(&self, relay: RelayId) -> LoadRow {
+        self.relays.get(&relay).map_or_else(LoadRow::default, |relay| relay.load)
+    }
+
+    /// How to reach every relay that ever joined, ordered by name.
+    pub fn contacts(&self) -> Vec<RelayContact> {
+        let mut contacts: Vec<RelayContact> = self
+            .relays
+            .values()
+            .filter_map(|relay| {
+                Some(RelayContact {
+                    name: relay.name.clone()?,
+                    addresses: relay.addresses().to_vec(),
+                    draining: relay.load.draining,
+                })
+            })
+            .collect();
+        contacts.sort_by(|a, b| a.name.cmp(&b.name));
+        contacts
+    }
+
+    /// Every relay, reachable or not, ordered by name.
+    pub fn relays(&self) -> Vec<RelayView> {
+        let mut views: Vec<RelayView> =
+            self.relays.iter().filter_map(|(id, relay)| self.relay_view(*id, relay)).collect();
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        views
+    }
+
+    fn relay_view(&self, id: RelayId, relay: &Relay) -> Option<RelayView> {
+        let mut links: Vec<RelayLinkView> = relay
+            .links
+            .links
+            .iter()
+            .filter_map(|link| {
+                Some(RelayLinkView { relay: self.name_of(link.peer)?, rtt_us: link.rtt_us })
+            })
+            .collect();
+        links.sort_by(|a, b| a.relay.cmp(&b.relay));
+        let registered = relay.account.as_ref().map_or(0, |account| account.registered_ms);
+        Some(RelayView {
+            id: id.to_string(),
+            name: relay.name.clone()?,
+            addresses: relay.addresses().to_vec(),
+            version: relay.row.as_ref().map(|row| row.software.clone()).unwrap_or_default(),
+            registrar: relay.account.as_ref().is_some_and(|account| account.registrar),
+            reachable: self.is_reachable(id),
+            draining: relay.load.draining,
+            terminals: relay.attached,
+            links,
+            updated_at: relay.updated.values().copied().max().unwrap_or(registered),
+        })
+    }
+
+    /// The size of the table, and its hash.
+    pub fn table_view(&self, table: &Table) -> TableView {
+        TableView {
+            rows: table.len(),
+            relays: self.relays.values().filter(|relay| relay.name.is_some()).count(),
+            terminals: self.terminals.len(),
+            hash: format!("{:016x}", table.hash()),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Terminals: where one is, how it is shown, lists of them.
+
+use std::cmp::Reverse;
+use std::net::SocketAddr;
+use std::ops::Bound;
+
+use tasuki_proto::record::{Record, RecordKind};
+use tasuki_proto::rows::{self, AccountRow, AttachmentRole, AttachmentRow};
+use tasuki_proto::view::{AttachmentView, TerminalFilter, TerminalState, TerminalView};
+use tasuki_proto::{LoginEpoch, RelayId, TerminalId, limits};
+
+use super::Directory;
+use crate::core::gossip::table::Table;
+
+/// Signatures that one page of a list checks at most; the next page goes on.
+const CHECKS_PER_PAGE: usize = 64;
+
+/// Where a terminal is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    /// To this relay.
+    pub relay: RelayId,
+    /// In this log-in.
+    pub epoch: LoginEpoch,
+    /// By this process of the agent.
+    pub instance: u64,
+    /// As primary or standby.
+    pub role: AttachmentRole,
+    /// The terminal's address as the relay sees it.
+    pub address: SocketAddr,
+}
+
+/// What the table says about a terminal (C7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// Not registered.
+    Unknown,
+    /// The table does not hold its account, but shows that it may come.
+    NotYetKnown,
+    /// Registered, and attached nowhere.
+    LoggedOut,
+    /// Attached to relays that cannot be reached.
+    Unreachable,
+    /// Attached here; where it has several current attachments, the primary.
+    At(Location),
+}
+
+/// A live attachment.
+struct Attachment<'a> {
+    relay: RelayId,
+    reachable: bool,
+    record: &'a Record,
+    row: AttachmentRow,
+}
+
+impl Directory {
+    /// Where a terminal is. Current is the highest log-in among the attachments at reachable relays.
+    pub fn lookup(&self, table: &mut Table, id: &TerminalId) -> Lookup {
+        let key = id.as_str().as_bytes();
+        let known = table.authority_row(RecordKind::ACCOUNT, key).is_some();
+        let mut best: Option<Location> = None;
+        let mut attached = false;
+        for found in self.attachments(table, key) {
+            attached = true;
+            let here = Location {
+                relay: found.relay,
+                epoch: found.row.epoch,
+                instance: found.row.instance,
+                role: found.row.role,
+                address: found.row.address,
+            };
+            if found.reachable && best.is_none_or(|best| rank(&here) > rank(&best)) {
+                best = Some(here);
+            }
+        }
+        match best {
+            _ if !known => {
+                let empty = table.watermark(RelayId::AUTHORITY).sequence == 0;
+                if attached || empty { Lookup::NotYetKnown } else { Lookup::Unknown }
+            }
+            Some(location) => Lookup::At(location),
+            None if attached => Lookup::Unreachable,
+            None => Lookup::LoggedOut,
+        }
+    }
+
+    fn attachments<'a>(
+        &'a self,
+        table: &'a Table,
+        key: &'a [u8],
+    ) -> impl Iterator<Item = Attachment<'a>> + 'a {
+        table.live(RecordKind::ATTACHMENT, key).filter_map(|record| {
+            let row = rows::read(record.payload()).ok()?;
+            let relay = record.origin();
+            Some(Attachment { relay, reachable: self.is_reachable(relay), record, row })
+        })
+    }
+
+    /// The current attachments of a terminal at reachable relays, the primary first.
+    pub fn locations(&self, table: &Table, id: &TerminalId) -> Vec<Location> {
+        let mut all: Vec<Location> = self
+            .attachments(table, id.as_str().as_bytes())
+            .filter(|found| found.reachable)
+            .map(|found| Location {
+                relay: found.relay,
+                epoch: found.row.epoch,
+                instance: found.row.instance,
+                role: found.row.role,
+                address: found.row.address,
+            })
+            .collect();
+        all.sort_by_key(|location| Reverse(rank(location)));
+        if let Some(first) = all.first().copied() {
+            all.retain(|other| (other.epoch, other.instance) == (first.epoch, first.instance));
+        }
+        all
+    }
+
+    /// The highest log-in known of a terminal, reachable or not, and the process it belongs to.
+    pub fn highest_login(&self, table: &Table, id: &TerminalId) -> Option<(LoginEpoch, u64)> {
+        self.attachments(table, id.as_str().as_bytes())
+            .map(|found| (found.row.epoch, found.row.instance))
+            .max()
+    }
+
+    /// The account of a terminal.
+    pub fn account_of(&self, table: &mut Table, id: &TerminalId) -> Option<AccountRow> {
+        let row = table.authority_row(RecordKind::ACCOUNT, id.as_str().as_bytes())?;
+        rows::read(row.payload()).ok()
+    }
+
+    /// How many terminals have an account.
+    pub fn terminal_count(&self) -> usize {
+        self.terminals.len()
+    }
+
+    /// How a terminal is shown.
+    pub fn terminal_view(&self, table: &mut Table, id: &TerminalId) -> Option<TerminalView> {
+        let account = table.authority_row(RecordKind::ACCOUNT, id.as_str().as_bytes())?;
+        let mut updated_at = account.wall_ms();
+        let account: AccountRow = rows::read(account.payload()).ok()?;
+        let key = id.as_str().as_bytes();
+        let mut found: Vec<Attachment<'_>> = self.attachments(table, key).collect();
+        let unreachable = !found.is_empty() && !found.iter().any(|one| one.reachable);
+        found.retain(|one| unreachable || one.reachable);
+        let current = found.iter().map(|one| (one.row.epoch, one.row.instance)).max();
+        found.retain(|one| Some((one.row.epoch, one.row.instance)) == current);
+        let sessions = found.iter().fold(0_u32, |sum, one| sum.saturating_add(one.row.sessions));
+        for one in &found {
+            updated_at = updated_at.max(one.record.wall_ms());
+        }
+        let mut attachments: Vec<AttachmentView> = found
+            .iter()
+            .filter_map(|one| {
+                Some(AttachmentView {
+                    relay: self.name_of(one.relay)?,
+                    role: one.row.role,
+                    since: one.row.since_ms,
+                    address: one.row.address,
+                })
+            })
+            .collect();
+        attachments.sort_by(|a, b| a.relay.cmp(&b.relay));
+        let state = if unreachable {
+            TerminalState::Unreachable
+        } else if found.is_empty() {
+            TerminalState::LoggedOut
+        } else if sessions == 0 {
+            TerminalState::LoggedIn
+        } else {
+            TerminalState::InCommunication
+        };
+        if found.is_empty() {
+            updated_at = updated_at.max(table.last_tombstone(RecordKind::ATTACHMENT, key));
+        }
+        Some(TerminalView {
+            id: id.clone(),
+            kind: account.kind,
+            attributes: account.attributes,
+            state,
+            sessions,
+            attachments,
+            updated_at,
+        })
+    }
+
+    /// A page of terminals behind `after`, ordered by id, and where the next page begins. Looks at no more than
+    /// [`limits::PAGE_SCAN`] terminals, so it may hold fewer than `limit` although more follow.
+    pub fn list(
+        &self,
+        table: &mut Table,
+        filter: &TerminalFilter,
+        after: Option<&TerminalId>,
+        limit: usize,
+    ) -> (Vec<TerminalView>, Option<TerminalId>) {
+        let limit = limit.clamp(1, limits::PAGE);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut items = Vec::new();
+        let mut checks = 0;
+        let mut range = self.terminals.range((from, Bound::Unbounded));
+        let mut last = None;
+        for id in range.by_ref().take(limits::PAGE_SCAN) {
+            last = Some(id);
+            if filter.text.as_ref().is_some_and(|text| !id.as_str().contains(text.as_str())) {
+                continue;
+            }
+            let row = table.get(RelayId::AUTHORITY, RecordKind::ACCOUNT, id.as_str().as_bytes());
+            checks += usize::from(row.is_some_and(|row| table.is_unchecked(row)));
+            if let Some(view) = self.terminal_view(table, id)
+                && filter.state.is_none_or(|state| state == view.state)
+                && filter.kind.as_ref().is_none_or(|kind| *kind == view.kind)
+            {
+                items.push(view);
+            }
+            if items.len() == limit || checks == CHECKS_PER_PAGE {
+                break;
+            }
+        }
+        let next = if range.next().is_some() { last.cloned() } else { None };
+        (items, next)
+    }
+}
+
+/// Attachments in the order of preference: the newest log-in, in it the primary, and among equals the same one at
+/// every relay.
+fn rank(location: &Location) -> impl Ord + use<> {
+    (location.epoch, location.instance, Reverse(location.role), Reverse(location.relay))
+}

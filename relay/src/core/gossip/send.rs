@@ -1,0 +1,280 @@
+//! From what links are owed to messages: cursors, announcements, requests.
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use tasuki_proto::gossip::{GossipMessage, Prune, Rows, Span, Want, Watermarks};
+use tasuki_proto::record::Version;
+use tasuki_proto::{RelayId, limits};
+
+use super::link::{Link, Word};
+use super::{Gossip, Output, Timer};
+use crate::core::LinkId;
+
+impl Gossip {
+    pub(super) fn link_up(&mut self, link: LinkId, peer: RelayId, now: Instant) {
+        self.links.insert(link, Link::new(peer, now));
+        self.refresh(link, now);
+    }
+
+    pub(super) fn link_down(&mut self, link: LinkId, now: Instant) {
+        self.links.remove(&link);
+        self.stirred.remove(&link);
+        self.timers.clear(Timer::Announce(link));
+        self.timers.clear(Timer::Refresh(link));
+        let orphans: Vec<RelayId> = self
+            .routes
+            .iter()
+            .filter(|(_, route)| {
+                let retells = route.retelling.as_ref().is_some_and(|r| r.link == link);
+                route.parent == Some(link) || retells
+            })
+            .map(|(origin, _)| *origin)
+            .collect();
+        for origin in orphans {
+            self.end_retelling(origin);
+            if let Some(route) = self.routes.get_mut(&origin) {
+                route.parent = None;
+            }
+            self.look_for_missing(origin, now);
+        }
+    }
+
+    /// Says all watermarks on a link: at its beginning (the digest), and from time to time.
+    pub(super) fn refresh(&mut self, link: LinkId, now: Instant) {
+        let Some(state) = self.links.get_mut(&link) else { return };
+        state.marks.extend(self.table.origins());
+        self.stirred.insert(link);
+        self.timers.set(Timer::Refresh(link), now + self.config.refresh);
+    }
+
+    /// This origin has more than before: every link that lacks it is owed rows or a watermark.
+    pub(super) fn spread(&mut self, origin: RelayId) {
+        let version = self.ready(origin);
+        for (id, link) in &mut self.links {
+            let cursor = link.cursors.entry(origin).or_default();
+            if cursor.at >= version {
+                continue;
+            }
+            if !cursor.eager {
+                link.marks.insert(origin);
+            } else if !cursor.queued {
+                cursor.queued = true;
+                link.rows.push_back(origin);
+            }
+            self.stirred.insert(*id);
+        }
+    }
+
+    /// The version up to which an origin's rows may be passed on.
+    pub(super) fn ready(&self, origin: RelayId) -> Version {
+        Version {
+            incarnation: self.table.watermark(origin).incarnation,
+            sequence: self.table.ready(origin),
+        }
+    }
+
+    /// Asks a link for an origin's rows, from here on; not twice for the same within [`super::Config::ask_again`].
+    pub(super) fn ask(&mut self, link: LinkId, origin: RelayId, now: Instant) {
+        let at = self.table.watermark(origin);
+        let Some(state) = self.links.get_mut(&link) else { return };
+        let again = self.config.ask_again;
+        let cursor = state.cursors.entry(origin).or_default();
+        if !cursor.asked.is_some_and(|(what, when)| what == at && now < when + again) {
+            cursor.asked = Some((at, now));
+            cursor.pruned = None;
+            state.words.insert(origin, Word::Want);
+            self.stirred.insert(link);
+        }
+        self.routes.entry(origin).or_default().parent = Some(link);
+        self.timers.set(Timer::Graft(origin), now + again);
+    }
+
+    /// Tells a link to send watermarks of this origin only.
+    pub(super) fn prune(&mut self, link: LinkId, origin: RelayId, now: Instant) {
+        let Some(state) = self.links.get_mut(&link) else { return };
+        let cursor = state.cursors.entry(origin).or_default();
+        let again = self.config.ask_again;
+        if cursor.pruned.is_some_and(|when| now < when + again) || state.words.contains_key(&origin)
+        {
+            return;
+        }
+        cursor.pruned = Some(now);
+        cursor.asked = None;
+        state.words.insert(origin, Word::Prune);
+        self.stirred.insert(link);
+    }
+
+    /// Sees to it that somebody is asked for what is announced of an origin: at once where no parent is expected to
+    /// bring it, else after a while.
+    pub(super) fn look_for_missing(&mut self, origin: RelayId, now: Instant) {
+        if self.best_source(origin, None).is_none() {
+            self.timers.clear(Timer::Graft(origin));
+            return;
+        }
+        match self.routes.get(&origin).and_then(|route| route.parent) {
+            Some(_) => self.timers.start(Timer::Graft(origin), now + self.config.graft_delay),
+            None => {
+                if let Some(link) = self.best_source(origin, None) {
+                    self.ask(link, origin, now);
+                }
+            }
+        }
+    }
+
+    /// What was announced has not come: asks another link.
+    pub(super) fn graft(&mut self, origin: RelayId, now: Instant) {
+        self.end_retelling(origin);
+        let parent = self.routes.get(&origin).and_then(|route| route.parent);
+        let source = self.best_source(origin, parent).or_else(|| self.best_source(origin, None));
+        if let Some(link) = source {
+            self.counters.grafts += 1;
+            self.ask(link, origin, now);
+        }
+    }
+
+    /// The link, other than `not`, whose peer is furthest ahead of this relay.
+    fn best_source(&self, origin: RelayId, not: Option<LinkId>) -> Option<LinkId> {
+        if origin == self.config.relay || !self.may_take(origin) {
+            return None;
+        }
+        self.links
+            .iter()
+            .filter(|(id, link)| Some(**id) != not && self.is_newer(origin, link.at(origin)))
+            .max_by_key(|(id, link)| {
+                (link.at(origin), link.peer == origin, std::cmp::Reverse(**id))
+            })
+            .map(|(id, _)| *id)
+    }
+
+    /// Turns what is owed into messages, as far as the network takes them.
+    pub(super) fn pump(&mut self, now: Instant) {
+        while let Some(id) = self.stirred.pop_first() {
+            while let Some(message) = self.next_message(id, now) {
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.in_flight += 1;
+                }
+                self.outputs.push_back(Output::Send(id, message));
+            }
+        }
+    }
+
+    fn next_message(&mut self, id: LinkId, now: Instant) -> Option<GossipMessage> {
+        let link = self.links.get_mut(&id)?;
+        if link.in_flight >= self.config.sends_in_flight {
+            return None;
+        }
+        if let Some((origin, word)) = link.words.pop_first() {
+            return Some(self.say(origin, word));
+        }
+        if !link.marks.is_empty() {
+            if link.marks_from <= now {
+                if let Some(message) = self.announce(id, now) {
+                    return Some(message);
+                }
+            } else {
+                self.timers.start(Timer::Announce(id), link.marks_from);
+            }
+        }
+        loop {
+            let origin = self.links.get_mut(&id)?.rows.pop_front()?;
+            if let Some(rows) = self.next_rows(id, origin) {
+                return Some(GossipMessage::Rows(rows));
+            }
+        }
+    }
+
+    fn say(&mut self, origin: RelayId, word: Word) -> GossipMessage {
+        match word {
+            Word::Want => {
+                self.counters.wants += 1;
+                let at = self.table.watermark(origin);
+                GossipMessage::Want(Want {
+                    origin,
+                    incarnation: at.incarnation,
+                    watermark: at.sequence,
+                })
+            }
+            Word::Prune => {
+                self.counters.prunes += 1;
+                GossipMessage::Prune(Prune { origin })
+            }
+        }
+    }
+
+    /// The watermarks that a link waits for.
+    fn announce(&mut self, id: LinkId, now: Instant) -> Option<GossipMessage> {
+        let mut origins = Vec::new();
+        while origins.len() < limits::GOSSIP_WATERMARKS {
+            let Some(origin) = self.links.get_mut(&id)?.marks.pop_first() else { break };
+            let version = self.ready(origin);
+            if self.table.knows(origin) && version.sequence > 0 {
+                origins.push((origin, version));
+            }
+        }
+        if origins.is_empty() {
+            return None;
+        }
+        let link = self.links.get_mut(&id)?;
+        if link.marks.is_empty() {
+            link.marks_from = now + self.config.announce_interval;
+        }
+        self.counters.watermark_messages += 1;
+        Some(GossipMessage::Watermarks(Watermarks { origins }))
+    }
+
+    /// The next rows of an origin that a link is owed, and moves its cursor behind them.
+    fn next_rows(&mut self, id: LinkId, origin: RelayId) -> Option<Rows> {
+        let ready = self.ready(origin);
+        let horizon = self.table.horizon(origin);
+        let link = self.links.get_mut(&id)?;
+        let cursor = link.cursors.get_mut(&origin)?;
+        cursor.queued = false;
+        if cursor.at >= ready {
+            return None;
+        }
+        if !cursor.eager {
+            link.marks.insert(origin);
+            self.stirred.insert(id);
+            return None;
+        }
+        if cursor.at.incarnation < ready.incarnation {
+            cursor.at = Version { incarnation: ready.incarnation, sequence: 0 };
+            cursor.retold_at = 0;
+        }
+        if cursor.at.sequence < horizon && cursor.retold_at < horizon {
+            cursor.at.sequence = 0;
+            cursor.retold_at = ready.sequence;
+        }
+        let from = cursor.at.sequence;
+        let (records, to, count) = self.table.chunk(origin, from, ready.sequence);
+        cursor.at.sequence = to;
+        let last = to == ready.sequence;
+        if !last {
+            cursor.queued = true;
+            link.rows.push_back(origin);
+        }
+        self.counters.sent += count;
+        self.counters.rows_messages += 1;
+        let incarnation = ready.incarnation;
+        Some(Rows { span: Span { origin, incarnation, from, to, horizon, last }, records })
+    }
+}
+
+impl super::Table {
+    /// Rows in `(from, to]`, as many as one message takes: their bytes, up to which sequence, how many.
+    fn chunk(&self, origin: RelayId, from: u64, to: u64) -> (Bytes, u64, u64) {
+        let mut bytes = BytesMut::new();
+        let mut reached = from;
+        let mut count = 0;
+        for row in self.rows_between(origin, from, to) {
+            if bytes.len() >= limits::GOSSIP_CHUNK_BYTES {
+                return (bytes.freeze(), reached, count);
+            }
+            bytes.extend_from_slice(row.as_bytes());
+            reached = row.version().sequence;
+            count += 1;
+        }
+        (bytes.freeze(), to, count)
+    }
+}

@@ -1,0 +1,170 @@
+use super::*;
+
+struct World {
+    login: Login,
+    now: Instant,
+}
+
+const KEY: KeyFingerprint = KeyFingerprint([7; 32]);
+
+fn known(epoch: u64, instance: u64) -> Known {
+    Known { account: true, highest: Some((LoginEpoch(epoch), instance)) }
+}
+
+impl World {
+    #[allow(clippy::disallowed_methods)]
+    fn new() -> Self {
+        let name = RelayName::new("r1").unwrap();
+        Self { login: Login::new(RelayId(1), name), now: Instant::now() }
+    }
+
+    fn give(&mut self, input: Input) -> Vec<Output> {
+        self.login.handle(input, self.now, 1);
+        std::iter::from_fn(|| self.login.poll_output()).collect()
+    }
+
+    fn connect(&mut self, conn: u64, terminal: &str) {
+        let outputs = self.give(Input::Connected {
+            conn: ConnId(conn),
+            terminal: TerminalId::new(terminal).unwrap(),
+            key: KEY,
+            address: "127.0.0.1:9".parse().unwrap(),
+            handle: Label::new(5).unwrap(),
+        });
+        assert_eq!(outputs, []);
+    }
+
+    fn hello(&mut self, conn: u64, instance: u64, known: Known) -> Vec<Output> {
+        let hello = Hello { protocol: version::PROTOCOL, software: "test".to_owned(), instance };
+        self.give(Input::Hello(ConnId(conn), hello, known))
+    }
+
+    fn login(&mut self, conn: u64, epoch: u64, known: Known) -> Vec<Output> {
+        let login = LoginMessage {
+            epoch: LoginEpoch(epoch),
+            role: tasuki_proto::rows::AttachmentRole::Primary,
+        };
+        self.give(Input::Login(ConnId(conn), login, known))
+    }
+
+    fn attach(&mut self, conn: u64, instance: u64, epoch: u64) -> Vec<Output> {
+        self.connect(conn, "a");
+        self.hello(conn, instance, known(epoch - 1, 0));
+        self.login(conn, epoch, known(epoch - 1, 0))
+    }
+}
+
+fn refused_with(outputs: &[Output]) -> Option<RefusalCode> {
+    outputs.iter().find_map(|output| match output {
+        Output::Send(_, ToTerminal::Refused(refused)) => Some(refused.refusal.code),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_log_in_writes_its_row_and_a_log_out_removes_it() {
+    let mut world = World::new();
+    let outputs = world.attach(1, 77, 4);
+    assert!(matches!(&outputs[0], Output::Write(_, row) if row.epoch == LoginEpoch(4)));
+    assert!(matches!(&outputs[2], Output::Attached(ConnId(1), _)));
+    let outputs = world.give(Input::Logout(ConnId(1)));
+    assert!(matches!(outputs[0], Output::Detached(_, _, RefusalCode::LoggedOut)));
+    assert!(matches!(outputs[1], Output::Remove(_)));
+    assert!(world.login.is_empty());
+}
+
+#[test]
+fn a_new_log_in_takes_the_place_of_the_old_at_once() {
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    let outputs = world.attach(2, 78, 5);
+    assert_eq!(refused_with(&outputs), Some(RefusalCode::Superseded));
+    assert!(outputs.contains(&Output::Close(ConnId(1), RefusalCode::Superseded)));
+    assert_eq!(world.login.conn_of(&TerminalId::new("a").unwrap()), Some(ConnId(2)));
+    // The old connection's end does not touch the new row.
+    assert_eq!(world.give(Input::Closed(ConnId(1))), []);
+    assert_eq!(world.login.len(), 1);
+}
+
+#[test]
+fn an_older_log_in_is_refused() {
+    let mut world = World::new();
+    world.connect(1, "a");
+    world.hello(1, 77, known(9, 5));
+    assert_eq!(refused_with(&world.login(1, 8, known(9, 5))), Some(RefusalCode::Superseded));
+}
+
+#[test]
+fn the_same_epoch_is_for_the_same_process_only() {
+    let mut world = World::new();
+    world.connect(1, "a");
+    world.hello(1, 77, known(9, 77));
+    assert_eq!(refused_with(&world.login(1, 9, known(9, 77))), None);
+    world.connect(2, "a");
+    world.hello(2, 78, known(9, 77));
+    assert_eq!(refused_with(&world.login(2, 9, known(9, 77))), Some(RefusalCode::Superseded));
+}
+
+#[test]
+fn a_newer_log_in_elsewhere_cuts_this_one() {
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    let id = TerminalId::new("a").unwrap();
+    assert_eq!(world.give(Input::Elsewhere(id.clone(), LoginEpoch(4), 77)), []);
+    assert_eq!(world.give(Input::Elsewhere(id.clone(), LoginEpoch(3), 99)), []);
+    let outputs = world.give(Input::Elsewhere(id, LoginEpoch(5), 1));
+    assert_eq!(refused_with(&outputs), Some(RefusalCode::Superseded));
+}
+
+#[test]
+fn too_old_unknown_revoked_and_draining_are_refused_by_code() {
+    let mut world = World::new();
+    world.connect(1, "a");
+    let hello = Hello { protocol: 0, software: "old".to_owned(), instance: 1 };
+    let outputs = world.give(Input::Hello(ConnId(1), hello, known(0, 0)));
+    assert_eq!(refused_with(&outputs), Some(RefusalCode::ProtocolTooOld));
+
+    world.connect(2, "b");
+    let unknown = Known { account: false, highest: None };
+    assert_eq!(refused_with(&world.hello(2, 1, unknown)), Some(RefusalCode::NotYetKnown));
+
+    world.attach(3, 1, 1);
+    assert_eq!(refused_with(&world.give(Input::Revoked(KEY))), Some(RefusalCode::Revoked));
+    assert!(world.login.is_empty());
+
+    world.login.set_draining(true);
+    world.connect(4, "d");
+    assert_eq!(refused_with(&world.hello(4, 1, known(0, 0))), Some(RefusalCode::Draining));
+}
+
+#[test]
+fn messages_out_of_order_are_protocol_errors() {
+    let mut world = World::new();
+    world.connect(1, "a");
+    assert_eq!(refused_with(&world.login(1, 1, known(0, 0))), Some(RefusalCode::ProtocolError));
+    world.connect(2, "b");
+    world.hello(2, 1, known(0, 0));
+    assert_eq!(refused_with(&world.hello(2, 1, known(0, 0))), Some(RefusalCode::ProtocolError));
+    world.connect(3, "c");
+    world.hello(3, 1, known(0, 0));
+    assert_eq!(
+        refused_with(&world.login(3, u64::MAX, known(0, 0))),
+        Some(RefusalCode::ProtocolError)
+    );
+}
+
+#[test]
+fn counts_go_out_at_once_between_0_and_1_and_else_once_a_second() {
+    let mut world = World::new();
+    world.attach(1, 1, 1);
+    let count = |world: &mut World, n| world.give(Input::Communicating(ConnId(1), n)).len();
+    assert_eq!(count(&mut world, 1), 1);
+    assert_eq!(count(&mut world, 2), 0);
+    assert_eq!(count(&mut world, 3), 0);
+    let due = world.login.poll_timeout().unwrap();
+    world.now = due;
+    world.login.handle_timeout(due);
+    assert!(matches!(world.login.poll_output(), Some(Output::Write(_, row)) if row.sessions == 3));
+    assert_eq!(world.login.poll_timeout(), None);
+    assert_eq!(count(&mut world, 0), 1);
+}

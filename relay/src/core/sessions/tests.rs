@@ -1,0 +1,314 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+const LINE: usize = 3;
+
+/// Three relays in a line, the caller's connection at the first and the callee's at the last. Link `n` joins
+/// relay `n` and relay `n + 1`. Messages travel in order and at once.
+struct World {
+    relays: Vec<Sessions>,
+    now: Instant,
+    installed: Vec<BTreeSet<Label>>,
+    to_terminals: Vec<(usize, ToTerminal)>,
+    finished: Vec<(usize, Finished)>,
+}
+
+const CALLER: ConnId = ConnId(1);
+const CALLEE: ConnId = ConnId(2);
+
+fn name(text: &str) -> TerminalId {
+    TerminalId::new(text).unwrap()
+}
+
+fn id(nonce: u64) -> SessionId {
+    SessionId { edge: RelayId(1), nonce }
+}
+
+impl World {
+    #[allow(clippy::disallowed_methods)]
+    fn new() -> Self {
+        Self {
+            relays: (0..LINE)
+                .map(|n| Sessions::new(RelayId(n as u64 + 1), [n as u8; 32]))
+                .collect(),
+            now: Instant::now(),
+            installed: vec![BTreeSet::new(); LINE],
+            to_terminals: Vec::new(),
+            finished: Vec::new(),
+        }
+    }
+
+    fn next_of(relay: usize) -> Neighbour {
+        if relay + 1 == LINE {
+            Neighbour::Terminal(CALLEE)
+        } else {
+            Neighbour::Link(LinkId(relay as u64))
+        }
+    }
+
+    fn give(&mut self, relay: usize, input: Input) {
+        let mut queue = VecDeque::from([(relay, input)]);
+        while let Some((at, input)) = queue.pop_front() {
+            self.relays[at].handle(input, self.now, 5);
+            self.drain(at, &mut queue);
+        }
+    }
+
+    fn drain(&mut self, at: usize, queue: &mut VecDeque<(usize, Input)>) {
+        while let Some(output) = self.relays[at].poll_output() {
+            match output {
+                Output::ToTerminal(_, message) => self.to_terminals.push((at, message)),
+                Output::Install(forwarding) => assert!(self.installed[at].insert(forwarding.label)),
+                Output::Remove(label) => assert!(self.installed[at].remove(&label)),
+                Output::Communicating(..) => {}
+                Output::Finished(finished) => self.finished.push((at, *finished)),
+                Output::ToPeer(link, message) => {
+                    let to = if link.0 as usize == at { at + 1 } else { at - 1 };
+                    let from = Neighbour::Link(link);
+                    let input = match message {
+                        ToPeer::Call(call) => {
+                            Input::Routed { from: link, call, next: Ok(Self::next_of(to)) }
+                        }
+                        ToPeer::Accept(accept) => Input::Accept {
+                            from,
+                            session: accept.session,
+                            label: accept.label,
+                            address: accept.callee_address,
+                        },
+                        ToPeer::Refuse(refused) => Input::Refuse { from, refused },
+                        ToPeer::End(end) => Input::End { from, end },
+                        ToPeer::Hello(_) => unreachable!(),
+                    };
+                    queue.push_back((to, input));
+                }
+            }
+        }
+    }
+
+    fn call(&mut self, session: SessionId) {
+        let place = Place {
+            route: vec![RelayId(1), RelayId(2), RelayId(3)],
+            names: ["r1", "r2", "r3"].map(|n| RelayName::new(n).unwrap()).to_vec(),
+            next: Self::next_of(0),
+        };
+        self.call_with(session, "b", Ok(place));
+    }
+
+    fn call_with(&mut self, session: SessionId, target: &str, place: Result<Place, Refusal>) {
+        let call = control::Call {
+            session,
+            target: name(target),
+            service: ServiceName::new("ssh").unwrap(),
+            tie_break: Some(1),
+            label: Label::new(100).unwrap(),
+        };
+        let address = "127.0.0.1:1".parse().unwrap();
+        self.give(0, Input::Call { from: CALLER, caller: name("a"), address, call, place });
+    }
+
+    fn accept(&mut self, session: SessionId) {
+        let from = Neighbour::Terminal(CALLEE);
+        let label = Label::new(200).unwrap();
+        self.give(LINE - 1, Input::Accept { from, session, label, address: None });
+    }
+
+    fn assert_gone(&self) {
+        assert!(self.relays.iter().all(Sessions::is_empty));
+        assert!(self.installed.iter().all(BTreeSet::is_empty), "a label is left");
+        assert!(self.relays.iter().all(|r| r.deadlines.is_empty()));
+        assert!(self.relays.iter().all(|r| r.sessions_by_neighbour.is_empty()));
+        for relay in &self.relays {
+            assert!(relay.terminals.values().all(|t| t.calling == 0 && t.active == 0));
+        }
+    }
+
+    fn last_to(&self, relay: usize) -> &ToTerminal {
+        &self.to_terminals.iter().rev().find(|(at, _)| *at == relay).unwrap().1
+    }
+}
+
+#[test]
+fn a_call_over_three_relays_installs_two_labels_at_each() {
+    let mut world = World::new();
+    world.call(id(1));
+    assert!(matches!(world.last_to(2), ToTerminal::Incoming(call) if call.caller == name("a")));
+    assert!(world.installed.iter().all(BTreeSet::is_empty), "no label before the answer");
+    world.accept(id(1));
+    assert!(
+        matches!(world.last_to(0), ToTerminal::Accepted(accepted) if accepted.route.len() == 3)
+    );
+    assert!(world.installed.iter().all(|labels| labels.len() == 2));
+}
+
+#[test]
+fn either_side_ends_it_everywhere() {
+    for from_caller in [true, false] {
+        let mut world = World::new();
+        world.call(id(1));
+        world.accept(id(1));
+        let (relay, conn, other) =
+            if from_caller { (0, CALLER, LINE - 1) } else { (LINE - 1, CALLEE, 0) };
+        let end = End { session: id(1), code: RefusalCode::EndedByCaller };
+        world.give(relay, Input::End { from: Neighbour::Terminal(conn), end: end.clone() });
+        assert_eq!(world.last_to(other), &ToTerminal::Ended(end));
+        assert_eq!(world.finished.iter().filter(|(_, f)| f.edge).count(), 2);
+        world.assert_gone();
+    }
+}
+
+#[test]
+fn a_refusal_travels_back_and_leaves_nothing() {
+    let mut world = World::new();
+    world.call(id(1));
+    let refused = CallRefused {
+        session: id(1),
+        refusal: RefusalCode::CallerNotAllowed.into(),
+        winner: Some(id(9)),
+    };
+    let from = Neighbour::Terminal(CALLEE);
+    world.give(LINE - 1, Input::Refuse { from, refused: refused.clone() });
+    assert_eq!(world.last_to(0), &ToTerminal::CallRefused(refused));
+    world.assert_gone();
+}
+
+#[test]
+fn an_unknown_target_is_refused_at_once_without_another_relay() {
+    let mut world = World::new();
+    world.call_with(id(1), "b", Err(RefusalCode::UnknownTarget.into()));
+    assert!(matches!(world.last_to(0),
+        ToTerminal::CallRefused(r) if r.refusal.code == RefusalCode::UnknownTarget));
+    world.assert_gone();
+}
+
+#[test]
+fn nobody_calls_himself_or_with_a_foreign_session_id() {
+    for (session, target, code) in [
+        (id(1), "a", RefusalCode::SelfCall),
+        (SessionId { edge: RelayId(2), nonce: 1 }, "b", RefusalCode::BadRequest),
+    ] {
+        let mut world = World::new();
+        let place = Place { route: vec![RelayId(1)], names: vec![], next: World::next_of(0) };
+        world.call_with(session, target, Ok(place));
+        assert!(matches!(world.last_to(0),
+            ToTerminal::CallRefused(r) if r.refusal.code == code));
+        world.assert_gone();
+    }
+}
+
+#[test]
+fn a_withdrawn_call_stops_ringing_and_a_late_answer_is_dropped() {
+    let mut world = World::new();
+    world.call(id(1));
+    let end = End { session: id(1), code: RefusalCode::CallWithdrawn };
+    world.give(0, Input::End { from: Neighbour::Terminal(CALLER), end });
+    assert!(matches!(world.last_to(2), ToTerminal::Ended(_)));
+    world.accept(id(1));
+    world.assert_gone();
+}
+
+#[test]
+fn silence_is_no_answer_for_the_caller_and_withdrawn_for_the_callee() {
+    let mut world = World::new();
+    world.call(id(1));
+    let due = world.relays[0].poll_timeout().unwrap();
+    world.relays[0].handle_timeout(due, 5);
+    let mut queue = VecDeque::new();
+    world.drain(0, &mut queue);
+    for (at, input) in queue {
+        world.give(at, input);
+    }
+    assert!(matches!(world.last_to(0),
+        ToTerminal::CallRefused(r) if r.refusal.code == RefusalCode::NoAnswer));
+    assert!(matches!(world.last_to(2),
+        ToTerminal::Ended(e) if e.code == RefusalCode::CallWithdrawn));
+    world.assert_gone();
+}
+
+#[test]
+fn a_lost_link_ends_its_sessions_on_both_sides() {
+    for accepted in [true, false] {
+        let mut world = World::new();
+        world.call(id(1));
+        if accepted {
+            world.accept(id(1));
+        }
+        for relay in [0, 1] {
+            let link = Neighbour::Link(LinkId(0));
+            world.give(relay, Input::Lost(link, RefusalCode::RouteLost));
+        }
+        assert!(
+            matches!(world.last_to(2), ToTerminal::Ended(e) if e.code == RefusalCode::RouteLost)
+        );
+        match world.last_to(0) {
+            ToTerminal::Ended(end) => assert!(accepted && end.code == RefusalCode::RouteLost),
+            ToTerminal::CallRefused(refused) => {
+                assert!(!accepted && refused.refusal.code == RefusalCode::RouteLost);
+            }
+            other => panic!("{other:?}"),
+        }
+        world.assert_gone();
+    }
+}
+
+#[test]
+fn what_is_not_his_nobody_answers_or_ends() {
+    let mut world = World::new();
+    world.call(id(1));
+    let stranger = Neighbour::Terminal(ConnId(99));
+    let end = End { session: id(1), code: RefusalCode::EndedByCallee };
+    let label = Label::new(3).unwrap();
+    world.give(2, Input::End { from: stranger, end: end.clone() });
+    world.give(2, Input::Accept { from: stranger, session: id(1), label, address: None });
+    // The caller cannot accept its own call.
+    let caller = Neighbour::Terminal(CALLER);
+    world.give(0, Input::Accept { from: caller, session: id(1), label, address: None });
+    assert!(world.relays.iter().all(|r| r.len() == 1));
+    assert!(world.installed.iter().all(BTreeSet::is_empty));
+    world.accept(id(1));
+    world.give(1, Input::End { from: stranger, end });
+    assert!(world.relays.iter().all(|r| r.len() == 1));
+}
+
+#[test]
+fn a_second_call_with_the_same_id_is_refused_and_the_first_goes_on() {
+    let mut world = World::new();
+    world.call(id(1));
+    world.call(id(1));
+    assert!(matches!(world.last_to(0),
+        ToTerminal::CallRefused(r) if r.refusal.code == RefusalCode::BadRequest));
+    world.accept(id(1));
+    assert!(world.relays.iter().all(|r| r.len() == 1));
+}
+
+#[test]
+fn a_terminal_at_its_limit_is_busy() {
+    let mut world = World::new();
+    for nonce in 0..=limits::SESSIONS_PER_TERMINAL as u64 {
+        world.call(id(nonce));
+    }
+    assert!(matches!(world.last_to(0),
+        ToTerminal::CallRefused(r) if r.refusal.code == RefusalCode::Busy));
+    world.give(0, Input::Lost(Neighbour::Terminal(CALLER), RefusalCode::PeerLost));
+    world.assert_gone();
+}
+
+#[test]
+fn pages_hold_running_and_ended_in_order() {
+    let mut world = World::new();
+    for nonce in [3, 1, 2] {
+        world.call(id(nonce));
+    }
+    world.accept(id(1));
+    let end = End { session: id(2), code: RefusalCode::CallWithdrawn };
+    world.give(0, Input::End { from: Neighbour::Terminal(CALLER), end });
+    let (first, next) = world.relays[0].page(None, None, 2);
+    assert_eq!(
+        first.iter().map(|v| v.state).collect::<Vec<_>>(),
+        [SessionState::Active, SessionState::Ended]
+    );
+    let (rest, end) = world.relays[0].page(None, next, 2);
+    assert_eq!((rest.len(), end), (1, None));
+    let (active, _) = world.relays[0].page(Some(SessionState::Active), None, 9);
+    assert_eq!(active.len(), 1);
+}

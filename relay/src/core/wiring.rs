@@ -1,0 +1,489 @@
+//! How the relay's cores feed each other.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::rngs::{SmallRng, StdRng};
+use rand::{Rng, SeedableRng};
+use tasuki_proto::control::{self, ToRelay, ToTerminal};
+use tasuki_proto::mesh::{RoutedCall, ToPeer};
+use tasuki_proto::record::RecordKind;
+use tasuki_proto::rows::{self, LoadRow, RelayRow};
+use tasuki_proto::{Refusal, RefusalCode, RelayId, TerminalId, limits, version};
+
+use super::directory::{self, Directory};
+use super::gossip::{self, Gossip};
+use super::links::{self, Links};
+use super::login::{self, Known, Login};
+use super::routes::{self, Routes};
+use super::sessions::{self, Neighbour, Place, Sessions};
+use super::{Config, ConnId, LinkId, Output, Relay};
+
+/// A departed terminal's row is remembered as gone for this long, s.
+const GONE_SECS: u32 = 300;
+/// This relay's load is written at most this often.
+const LOAD_PERIOD: Duration = Duration::from_secs(1);
+/// Updates over which gossip's lag is shown.
+const LAG_SAMPLES: usize = 1000;
+
+/// When this relay's load is written.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    written: LoadRow,
+    wanted: LoadRow,
+    not_before: Option<Instant>,
+}
+
+impl Load {
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        (self.wanted != self.written).then_some(self.not_before).flatten()
+    }
+}
+
+/// `count` with its two highest digits, so that it does not change with every terminal.
+fn rounded(count: usize) -> u32 {
+    let mut unit = 1;
+    while count / unit >= 100 {
+        unit *= 10;
+    }
+    u32::try_from(count / unit * unit).unwrap_or(u32::MAX)
+}
+
+impl Relay {
+    /// A relay that knows nothing but itself; its own rows are written at once.
+    pub fn new(config: Config, now: Instant) -> Self {
+        let own = RelayId::of(&config.mesh_id, &config.name);
+        let mut rng = StdRng::from_seed(config.seed);
+        let (mesh, seed) = (config.mesh_id, rng.random());
+        let mut gossip =
+            Gossip::new(gossip::Config::new(own, config.incarnation, mesh, seed), now);
+        let (term, key) = config.authority;
+        gossip.handle(gossip::Input::AuthorityKey(term, key), now);
+        let mut relay = Self {
+            own,
+            gossip,
+            directory: Directory::new(own, mesh),
+            links: Links::new(own, config.links.clone(), SmallRng::from_rng(&mut rng)),
+            routes: Routes::new(own),
+            login: Login::new(own, config.name.clone()),
+            sessions: Sessions::new(own, rng.random()),
+            peers: BTreeMap::new(),
+            link_by_relay: BTreeMap::new(),
+            contacts_changed: false,
+            contacts: Vec::new(),
+            registrar_by: None,
+            load: Load::default(),
+            lag_ms: VecDeque::new(),
+            outputs: VecDeque::new(),
+            config,
+        };
+        let row = RelayRow {
+            name: relay.config.name.clone(),
+            addresses: relay.config.addresses.clone(),
+            registrar: relay.config.registrar,
+            software: version::SOFTWARE.to_owned(),
+        };
+        let wall_ms = relay.config.started_ms;
+        relay.write(RecordKind::RELAY, &[], Some(rows::payload(&row)), now, wall_ms);
+        let load = rows::payload(&LoadRow::default());
+        relay.write(RecordKind::LOAD, &[], Some(load), now, wall_ms);
+        relay.links.handle(links::Input::Timeout, now);
+        relay.settle(now, wall_ms);
+        relay
+    }
+
+    /// Writes one of this relay's own rows, or that it is gone.
+    fn write(
+        &mut self,
+        kind: RecordKind,
+        key: &[u8],
+        payload: Option<Bytes>,
+        now: Instant,
+        wall_ms: u64,
+    ) {
+        let lifetime_secs = if payload.is_none() { GONE_SECS } else { 0 };
+        let key = Bytes::copy_from_slice(key);
+        let write = gossip::Write { kind, key, payload, lifetime_secs, wall_ms, scope: 0 };
+        self.gossip.handle(gossip::Input::Write(write), now);
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant, wall_ms: u64) {
+        let due = |timeout: Option<Instant>| timeout.is_some_and(|due| due <= now);
+        if due(self.gossip.poll_timeout()) {
+            self.gossip.handle(gossip::Input::Tick, now);
+        }
+        if due(self.links.poll_timeout()) {
+            self.links.handle(links::Input::Timeout, now);
+        }
+        if due(self.login.poll_timeout()) {
+            self.login.handle_timeout(now);
+        }
+        if due(self.sessions.poll_timeout()) {
+            self.sessions.handle_timeout(now, wall_ms);
+        }
+    }
+
+    /// A link that counted is gone: sessions over it end.
+    pub(super) fn lose_link(&mut self, link: LinkId, now: Instant, wall_ms: u64) {
+        let Some(peer) = self.peers.remove(&link) else { return };
+        if self.link_by_relay.get(&peer.relay) == Some(&link) {
+            self.link_by_relay.remove(&peer.relay);
+            tracing::info!(relay = %peer.name, "link lost");
+            self.gossip.handle(gossip::Input::LinkDown(link), now);
+            let lost = sessions::Input::Lost(Neighbour::Link(link), RefusalCode::RouteLost);
+            self.sessions.handle(lost, now, wall_ms);
+        }
+    }
+
+    pub(super) fn handle_terminal(
+        &mut self,
+        conn: ConnId,
+        message: ToRelay,
+        now: Instant,
+        wall_ms: u64,
+    ) {
+        let from = Neighbour::Terminal(conn);
+        let input = match message {
+            ToRelay::Hello(hello) => {
+                let known = self.known(conn);
+                self.login.handle(login::Input::Hello(conn, hello, known), now, wall_ms);
+                return;
+            }
+            ToRelay::Login(login) => {
+                let known = self.known(conn);
+                self.login.handle(login::Input::Login(conn, login, known), now, wall_ms);
+                return;
+            }
+            ToRelay::Logout(_) => {
+                self.login.handle(login::Input::Logout(conn), now, wall_ms);
+                return;
+            }
+            ToRelay::List(list) => {
+                self.handle_list(conn, list);
+                return;
+            }
+            ToRelay::Call(call) => {
+                let Some((caller, address)) = self.login.terminal_of(conn) else { return };
+                let caller = caller.clone();
+                let place = self.place(&call.target);
+                sessions::Input::Call { from: conn, caller, address, call, place }
+            }
+            ToRelay::Accept(accept) => {
+                let address = self.login.terminal_of(conn).map(|(_, address)| address);
+                let (session, label) = (accept.session, accept.label);
+                sessions::Input::Accept { from, session, label, address }
+            }
+            ToRelay::Refuse(refused) => sessions::Input::Refuse { from, refused },
+            ToRelay::End(end) => sessions::Input::End { from, end },
+        };
+        self.sessions.handle(input, now, wall_ms);
+    }
+
+    fn known(&mut self, conn: ConnId) -> Known {
+        let Some(terminal) = self.login.connected(conn).cloned() else { return Known::default() };
+        let terminal = &terminal;
+        Known {
+            account: self.directory.account_of(self.gossip.table_mut(), terminal).is_some(),
+            highest: self.directory.highest_login(self.gossip.table(), terminal),
+        }
+    }
+
+    fn handle_list(&mut self, conn: ConnId, list: control::List) {
+        if self.login.terminal_of(conn).is_none() {
+            return;
+        }
+        let limit = usize::from(list.limit).clamp(1, limits::PAGE);
+        let table = self.gossip.table_mut();
+        let (items, next) = self.directory.list(table, &list.filter, list.after.as_ref(), limit);
+        let page = control::Page { request: list.request, items, next };
+        self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Page(page)));
+    }
+
+    /// Where a target is, and the way there (C7): by this relay's own table, without asking anybody.
+    pub(super) fn place(&mut self, target: &TerminalId) -> Result<Place, Refusal> {
+        let relay = self.where_is(target, RefusalCode::UnknownTarget)?;
+        let route = self.routes.route(self.own, relay).ok_or_else(|| {
+            let far = self.routes.is_reachable(relay);
+            let code = if far { RefusalCode::HopLimit } else { RefusalCode::TargetUnreachable };
+            Refusal::new(code, target.as_str())
+        })?;
+        let names = route.iter().filter_map(|&relay| self.directory.name_of(relay)).collect();
+        let next = self.next_hop(&route, 0, target)?;
+        Ok(Place { route, names, next })
+    }
+
+    /// The neighbour behind position `at` of a route.
+    fn next_hop(
+        &self,
+        route: &[RelayId],
+        at: usize,
+        target: &TerminalId,
+    ) -> Result<Neighbour, Refusal> {
+        match route.get(at + 1) {
+            Some(relay) => self
+                .link_by_relay
+                .get(relay)
+                .map(|&link| Neighbour::Link(link))
+                .ok_or_else(|| RefusalCode::RouteLost.into()),
+            None => self
+                .login
+                .conn_of(target)
+                .map(Neighbour::Terminal)
+                .ok_or_else(|| Refusal::new(RefusalCode::TargetLoggedOut, target.as_str())),
+        }
+    }
+
+    pub(super) fn handle_peer(
+        &mut self,
+        link: LinkId,
+        message: ToPeer,
+        now: Instant,
+        wall_ms: u64,
+    ) {
+        let Some(peer) = self.peers.get(&link) else { return };
+        let from = Neighbour::Link(link);
+        let input = match message {
+            // Said once, before the link was handed over.
+            ToPeer::Hello(_) => return,
+            ToPeer::Call(call) => {
+                let next = self.check_route(peer.relay, &call);
+                sessions::Input::Routed { from: link, call, next }
+            }
+            ToPeer::Accept(accept) => {
+                let (session, label) = (accept.session, accept.label);
+                sessions::Input::Accept { from, session, label, address: accept.callee_address }
+            }
+            ToPeer::Refuse(refused) => sessions::Input::Refuse { from, refused },
+            ToPeer::End(end) => sessions::Input::End { from, end },
+        };
+        self.sessions.handle(input, now, wall_ms);
+    }
+
+    /// Whether a call may come from this peer by its route: this relay stands on it right behind the peer, nobody
+    /// stands on it twice, and it begins where the session id says.
+    fn check_route(&self, peer: RelayId, call: &RoutedCall) -> Result<Neighbour, Refusal> {
+        let route = &call.route;
+        if route.len() > limits::ROUTE_RELAYS || call.names.len() > limits::ROUTE_RELAYS {
+            return Err(RefusalCode::HopLimit.into());
+        }
+        let at = route.iter().position(|&relay| relay == self.own);
+        let twice = route.iter().enumerate().any(|(n, relay)| route[..n].contains(relay));
+        let from_peer = at.is_some_and(|at| at > 0 && route[at - 1] == peer);
+        match at {
+            Some(at) if from_peer && !twice && route.first() == Some(&call.session.edge) => {
+                self.next_hop(route, at, &call.target)
+            }
+            _ => Err(RefusalCode::BadRequest.into()),
+        }
+    }
+
+    /// Feeds the cores with each other's outputs until all are quiet.
+    pub(super) fn settle(&mut self, now: Instant, wall_ms: u64) {
+        loop {
+            if let Some(output) = self.gossip.poll_output() {
+                self.on_gossip(output, wall_ms);
+            } else if let Some(output) = self.links.poll_output() {
+                self.on_links(output, now, wall_ms);
+            } else if let Some(reached) = self.routes.poll_output() {
+                self.on_reachable(reached, now);
+            } else if let Some(output) = self.directory.poll_output() {
+                self.on_directory(output, now, wall_ms);
+            } else if let Some(output) = self.login.poll_output() {
+                self.on_login(output, now, wall_ms);
+            } else if let Some(output) = self.sessions.poll_output() {
+                self.on_sessions(output, now, wall_ms);
+            } else if self.contacts_changed {
+                self.contacts_changed = false;
+                self.tell_contacts(now);
+            } else if !self.write_load(now, wall_ms) {
+                break;
+            }
+        }
+        self.find_registrar();
+    }
+
+    /// Keeps the way to the registrar.
+    fn find_registrar(&mut self) {
+        if self.config.registrar {
+            return;
+        }
+        let is_registrar = |relay: &&RelayId| {
+            self.directory.account_of_relay(**relay).is_some_and(|account| account.registrar)
+        };
+        let registrar = self.routes.reachable().iter().find(is_registrar).copied();
+        let by = registrar
+            .and_then(|registrar| self.routes.route(self.own, registrar))
+            .and_then(|route| self.link_by_relay.get(route.get(1)?).copied());
+        if by != self.registrar_by {
+            self.registrar_by = by;
+            self.outputs.push_back(Output::RegistrarBy(by));
+        }
+    }
+
+    fn on_gossip(&mut self, output: gossip::Output, wall_ms: u64) {
+        match output {
+            gossip::Output::Send(link, message) => {
+                self.outputs.push_back(Output::Gossip(link, message));
+            }
+            gossip::Output::Changed { old, new } => {
+                if let Some(record) = &new
+                    && record.origin() != self.own
+                    && record.origin() != RelayId::AUTHORITY
+                {
+                    if self.lag_ms.len() == LAG_SAMPLES {
+                        self.lag_ms.pop_front();
+                    }
+                    let lag = wall_ms.saturating_sub(record.wall_ms());
+                    self.lag_ms.push_back(u32::try_from(lag).unwrap_or(u32::MAX));
+                }
+                let table = self.gossip.table_mut();
+                self.directory.handle_change(old.as_ref(), new.as_ref(), table);
+            }
+            gossip::Output::Verified(record) => self.outputs.push_back(Output::Persist(record)),
+            gossip::Output::Cut(link, code) => {
+                self.outputs.push_back(Output::CloseLink(link, code));
+            }
+            gossip::Output::OwnIncarnation(incarnation) => {
+                self.outputs.push_back(Output::Incarnation(incarnation));
+            }
+        }
+    }
+
+    fn on_links(&mut self, output: links::Output, now: Instant, wall_ms: u64) {
+        match output {
+            links::Output::Dial { peer, name, addresses } => {
+                self.outputs.push_back(Output::Dial { relay: peer, name, addresses });
+            }
+            links::Output::Close(link, code) => {
+                self.outputs.push_back(Output::CloseLink(link, code));
+                self.lose_link(link, now, wall_ms);
+            }
+            links::Output::Accepted(link, _) => {
+                let Some(peer) = self.peers.get(&link) else { return };
+                tracing::info!(relay = %peer.name, address = %peer.address, "link up");
+                self.link_by_relay.insert(peer.relay, link);
+                self.gossip.handle(gossip::Input::LinkUp(link, peer.relay), now);
+            }
+            links::Output::Announce(row) => {
+                self.write(RecordKind::LINKS, &[], Some(rows::payload(&row)), now, wall_ms);
+            }
+        }
+    }
+
+    fn on_reachable(&mut self, reached: routes::Reachable, now: Instant) {
+        self.directory.set_reachable(self.routes.reachable());
+        self.gossip.handle(gossip::Input::Reachable(self.routes.reachable().clone()), now);
+        self.links.handle(links::Input::Reachable(reached.relay, reached.reachable), now);
+    }
+
+    fn on_directory(&mut self, output: directory::Output, now: Instant, wall_ms: u64) {
+        match output {
+            directory::Output::LinksChanged(relay) => {
+                let row = self.directory.links_of(relay).clone();
+                self.routes.handle(routes::Input::Links(relay, row), now);
+            }
+            directory::Output::LoadChanged(relay) => {
+                let row = self.directory.load(relay);
+                self.routes.handle(routes::Input::Load(relay, row), now);
+            }
+            directory::Output::ContactsChanged => self.contacts_changed = true,
+            directory::Output::NewerLogin { terminal, epoch, instance, .. } => {
+                let elsewhere = login::Input::Elsewhere(terminal, epoch, instance);
+                self.login.handle(elsewhere, now, wall_ms);
+            }
+            directory::Output::Revoked(key) => {
+                self.outputs.push_back(Output::Revoked(key));
+                self.login.handle(login::Input::Revoked(key), now, wall_ms);
+                let told = ToTerminal::Revoked(control::Revoked { keys: vec![key] });
+                for conn in self.login.logged_in() {
+                    self.outputs.push_back(Output::ToTerminal(conn, told.clone()));
+                }
+            }
+        }
+    }
+
+    fn on_login(&mut self, output: login::Output, now: Instant, wall_ms: u64) {
+        match output {
+            login::Output::Send(conn, message) => {
+                self.outputs.push_back(Output::ToTerminal(conn, message));
+            }
+            login::Output::Close(conn, code) => {
+                self.outputs.push_back(Output::CloseTerminal(conn, code));
+            }
+            login::Output::Attached(conn, terminal) => {
+                tracing::info!(%terminal, "logged in");
+                let relays = control::Relays { relays: self.directory.contacts() };
+                self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Relays(relays)));
+                let revoked: Vec<_> = self.directory.revoked().collect();
+                for keys in revoked.chunks(limits::REVOKED_KEYS_TOLD) {
+                    let told = ToTerminal::Revoked(control::Revoked { keys: keys.to_vec() });
+                    self.outputs.push_back(Output::ToTerminal(conn, told));
+                }
+            }
+            login::Output::Detached(conn, terminal, code) => {
+                tracing::info!(%terminal, %code, "logged out");
+                let lost = sessions::Input::Lost(Neighbour::Terminal(conn), code);
+                self.sessions.handle(lost, now, wall_ms);
+            }
+            login::Output::Write(terminal, row) => {
+                let key = terminal.as_str().as_bytes();
+                let payload = Some(rows::payload(&row));
+                self.write(RecordKind::ATTACHMENT, key, payload, now, wall_ms);
+            }
+            login::Output::Remove(terminal) => {
+                let key = terminal.as_str().as_bytes();
+                self.write(RecordKind::ATTACHMENT, key, None, now, wall_ms);
+            }
+        }
+    }
+
+    fn on_sessions(&mut self, output: sessions::Output, now: Instant, wall_ms: u64) {
+        self.outputs.push_back(match output {
+            sessions::Output::ToTerminal(conn, message) => Output::ToTerminal(conn, message),
+            sessions::Output::ToPeer(link, message) => Output::ToPeer(link, message),
+            sessions::Output::Install(forwarding) => Output::Install(forwarding),
+            sessions::Output::Remove(label) => Output::Remove(label),
+            sessions::Output::Finished(finished) => Output::Finished(finished),
+            sessions::Output::Communicating(conn, sessions) => {
+                self.login.handle(login::Input::Communicating(conn, sessions), now, wall_ms);
+                return;
+            }
+        });
+    }
+
+    /// The relays of the mesh, for whom they concern.
+    fn tell_contacts(&mut self, now: Instant) {
+        let relays = self.directory.contacts();
+        if relays == self.contacts {
+            return;
+        }
+        self.contacts.clone_from(&relays);
+        for contact in &relays {
+            let relay = self.id_of(&contact.name);
+            if relay != self.own {
+                let (name, addresses) = (contact.name.clone(), contact.addresses.clone());
+                self.links.handle(links::Input::Known { relay, name, addresses }, now);
+            }
+        }
+        let told = ToTerminal::Relays(control::Relays { relays });
+        for conn in self.login.logged_in() {
+            self.outputs.push_back(Output::ToTerminal(conn, told.clone()));
+        }
+    }
+
+    /// Writes this relay's load when it changed and its time has come; whether it did.
+    fn write_load(&mut self, now: Instant, wall_ms: u64) -> bool {
+        self.load.wanted =
+            LoadRow { draining: self.login.is_draining(), terminals: rounded(self.login.len()) };
+        let early = self.load.not_before.is_some_and(|at| at > now);
+        if self.load.wanted == self.load.written || early {
+            return false;
+        }
+        self.load.written = self.load.wanted;
+        self.load.not_before = Some(now + LOAD_PERIOD);
+        let payload = Some(rows::payload(&self.load.written));
+        self.write(RecordKind::LOAD, &[], payload, now, wall_ms);
+        true
+    }
+}

@@ -1,0 +1,86 @@
+//! What the relay's tasks tell its driver: one inbox, of one enum.
+
+use tasuki_proto::control::{ToRelay, ToTerminal};
+use tasuki_proto::gossip::GossipMessage;
+use tasuki_proto::identity::Peer;
+use tasuki_proto::mesh::{LinkHello, ToPeer};
+use tasuki_proto::record::Record;
+use tasuki_proto::{RefusalCode, RelayId, RelayName, TerminalId};
+use tokio::sync::mpsc;
+
+use super::http::AdminCall;
+use crate::core::{ConnId, LinkId};
+
+/// What goes to a terminal's connection task.
+#[derive(Debug)]
+pub enum TerminalOrder {
+    /// Say it.
+    Say(ToTerminal),
+    /// Let what was said go out, then close with the code.
+    Close(RefusalCode),
+}
+
+/// A terminal whose identity is proven.
+#[derive(Debug)]
+pub struct TerminalUp {
+    /// Its connection's number.
+    pub conn: ConnId,
+    /// Its id.
+    pub terminal: TerminalId,
+    /// What its certificate says.
+    pub peer: Peer,
+    /// The connection.
+    pub connection: quinn::Connection,
+    /// Its task's orders.
+    pub orders: mpsc::Sender<TerminalOrder>,
+}
+
+/// A relay whose identity is proven, with both streams open and Hello exchanged.
+#[derive(Debug)]
+pub struct LinkUp {
+    /// The link's number.
+    pub link: LinkId,
+    /// Its name.
+    pub name: RelayName,
+    /// What it said first.
+    pub hello: LinkHello,
+    /// Whether this relay dialled.
+    pub dialled_here: bool,
+    /// The handle that our challenges carry.
+    pub handle: tasuki_proto::Label,
+    /// The connection.
+    pub connection: quinn::Connection,
+    /// Messages of the call stream.
+    pub calls: mpsc::Sender<ToPeer>,
+    /// Messages of the gossip stream.
+    pub gossip: mpsc::Sender<GossipMessage>,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A terminal connected.
+    TerminalUp(Box<TerminalUp>),
+    /// It said something.
+    Terminal(ConnId, ToRelay),
+    /// It is gone.
+    TerminalDown(ConnId),
+    /// A link stands.
+    LinkUp(Box<LinkUp>),
+    /// Dialling this relay came to nothing.
+    DialFailed(RelayId),
+    /// The peer said something on the call stream.
+    Peer(LinkId, ToPeer),
+    /// The peer said something on the gossip stream.
+    Gossip(LinkId, GossipMessage),
+    /// A gossip message was handed to the network.
+    GossipSent(LinkId),
+    /// A link's round-trip time, µs.
+    LinkRtt(LinkId, u32),
+    /// A link is gone, with the code that the peer closed it with.
+    LinkDown(LinkId, Option<RefusalCode>),
+    /// The registrar signed something, or the store restored it.
+    Authority(Record),
+    /// An operator asks.
+    Admin(AdminCall),
+}

@@ -1,1 +1,0 @@
-//! Enrolment, renewal and revocation: served where the registrar role is, passed on elsewhere.

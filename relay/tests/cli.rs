@@ -1,0 +1,57 @@
+//! `tasuki-relay` as a program: what it says without doing anything. Being here also makes
+//! `cargo test --workspace` build it for the process tests.
+
+use std::process::{Command, Output};
+
+fn relay(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tasuki-relay"))
+        .args(arguments)
+        .output()
+        .expect("the program was built")
+}
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = relay(arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn it_tells_its_version() {
+    assert!(stdout(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn every_help_shows_an_example() {
+    let verbs = [
+        "init",
+        "token",
+        "join",
+        "run",
+        "status",
+        "relays",
+        "terminals",
+        "sessions",
+        "explain",
+        "kick",
+        "revoke",
+        "end",
+        "drain",
+        "undrain",
+    ];
+    for verb in verbs {
+        let help = stdout(&[verb, "--help"]);
+        let example = format!("tasuki-relay {verb}");
+        assert!(help.contains(&example), "no example with '{example}' in:\n{help}");
+    }
+    assert!(stdout(&["--help"]).contains("tasuki-relay init"));
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    for wrong in [&["no-such-verb"][..], &["init", "--no-such-flag"], &["token", "robot"], &[]] {
+        let output = relay(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+        assert!(!output.stderr.is_empty(), "{wrong:?}");
+    }
+}

@@ -1,0 +1,513 @@
+//! The end-to-end connections of sessions: handshake over the session's own virtual address, proof of the peer,
+//! and what is known of each.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, Incoming, SendStream, TokioRuntime, TransportConfig, VarInt};
+use tasuki_proto::identity::{
+    Clock, IdentityCell, KeyFingerprint, NodeName, Peer, connection_refusal, identify_connection,
+    quinn_client_config, quinn_server_config,
+};
+use tasuki_proto::net::{
+    CidClass, EndpointKeys, QueueSocket, attachment_transport, client_config, endpoint_config,
+};
+use tasuki_proto::version::Alpn;
+use tasuki_proto::{RefusalCode, SessionId, TerminalId};
+use tokio::sync::{mpsc, watch};
+
+use super::Settings;
+use crate::agent::{PathView, Release, Session, SessionGuard, SessionView};
+use crate::core::calls::{Calls, Opened, RequestId, SessionState};
+use crate::io::socket::{Path, SessionSocket, Socket, virtual_address};
+
+/// Nothing for this long from the other terminal ends a session.
+const IDLE: Duration = Duration::from_secs(90);
+/// A session without traffic sends this often.
+const KEEP_ALIVE: Duration = Duration::from_secs(25);
+/// The largest QUIC packet: with a frame's head it fits an IPv6 packet of 1,500 bytes (RFC 8200).
+const PACKET_BYTES: u16 = 1_444;
+/// quinn ends a connection with more than 1,024 gaps in one stream; a window this large cannot have them.
+const STREAM_WINDOW: u32 = 2_359_296;
+/// Bytes in flight on one connection: 100 ms at 1.3 Gbit/s.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Streams that the other side may have open; one a TCP connection.
+const STREAMS: u32 = 1_024;
+/// Bytes of datagrams that wait, each way.
+const DATAGRAM_BYTES: usize = 4 * 1024 * 1024;
+
+/// What the tasks of sessions tell.
+#[derive(Debug)]
+pub(super) enum SessionEvent {
+    /// Somebody begins a handshake over a virtual address.
+    Arrived(Incoming),
+    /// The peer of a session is who it has to be.
+    Proven { session: SessionId, connection: Connection, key: KeyFingerprint },
+    /// The handshake failed, or the connection is over.
+    Failed { session: SessionId, code: RefusalCode },
+    /// The peer said whether it uses the session.
+    PeerUse { session: SessionId, using: bool },
+}
+
+struct Entry {
+    opened: Opened,
+    address: SocketAddr,
+    started_ms: u64,
+    connection: Option<Connection>,
+    key: Option<KeyFingerprint>,
+    ended: watch::Sender<Option<RefusalCode>>,
+    uses: Option<mpsc::UnboundedSender<bool>>,
+}
+
+/// The opened sessions of this terminal.
+pub(super) struct Sessions {
+    me: TerminalId,
+    socket: Arc<Socket>,
+    endpoint: Endpoint,
+    identity: IdentityCell,
+    clock: Clock,
+    events: mpsc::Sender<SessionEvent>,
+    revoked: Arc<HashSet<KeyFingerprint>>,
+    entries: BTreeMap<SessionId, Entry>,
+    session_by_address: BTreeMap<SocketAddr, SessionId>,
+    next_address: u64,
+}
+
+fn transport() -> TransportConfig {
+    let mut discovery = quinn::MtuDiscoveryConfig::default();
+    discovery.upper_bound(PACKET_BYTES);
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+        // One says whether this side uses the session.
+        .max_concurrent_uni_streams(VarInt::from_u32(1))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(u64::from(CONNECTION_WINDOW))
+        .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_BYTES)
+        .mtu_discovery_config(Some(discovery))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(IDLE.try_into().ok());
+    transport
+}
+
+/// One UDP socket, and the two endpoints over it: sessions, which sees only virtual addresses and so never a
+/// stranger, and attachments, which only dials.
+pub(super) fn open_endpoints(
+    settings: &Settings,
+) -> anyhow::Result<(Arc<Socket>, Endpoint, Endpoint)> {
+    let socket = Arc::new(Socket::bind(settings.listen)?);
+    let keys = EndpointKeys::random();
+    let transport = Arc::new(transport());
+    let mut server = quinn_server_config(&settings.identity, &[Alpn::Session], &settings.clock)?;
+    server.transport_config(transport.clone()).migration(false);
+    let mut sessions = Endpoint::new_with_abstract_socket(
+        endpoint_config(CidClass::Terminals, &keys),
+        Some(server),
+        Arc::new(SessionSocket(socket.clone())),
+        Arc::new(TokioRuntime),
+    )?;
+    let mut client = quinn_client_config(&settings.identity, Alpn::Session, &settings.clock)?;
+    client.transport_config(transport);
+    sessions.set_default_client_config(client);
+
+    let mut attachments = Endpoint::new_with_abstract_socket(
+        endpoint_config(CidClass::Terminals, &keys),
+        None,
+        Arc::new(QueueSocket::new(socket.udp(), socket.attachments())),
+        Arc::new(TokioRuntime),
+    )?;
+    let tls = tasuki_proto::identity::client_config(
+        &settings.identity,
+        Alpn::Attachment,
+        &settings.clock,
+    )?;
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
+    attachments.set_default_client_config(client_config(
+        Arc::new(crypto),
+        CidClass::Terminals,
+        attachment_transport(settings.periods, true),
+    ));
+    Ok((socket, sessions, attachments))
+}
+
+impl Sessions {
+    pub(super) fn new(
+        me: TerminalId,
+        socket: Arc<Socket>,
+        endpoint: Endpoint,
+        identity: IdentityCell,
+        clock: Clock,
+        events: mpsc::Sender<SessionEvent>,
+    ) -> Self {
+        let (accepting, arrived) = (endpoint.clone(), events.clone());
+        tokio::spawn(async move {
+            while let Some(incoming) = accepting.accept().await {
+                if arrived.send(SessionEvent::Arrived(incoming)).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            me,
+            socket,
+            endpoint,
+            identity,
+            clock,
+            events,
+            revoked: Arc::default(),
+            entries: BTreeMap::new(),
+            session_by_address: BTreeMap::new(),
+            next_address: 1,
+        }
+    }
+
+    pub(super) fn me(&self) -> &TerminalId {
+        &self.me
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn contains(&self, session: SessionId) -> bool {
+        self.entries.contains_key(&session)
+    }
+
+    pub(super) fn is_outgoing(&self, session: SessionId) -> bool {
+        self.entries.get(&session).is_some_and(|entry| entry.opened.outgoing)
+    }
+
+    pub(super) fn set_revoked(&mut self, revoked: &HashSet<KeyFingerprint>) {
+        self.revoked = Arc::new(revoked.clone());
+    }
+
+    /// Running sessions whose peer proved one of these keys.
+    pub(super) fn with_keys(&self, keys: &[KeyFingerprint]) -> Vec<SessionId> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| entry.key.is_some_and(|key| keys.contains(&key)))
+            .map(|(session, _)| *session)
+            .collect()
+    }
+
+    /// Installs a session's path by way of `relay`; its caller begins the handshake.
+    pub(super) fn open(&mut self, opened: Opened, relay: SocketAddr, wall_ms: u64) {
+        let address = virtual_address(self.next_address);
+        self.next_address += 1;
+        let (label_in, label_out) = (opened.label_in, opened.label_out);
+        self.socket.set_path(address, Path { relay, label_in, label_out });
+        let session = opened.session;
+        self.session_by_address.insert(address, session);
+        if opened.outgoing {
+            let expected = NodeName::Terminal(opened.peer.clone());
+            let connecting = self
+                .endpoint
+                .connect(address, &expected.dns_name(self.identity.get().mesh()))
+                .map_err(|_| RefusalCode::BadRequest);
+            let proof = self.proof(session, expected);
+            tokio::spawn(async move {
+                match connecting {
+                    Ok(connecting) => proof.run(async { connecting.await }).await,
+                    Err(code) => proof.fail(code).await,
+                }
+            });
+        }
+        let entry = Entry {
+            opened,
+            address,
+            started_ms: wall_ms,
+            connection: None,
+            key: None,
+            ended: watch::Sender::new(None),
+            uses: None,
+        };
+        self.entries.insert(session, entry);
+    }
+
+    /// A handshake begins over a virtual address: of the session that it stands for, or of none.
+    pub(super) fn arrived(&self, incoming: Incoming) {
+        let entry = self
+            .session_by_address
+            .get(&incoming.remote_address())
+            .and_then(|session| Some((*session, self.entries.get(session)?)));
+        let Some((session, entry)) = entry else { return incoming.ignore() };
+        if entry.opened.outgoing || entry.connection.is_some() {
+            return incoming.ignore();
+        }
+        let proof = self.proof(session, NodeName::Terminal(entry.opened.peer.clone()));
+        tokio::spawn(async move {
+            match incoming.accept() {
+                Ok(connecting) => proof.run(async { connecting.await }).await,
+                Err(_) => proof.fail(RefusalCode::PeerNotProven).await,
+            }
+        });
+    }
+
+    fn proof(&self, session: SessionId, expected: NodeName) -> Proof {
+        Proof {
+            session,
+            expected,
+            identity: self.identity.clone(),
+            clock: self.clock.clone(),
+            revoked: self.revoked.clone(),
+            events: self.events.clone(),
+        }
+    }
+
+    /// Keeps a proven connection; false when the session is gone or has one.
+    pub(super) fn proven(
+        &mut self,
+        session: SessionId,
+        connection: Connection,
+        key: KeyFingerprint,
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(&session) else {
+            connection.close(close_code(RefusalCode::UnknownSession), b"");
+            return false;
+        };
+        if entry.connection.is_some() {
+            connection.close(close_code(RefusalCode::UnknownSession), b"");
+            return false;
+        }
+        entry.connection = Some(connection.clone());
+        entry.key = Some(key);
+        tokio::spawn(watch_connection(session, connection, self.events.clone()));
+        true
+    }
+
+    /// Removes a session's path and closes its connection; returns what to show of it.
+    pub(super) fn close(
+        &mut self,
+        session: SessionId,
+        code: RefusalCode,
+        wall_ms: u64,
+    ) -> Option<SessionView> {
+        let entry = self.entries.remove(&session)?;
+        let mut view = entry.view(&self.me, "ended");
+        view.ended_at = Some(wall_ms);
+        view.reason = Some(code.to_string());
+        entry.ended.send_replace(Some(code));
+        if let Some(connection) = &entry.connection {
+            connection.close(close_code(code), b"");
+        }
+        self.session_by_address.remove(&entry.address);
+        // The closing packet leaves with the next turn of the endpoint.
+        let (socket, address) = (self.socket.clone(), entry.address);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            socket.remove_path(address);
+        });
+        Some(view)
+    }
+
+    /// A handle on a proven session for one user.
+    pub(super) fn handle_for(
+        &self,
+        session: SessionId,
+        request: Option<RequestId>,
+        releases: &mpsc::UnboundedSender<Release>,
+    ) -> Option<Session> {
+        let guard = Arc::new(SessionGuard { request, releases: releases.clone() });
+        let entry = self.entries.get(&session)?;
+        Some(Session {
+            id: session,
+            peer: entry.opened.peer.clone(),
+            service: entry.opened.service.clone(),
+            outgoing: entry.opened.outgoing,
+            connection: entry.connection.clone()?,
+            ended: entry.ended.subscribe(),
+            guard,
+        })
+    }
+
+    /// Tells the peer, in order and reliably, whether this side uses the session.
+    pub(super) fn tell_use(&mut self, session: SessionId, using: bool) {
+        let Some(entry) = self.entries.get_mut(&session) else { return };
+        let Some(connection) = entry.connection.clone() else { return };
+        let uses = entry.uses.get_or_insert_with(|| {
+            // At most one word a user that comes or goes.
+            let (uses, inbox) = mpsc::unbounded_channel();
+            tokio::spawn(write_uses(connection, inbox));
+            uses
+        });
+        let _ = uses.send(using);
+    }
+
+    pub(super) fn views(&self, calls: &Calls) -> Vec<SessionView> {
+        let mut views: Vec<SessionView> =
+            self.entries.values().map(|entry| entry.view(&self.me, "active")).collect();
+        let calling = calls.sessions().filter(|info| info.state == SessionState::Calling);
+        views.extend(calling.map(|info| SessionView {
+            id: info.session.to_string(),
+            caller: self.me.clone(),
+            callee: info.peer.clone(),
+            service: info.service.clone(),
+            state: "calling",
+            started_at: 0,
+            ended_at: None,
+            reason: None,
+            route: Vec::new(),
+            path: "relayed",
+            bytes_to_callee: 0,
+            packets_to_callee: 0,
+            bytes_to_caller: 0,
+            packets_to_caller: 0,
+        }));
+        views
+    }
+
+    pub(super) fn paths(&self) -> Vec<PathView> {
+        self.entries
+            .iter()
+            .filter_map(|(session, entry)| {
+                let connection = entry.connection.as_ref()?;
+                let path = connection.stats().path;
+                let mut relays = entry.opened.route.clone();
+                if !entry.opened.outgoing {
+                    relays.reverse();
+                }
+                Some(PathView {
+                    session: session.to_string(),
+                    peer: entry.opened.peer.clone(),
+                    service: entry.opened.service.clone(),
+                    path: "relayed",
+                    relays,
+                    rtt_us: connection.rtt().as_micros() as u64,
+                    loss: path.lost_packets as f64 / (path.sent_packets.max(1)) as f64,
+                    since: entry.started_ms,
+                    why: "every session starts relayed; this version knows no other path"
+                        .to_owned(),
+                })
+            })
+            .collect()
+    }
+}
+
+impl Entry {
+    fn view(&self, me: &TerminalId, state: &'static str) -> SessionView {
+        let opened = &self.opened;
+        let (caller, callee) = if opened.outgoing {
+            (me.clone(), opened.peer.clone())
+        } else {
+            (opened.peer.clone(), me.clone())
+        };
+        let stats = self.connection.as_ref().map(Connection::stats).unwrap_or_default();
+        let (sent, received) = (stats.udp_tx, stats.udp_rx);
+        let (to_callee, to_caller) =
+            if opened.outgoing { (sent, received) } else { (received, sent) };
+        SessionView {
+            id: opened.session.to_string(),
+            caller,
+            callee,
+            service: opened.service.clone(),
+            state,
+            started_at: self.started_ms,
+            ended_at: None,
+            reason: None,
+            route: opened.route.clone(),
+            path: "relayed",
+            bytes_to_callee: to_callee.bytes,
+            packets_to_callee: to_callee.datagrams,
+            bytes_to_caller: to_caller.bytes,
+            packets_to_caller: to_caller.datagrams,
+        }
+    }
+}
+
+fn close_code(code: RefusalCode) -> VarInt {
+    VarInt::from_u32(u32::from(code.value()))
+}
+
+/// Proves the peer of one handshake: the name at the other end must be the one that was called, or announced.
+struct Proof {
+    session: SessionId,
+    expected: NodeName,
+    identity: IdentityCell,
+    clock: Clock,
+    revoked: Arc<HashSet<KeyFingerprint>>,
+    events: mpsc::Sender<SessionEvent>,
+}
+
+impl Proof {
+    async fn run(
+        self,
+        handshake: impl Future<Output = Result<Connection, quinn::ConnectionError>>,
+    ) {
+        let connection = match handshake.await {
+            Ok(connection) => connection,
+            Err(error) => {
+                let code = connection_refusal(&error).unwrap_or(RefusalCode::PeerNotProven);
+                return self.fail(code).await;
+            }
+        };
+        match self.identify(&connection) {
+            Ok(peer) => {
+                let (session, key) = (self.session, peer.key);
+                let proven = SessionEvent::Proven { session, connection, key };
+                let _ = self.events.send(proven).await;
+            }
+            Err(code) => {
+                connection.close(close_code(code), b"");
+                self.fail(code).await;
+            }
+        }
+    }
+
+    fn identify(&self, connection: &Connection) -> Result<Peer, RefusalCode> {
+        let revoked = |key: &KeyFingerprint| self.revoked.contains(key);
+        let now = self.clock.now_secs();
+        let identity = self.identity.get();
+        identify_connection(connection, &identity, Some(&self.expected), &revoked, now)
+            .map(|(_, peer)| peer)
+    }
+
+    async fn fail(self, code: RefusalCode) {
+        let _ = self.events.send(SessionEvent::Failed { session: self.session, code }).await;
+    }
+}
+
+/// Tells what the peer says of its use, and the end of the connection.
+async fn watch_connection(
+    session: SessionId,
+    connection: Connection,
+    events: mpsc::Sender<SessionEvent>,
+) {
+    let uses = async {
+        let Ok(mut stream) = connection.accept_uni().await else { return };
+        let mut word = [0; 1];
+        while let Ok(Some(_)) = stream.read(&mut word).await {
+            let told = SessionEvent::PeerUse { session, using: word[0] != 0 };
+            if events.send(told).await.is_err() {
+                return;
+            }
+        }
+    };
+    let closed = connection.closed();
+    tokio::pin!(uses, closed);
+    let error = tokio::select! {
+        error = &mut closed => error,
+        () = uses => closed.await,
+    };
+    let code = match &error {
+        quinn::ConnectionError::TimedOut => RefusalCode::SessionTimeout,
+        error => connection_refusal(error).unwrap_or(RefusalCode::PeerLost),
+    };
+    let _ = events.send(SessionEvent::Failed { session, code }).await;
+}
+
+async fn write_uses(connection: Connection, mut inbox: mpsc::UnboundedReceiver<bool>) {
+    let mut stream: Option<SendStream> = None;
+    while let Some(using) = inbox.recv().await {
+        if stream.is_none() {
+            stream = connection.open_uni().await.ok();
+        }
+        let Some(stream) = &mut stream else { return };
+        if stream.write_all(&[u8::from(using)]).await.is_err() {
+            return;
+        }
+    }
+}
