@@ -196,7 +196,7 @@ fn garbage(rng: &mut StdRng, target: SocketAddr, packets: &[Vec<u8>]) {
 fn unknown_labels(rng: &mut StdRng, target: SocketAddr) {
     let stranger = socket(target);
     let mut received = 0;
-    let mut frame = vec![0; 200];
+    let mut frame = [0; 200];
     for round in 0..1_000_000_u32 {
         let kind = match round % 16 {
             0 => FrameKind::Echo,
