@@ -17,7 +17,7 @@ const FIRST_READ: usize = 4 * 1024;
 /// Reads that fill their memory get twice as much, up to this.
 const LARGEST_READ: usize = 256 * 1024;
 /// Chunks (about a packet each) that go to a local socket in one system call.
-const CHUNKS: usize = 64;
+pub(crate) const CHUNKS: usize = 64;
 
 /// Why a pipe broke.
 #[derive(Debug, thiserror::Error)]
@@ -175,7 +175,7 @@ pub(crate) async fn downstream<W: AsyncWrite + Unpin>(
 }
 
 /// Writes all of `chunks`, in as few calls as the writer allows, and empties them.
-async fn write_chunks<W: AsyncWrite + Unpin>(
+pub(crate) async fn write_chunks<W: AsyncWrite + Unpin>(
     writer: &mut W,
     mut chunks: &mut [Bytes],
 ) -> std::io::Result<()> {

@@ -92,6 +92,11 @@ impl Flows {
         Self { connection, table: Mutex::default(), drops }
     }
 
+    #[cfg(test)]
+    pub(crate) fn connection(&self) -> &quinn::Connection {
+        &self.connection
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,8 +162,9 @@ impl Flows {
                 return Err(Refusal::new(RefusalCode::Busy, "flows"));
             }
             table.served.insert(flow, sink.clone());
-            let (mine, rest) =
-                std::mem::take(&mut table.early).into_iter().partition(|(number, _)| *number == flow);
+            let (mine, rest) = std::mem::take(&mut table.early)
+                .into_iter()
+                .partition(|(number, _)| *number == flow);
             table.early = rest;
             let mine: VecDeque<(u32, Bytes)> = mine;
             mine.into_iter().map(|(_, payload)| payload).collect()
