@@ -130,3 +130,42 @@ pub const PAGE_SCAN: usize = 4096;
 pub const REVOKED_KEYS_TOLD: usize = 4096;
 /// Rows and sessions written in one go; what waits longer is written next.
 pub const STORE_BATCH: usize = 1024;
+/// Bytes of the first message of a session's stream; beyond: the stream is reset.
+pub const SESSION_MESSAGE_BYTES: usize = 8 * 1024;
+/// Bytes of an answer on a session's stream; beyond: the stream is given up.
+pub const SESSION_ANSWER_BYTES: usize = 1024;
+/// Bytes of the answer to an offered file: one hash a segment; beyond: the transfer is given up.
+pub const SESSION_HAVE_BYTES: usize = FILE_SEGMENTS * 32 + 64;
+/// How long a stream may take to say what it is for; then it is reset.
+pub const STREAM_BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams that one peer may have open in one session; further ones are refused with `busy`.
+pub const STREAMS_PER_SESSION: usize = 1_000;
+/// Bidirectional streams that QUIC lets a peer open in one session: some more than are served, so that a refusal
+/// can be said.
+pub const QUIC_STREAMS_PER_SESSION: u32 = STREAMS_PER_SESSION as u32 + 24;
+/// Streams that one peer may open in one session per second, on average and in a burst; beyond: `busy`.
+pub const STREAM_OPENS_PER_SECOND: u32 = 20_000;
+/// Flows of datagrams per session and direction; further ones are refused with `busy`.
+pub const FLOWS_PER_SESSION: usize = 256;
+/// Datagrams of a session that wait for their flow to be opened; beyond: dropped and counted.
+pub const EARLY_DATAGRAMS: usize = 64;
+/// A flow without datagrams for this long is closed.
+pub const FLOW_IDLE: Duration = Duration::from_secs(120);
+/// How long a served stream may take to connect to the service behind it; then `service-down`.
+pub const SERVICE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection to a forwarded port waits for the session (interfaces: 20 s); then it is reset.
+pub const FORWARD_WAIT: Duration = Duration::from_secs(20);
+/// Connections of one forwarded port; what comes beyond is reset.
+pub const FORWARD_CONNECTIONS: usize = STREAMS_PER_SESSION;
+/// Segments of one file.
+pub const FILE_SEGMENTS: usize = 4096;
+/// Bytes of a file's segment, unless there would be more than [`FILE_SEGMENTS`].
+pub const FILE_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+/// Files that one session receives at once; further ones are refused with `busy`.
+pub const TRANSFERS_PER_SESSION: usize = 16;
+/// How long the rest of an interrupted transfer is kept.
+pub const PARTIAL_FILE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Connections of verbs to one daemon; further ones are refused with `busy`.
+pub const IPC_CONNECTIONS: usize = 1024;
+/// Bytes of a verb's request; beyond: the connection ends.
+pub const IPC_REQUEST_BYTES: usize = 64 * 1024;

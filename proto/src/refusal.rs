@@ -93,6 +93,8 @@ codes! {
     34 SessionTimeout "session-timeout" "nothing came from the other terminal for too long; call again";
     /// No such session.
     35 UnknownSession "unknown-session" "no session has that id; 'sessions' lists them";
+    /// The service behind the terminal does not answer.
+    36 ServiceDown "service-down" "the terminal cannot reach the service behind it; see whether it runs";
 
     // Log-in (C2).
     /// Not registered.
@@ -157,6 +159,16 @@ codes! {
     78 BadRequest "bad-request" "the request is not sound";
     /// The store failed.
     79 StoreFailed "store-failed" "the relay could not write to its disk; see its log";
+
+    // Files.
+    /// A file of that name is there.
+    90 FileExists "file-exists" "the inbox has a file of that name; use --overwrite or another folder";
+    /// Not a name or folder that an inbox takes.
+    91 BadFileName "bad-file-name" "use plain names, without '..', a leading '.' or '/', at most 255 bytes each";
+    /// The content is not what was announced.
+    92 FileCorrupt "file-corrupt" "the file's hash does not fit, it changed while it was sent; send it again";
+    /// The receiver could not write.
+    93 InboxFailed "inbox-failed" "the other terminal could not write the file; see its disk and its log";
 }
 
 impl RefusalCode {
@@ -168,6 +180,7 @@ impl RefusalCode {
                 | Self::TargetLoggedOut
                 | Self::TargetUnreachable
                 | Self::NoAnswer
+                | Self::ServiceDown
                 | Self::Busy
                 | Self::RouteLost
                 | Self::PeerLost

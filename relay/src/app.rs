@@ -12,7 +12,7 @@ use rand::Rng;
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::enrolment::{keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, NodeName};
-use tasuki_proto::net::EndpointKeys;
+use tasuki_proto::net::{EndpointKeys, Periods};
 use tasuki_proto::{Refusal, RefusalCode, RelayName, limits};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -97,7 +97,7 @@ impl Running {
             clock.clone(),
             events.clone(),
             Requests::new(way.clone()),
-            config.periods.into(),
+            Periods { keep_alive: config.periods.keep_alive, idle: config.periods.idle },
         ));
         let keys = EndpointKeys::load_or_create(&data.join(ENDPOINT_KEYS))?;
         let endpoints = Endpoints::open(&switch, &keys, &context)?;
@@ -240,9 +240,7 @@ fn serve_http(
         }
     });
     tokio::spawn(async move {
-        if let Err(error) = http::serve_unix(socket, local, extra, unix).await {
-            tracing::error!(%error, "the local socket stopped");
-        }
+        http::serve_unix(socket, local, extra, unix).await;
     });
 }
 

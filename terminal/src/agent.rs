@@ -192,6 +192,13 @@ pub(crate) enum AgentRequest {
 }
 
 impl Agent {
+    pub(crate) fn new(
+        inbox: mpsc::Sender<AgentRequest>,
+        releases: mpsc::UnboundedSender<Release>,
+    ) -> Self {
+        Self { inbox, releases, requests: Arc::new(AtomicU64::new(1)) }
+    }
+
     async fn ask<T>(
         &self,
         make: impl FnOnce(tokio::sync::oneshot::Sender<T>) -> AgentRequest,

@@ -1,1 +1,99 @@
-//! Puts the daemon together: identity, attachment, sessions, services, local socket.
+//! Puts the daemon together.
+
+use std::io::ErrorKind;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tasuki_proto::enrolment::{Enrolled, keep_renewed, load_relays, save_relays};
+use tasuki_proto::identity::{Clock, Identity, IdentityCell};
+use tasuki_proto::net::Periods;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::agent::Upper;
+use crate::config::{self, Config, RelayChoice};
+use crate::core::login;
+use crate::io::driver;
+use crate::io::ipc::server::IpcListener;
+use crate::io::services::Services;
+
+/// Accepted sessions that wait to be served.
+const INCOMING: usize = 64;
+/// How long the log-out at the end may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Runs the daemon until SIGTERM or Ctrl-C, then logs out.
+///
+/// # Errors
+/// When the data directory is not usable, in use, or without an identity.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let ipc = IpcListener::bind(&config.data, config::is_root()).map_err(|error| {
+        let data = config.data.display();
+        match error.kind() {
+            ErrorKind::ResourceBusy => anyhow::anyhow!(
+                "already-running: another agent runs on {data}: stop it, or use another --data"
+            ),
+            ErrorKind::NotFound => anyhow::anyhow!(
+                "not-enrolled: {data} does not exist: run 'tasuki-agent enroll TOKEN' first"
+            ),
+            _ => anyhow::anyhow!("data-not-usable: {data}: {error}: check owner and mode"),
+        }
+    })?;
+    let access = Arc::new(config.access.clone());
+    let (sessions, incoming) = mpsc::channel(INCOMING);
+    let upper = Upper { access: access.clone(), incoming: sessions };
+    let agent = driver::start(lower_half(&config)?, upper).context("the agent could not start")?;
+    let services = Services::new(access, config.exposed.clone(), config.data.join("inbox"));
+    let serve_verbs = ipc.serve(agent.clone(), services.clone());
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+    tracing::info!(data = %config.data.display(), "running");
+    tokio::select! {
+        () = serve_verbs => {}
+        () = services.run(incoming) => tracing::warn!("the agent is gone"),
+        _ = terminate.recv() => tracing::info!("SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("Ctrl-C"),
+    }
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    if tokio::time::timeout(FAREWELL, agent.logout()).await.is_err() {
+        tracing::warn!("the relays did not confirm the log-out in time");
+    }
+    Ok(())
+}
+
+/// What log-in, calls and sessions need: the identity that `enroll` left, and the relays known last.
+fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
+    let data = config.data.clone();
+    let identity = Identity::load(&data)?.with_context(|| {
+        format!("not-enrolled: {}: run 'tasuki-agent enroll TOKEN' first", data.display())
+    })?;
+    let (cell, clock) = (IdentityCell::new(identity), Clock::system(0));
+    let (renewed, renewing_clock) = (cell.clone(), clock.clone());
+    let renewing = data.clone();
+    tokio::spawn(async move {
+        let keep = |enrolled: &Enrolled| enrolled.identity.save(&renewing);
+        let relays = || load_relays(&renewing).unwrap_or_default();
+        keep_renewed(&renewed, &renewing_clock, relays, keep).await;
+    });
+    Ok(driver::Settings {
+        identity: cell,
+        clock,
+        contacts: load_relays(&data)?,
+        relays: match &config.relays {
+            RelayChoice::Auto => login::RelayChoice::Auto,
+            RelayChoice::Only(names) => login::RelayChoice::Names(names.iter().cloned().collect()),
+        },
+        periods: Periods { keep_alive: config.keep_alive, idle: config.idle },
+        listen: (Ipv6Addr::UNSPECIFIED, 0).into(),
+        save_contacts: Box::new(move |relays| {
+            if let Err(error) = save_relays(&data, relays) {
+                tracing::warn!(%error, "the relays could not be kept for the next start");
+            }
+        }),
+    })
+}

@@ -65,7 +65,7 @@ pub(crate) async fn perform(global: &Global, act: Act, out: query::Out<'_>) -> R
         Act::Drain => ("/api/v1/drain".to_owned(), "draining".to_owned()),
         Act::Undrain => ("/api/v1/undrain".to_owned(), "takes terminals".to_owned()),
     };
-    let answer = local::ask(&socket, "POST", &path).await?;
+    let answer = local::ask(&socket, "POST", &path, None).await?;
     query::print(out, &if global.json { format!("{answer}\n") } else { format!("{did}\n") })
 }
 

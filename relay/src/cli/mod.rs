@@ -80,25 +80,6 @@ struct Usage(&'static str);
 
 const NO_NAME: Usage = Usage("no-name: a relay needs a name of its own: give it with --name");
 
-pub mod act;
-pub mod local;
-pub mod query;
-
-use std::path::PathBuf;
-
-/// Flags that stand anywhere.
-#[derive(Debug, Clone, Default)]
-pub struct Global {
-    /// The data directory.
-    pub data: Option<PathBuf>,
-    /// The configuration file.
-    pub config: Option<PathBuf>,
-    /// What is logged.
-    pub log: Option<String>,
-    /// Machine-readable output.
-    pub json: bool,
-}
-
 /// Runs the command line.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -83,7 +83,7 @@ pub(crate) async fn show(global: &Global, query: Query, out: Out<'_>) -> Result<
     let json = global.json;
     match query {
         Query::Status => {
-            let status = local::ask(&socket, "GET", "/api/v1/status").await?;
+            let status = local::ask(&socket, "GET", "/api/v1/status", None).await?;
             print(out, &if json { pretty(&status) } else { status_text(&status) })
         }
         Query::Relays => {
@@ -103,7 +103,7 @@ pub(crate) async fn show(global: &Global, query: Query, out: Out<'_>) -> Result<
         Query::Explain { caller, target, service } => {
             let service = service.map(|service| format!("&service={service}")).unwrap_or_default();
             let path = format!("/api/v1/explain?from={caller}&to={target}{service}");
-            let explanation = local::ask(&socket, "GET", &path).await?;
+            let explanation = local::ask(&socket, "GET", &path, None).await?;
             print(out, &if json { pretty(&explanation) } else { explanation_text(&explanation) })
         }
     }
@@ -155,7 +155,7 @@ pub(super) async fn each_page(
     }
     let mut url = base.clone();
     loop {
-        let page = local::ask(socket, "GET", &url).await?;
+        let page = local::ask(socket, "GET", &url, None).await?;
         take(page["items"].as_array().map_or(&[], Vec::as_slice))?;
         let Some(next) = page["next"].as_str() else { return Ok(()) };
         url = format!("{base}&after={}", local::encoded(next));

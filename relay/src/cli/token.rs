@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::json;
 use tasuki_proto::TerminalId;
 
 use super::{Global, local};
@@ -77,12 +78,9 @@ pub(super) async fn token(global: &Global, verb: TokenVerb) -> anyhow::Result<()
             "ttl_s": args.token.ttl.as_secs(),
         }),
     };
-    let socket = local::socket(global);
-    let (status, body) = local::call(&socket, "POST", "/local/v1/tokens", Some(order)).await?;
-    let token = match (status, body["token"].as_str()) {
-        (200, Some(token)) => token,
-        _ => return Err(refused(status, &body)),
-    };
+    let socket = local::socket(global).await;
+    let body = local::ask(&socket, "POST", "/local/v1/tokens", Some(order)).await?;
+    let token = body["token"].as_str().context("bad-answer: no token came: see the relay's log")?;
     if global.json {
         println!("{}", json!({ "token": token }));
     } else {
@@ -91,12 +89,6 @@ pub(super) async fn token(global: &Global, verb: TokenVerb) -> anyhow::Result<()
     Ok(())
 }
 
-fn refused(status: u16, body: &Value) -> anyhow::Error {
-    match (body["code"].as_str(), body["detail"].as_str()) {
-        (Some(code), Some(detail)) => anyhow::anyhow!("{code}: {detail}"),
-        _ => anyhow::anyhow!("the relay answered with status {status}: see its log"),
-    }
-}
 
 #[cfg(test)]
 mod tests {

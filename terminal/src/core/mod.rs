@@ -3,5 +3,8 @@
 //! Every core has one shape: `handle(input, now)`, `poll_output()`, `poll_timeout()`.
 
 pub mod access;
+pub mod budget;
 pub mod calls;
 pub mod login;
+pub mod retry;
+pub mod transfer;

@@ -2,10 +2,9 @@
 
 mod sessions;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::Connection;
@@ -68,6 +67,9 @@ struct Driver {
     calls: Calls,
     state: login::State,
     attachments: BTreeMap<AttachId, Attachment>,
+    /// Attachments that are being closed.
+    leaving: BTreeSet<AttachId>,
+    logouts: Vec<oneshot::Sender<()>>,
     attachment_events: mpsc::Sender<attachment::Event>,
     sessions: Sessions,
     upper: Upper,
@@ -117,6 +119,8 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         calls: Calls::new(me),
         state: login::State::LoggedOut,
         attachments: BTreeMap::new(),
+        leaving: BTreeSet::new(),
+        logouts: Vec::new(),
         attachment_events,
         sessions,
         upper,
@@ -129,7 +133,7 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         settings,
     };
     tokio::spawn(driver.run(requests, released, attachment_inbox, session_inbox));
-    Ok(Agent { inbox, releases, requests: Arc::new(AtomicU64::new(1)) })
+    Ok(Agent::new(inbox, releases))
 }
 
 fn wall_ms() -> u64 {
@@ -232,8 +236,10 @@ impl Driver {
                 if code == RefusalCode::LoggedOut {
                     self.say(attach, ToRelay::Logout(tasuki_proto::control::Logout {}));
                 }
-                if let Some(attachment) = self.attachments.remove(&attach) {
-                    let _ = attachment.orders.try_send(Order::Close(code));
+                if let Some(attachment) = self.attachments.remove(&attach)
+                    && attachment.orders.try_send(Order::Close(code)).is_ok()
+                {
+                    self.leaving.insert(attach);
                 }
             }
             login::Output::State(state) => self.change_state(state),
@@ -375,6 +381,8 @@ impl Driver {
                 }
             }
             attachment::Event::Lost(attach, refusal) => {
+                self.leaving.remove(&attach);
+                self.confirm_logouts();
                 if self.attachments.remove(&attach).is_some() {
                     self.login.handle(login::Input::Lost { attach, refusal }, now);
                 }
@@ -496,10 +504,20 @@ impl Driver {
             AgentRequest::Logout(reply) => {
                 self.login.handle(login::Input::Logout, Instant::now());
                 self.perform();
-                let _ = reply.send(());
+                self.logouts.push(reply);
+                self.confirm_logouts();
             }
             AgentRequest::Login(reply) => {
                 self.login.handle(login::Input::Login, Instant::now());
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    /// A log-out is done when the relays were told.
+    fn confirm_logouts(&mut self) {
+        if self.leaving.is_empty() {
+            for reply in self.logouts.drain(..) {
                 let _ = reply.send(());
             }
         }

@@ -6,3 +6,6 @@ pub mod driver;
 pub mod ipc;
 pub mod services;
 pub mod socket;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,1 +1,231 @@
-//! What a session carries: TCP, UDP, stdio, files.
+//! What sessions carry: served streams and flows, forwarded ports, pings, files.
+//!
+//! A task per session takes its streams and datagrams, authorises each stream by (peer, service) and serves it,
+//! whichever side called, since calls that meet become one session (D3).
+
+pub(crate) mod forward;
+pub(crate) mod inbox;
+pub(crate) mod ping;
+pub(crate) mod pipe;
+pub(crate) mod tcp;
+pub mod udp;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use quinn::{RecvStream, SendStream};
+use tasuki_proto::codec::Envelope;
+use tasuki_proto::session::Begin;
+use tasuki_proto::{Refusal, RefusalCode, ServiceName, SessionId, TerminalId, limits};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::agent::{Session, SessionGuard};
+use crate::config::{Endpoint, Protocol};
+use crate::core::access::AccessRules;
+use crate::core::budget::Budget;
+
+/// The upper half of the daemon: serves the sessions of one agent.
+#[derive(Debug)]
+pub struct Services {
+    access: Arc<AccessRules>,
+    exposed: BTreeMap<ServiceName, Endpoint>,
+    inbox: inbox::Inbox,
+    /// Datagrams that were dropped, over all sessions.
+    pub udp_drops: Arc<udp::UdpDrops>,
+    attended: Mutex<HashMap<SessionId, Arc<Attended>>>,
+}
+
+/// A session that is being served.
+#[derive(Debug)]
+struct Attended {
+    peer: TerminalId,
+    flows: Arc<udp::Flows>,
+    transfers: inbox::Transfers,
+}
+
+/// Holds a session for as long as its peer may use it.
+#[derive(Debug)]
+enum Hold {
+    /// The peer called: the session is its to end.
+    Always(Arc<SessionGuard>),
+    /// This terminal called: the session ends with the last use of it, served streams included.
+    WhileUsed(Weak<SessionGuard>),
+}
+
+impl Hold {
+    fn guard(&self) -> Option<Arc<SessionGuard>> {
+        match self {
+            Hold::Always(guard) => Some(guard.clone()),
+            Hold::WhileUsed(guard) => guard.upgrade(),
+        }
+    }
+}
+
+impl Services {
+    /// Serves `exposed` by the rules of `access`, and takes files below `inbox`.
+    pub fn new(
+        access: Arc<AccessRules>,
+        exposed: BTreeMap<ServiceName, Endpoint>,
+        inbox: PathBuf,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            access,
+            exposed,
+            inbox: inbox::Inbox::new(inbox),
+            udp_drops: Arc::default(),
+            attended: Mutex::default(),
+        })
+    }
+
+    fn attended(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Attended>>> {
+        self.attended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves every session that others begin, until the agent is gone.
+    pub async fn run(self: Arc<Self>, mut incoming: mpsc::Receiver<Session>) {
+        while let Some(session) = incoming.recv().await {
+            self.attend(&session);
+        }
+    }
+
+    /// Serves what the peer opens in this session, once however often it is asked for; gives its flows.
+    pub(crate) fn attend(self: &Arc<Self>, session: &Session) -> Arc<udp::Flows> {
+        let mut attended = self.attended();
+        if let Some(there) = attended.get(&session.id) {
+            return there.flows.clone();
+        }
+        let this = Arc::new(Attended {
+            peer: session.peer.clone(),
+            flows: Arc::new(udp::Flows::new(session.connection.clone(), self.udp_drops.clone())),
+            transfers: inbox::Transfers::default(),
+        });
+        attended.insert(session.id, this.clone());
+        drop(attended);
+        let hold = if session.outgoing {
+            Hold::WhileUsed(Arc::downgrade(&session.guard))
+        } else {
+            Hold::Always(session.guard.clone())
+        };
+        let (services, id) = (self.clone(), session.id);
+        let (connection, mut ended) = (session.connection.clone(), session.ended.clone());
+        let flows = this.flows.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = services.serve_session(&connection, &this, &hold) => {}
+                _ = ended.wait_for(Option::is_some) => {}
+            }
+            services.attended().remove(&id);
+            tracing::debug!(session = %id, peer = %this.peer, "session is served no more");
+        });
+        flows
+    }
+
+    /// Until the connection ends. Dropping the future ends every stream that it serves.
+    async fn serve_session(
+        self: &Arc<Self>,
+        connection: &quinn::Connection,
+        session: &Arc<Attended>,
+        hold: &Hold,
+    ) {
+        let mut streams = JoinSet::new();
+        let mut opens = Budget::new(limits::STREAM_OPENS_PER_SECOND, Instant::now());
+        loop {
+            tokio::select! {
+                datagram = connection.read_datagram() => match datagram {
+                    Ok(datagram) => session.flows.handle_datagram(datagram),
+                    Err(_) => return,
+                },
+                stream = connection.accept_bi() => {
+                    let Ok((mut send, mut recv)) = stream else { return };
+                    while streams.try_join_next().is_some() {}
+                    let Some(guard) = hold.guard() else {
+                        pipe::reset(&mut send, &mut recv);
+                        continue;
+                    };
+                    if streams.len() >= limits::STREAMS_PER_SESSION || !opens.take(Instant::now()) {
+                        let refusal = Refusal::new(RefusalCode::Busy, "streams of one session");
+                        pipe::refuse(&mut send, &mut recv, refusal).await;
+                        continue;
+                    }
+                    let (services, session) = (self.clone(), session.clone());
+                    streams.spawn(async move {
+                        services.serve_stream(&session, send, recv).await;
+                        drop(guard);
+                    });
+                }
+            }
+        }
+    }
+
+    async fn serve_stream(
+        &self,
+        session: &Arc<Attended>,
+        mut send: SendStream,
+        mut recv: RecvStream,
+    ) {
+        let begin = Envelope::read(&mut recv, limits::SESSION_MESSAGE_BYTES);
+        let envelope = match tokio::time::timeout(limits::STREAM_BEGIN_TIMEOUT, begin).await {
+            Ok(Ok(Some(envelope))) => envelope,
+            _ => return pipe::reset(&mut send, &mut recv),
+        };
+        let begin = match Begin::from_envelope(&envelope) {
+            Ok(Some(begin)) => begin,
+            _ => {
+                let refusal = Refusal::new(RefusalCode::BadRequest, "stream of an unknown kind");
+                return pipe::refuse(&mut send, &mut recv, refusal).await;
+            }
+        };
+        match self.authorise(&session.peer, &begin) {
+            Ok(endpoint) => self.serve(session, begin, endpoint, send, recv).await,
+            Err(refusal) => {
+                tracing::info!(peer = %session.peer, %refusal, "stream refused");
+                pipe::refuse(&mut send, &mut recv, refusal).await;
+            }
+        }
+    }
+
+    /// Whether `peer` may do what `begin` asks, and with which address behind it.
+    fn authorise(&self, peer: &TerminalId, begin: &Begin) -> Result<Option<&Endpoint>, Refusal> {
+        let Some(service) = begin.service() else { return Ok(None) };
+        self.access.check(peer, &service)?;
+        let wanted = match begin {
+            Begin::Bytes(_) => Protocol::Tcp,
+            Begin::Flow(_) => Protocol::Udp,
+            Begin::Ping(_) | Begin::Offer(_) | Begin::Part(_) => return Ok(None),
+        };
+        let endpoint = self.exposed.get(&service).filter(|endpoint| endpoint.protocol == wanted);
+        endpoint.map(Some).ok_or_else(|| {
+            let detail = format!("{service} over {}", wanted.word());
+            Refusal::new(RefusalCode::ServiceNotExposed, detail)
+        })
+    }
+
+    async fn serve(
+        &self,
+        session: &Arc<Attended>,
+        begin: Begin,
+        endpoint: Option<&Endpoint>,
+        send: SendStream,
+        recv: RecvStream,
+    ) {
+        match (begin, endpoint) {
+            (Begin::Bytes(_), Some(endpoint)) => tcp::serve(endpoint, send, recv).await,
+            (Begin::Flow(open), Some(endpoint)) => {
+                udp::serve(&session.flows, open.flow, endpoint, send, recv).await;
+            }
+            (Begin::Offer(offer), _) => {
+                self.inbox.serve_offer(&session.transfers, &session.peer, offer, send, recv).await;
+            }
+            (Begin::Part(part), _) => session.transfers.serve_part(part, send, recv).await,
+            (Begin::Ping(_) | Begin::Bytes(_) | Begin::Flow(_), _) => {
+                ping::serve(send, recv).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

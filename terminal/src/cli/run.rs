@@ -1,0 +1,55 @@
+//! `run`: the daemon.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::{Config, ConfigErrors, OneOrMany, RawConfig};
+
+/// Flags of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Offer a service: NAME=tcp://HOST:PORT or NAME=udp://HOST:PORT
+    #[arg(long, value_name = "NAME=ADDRESS")]
+    expose: Vec<String>,
+    /// Who may use it: NAME=USER,... or NAME=* for every terminal of the mesh
+    #[arg(long, value_name = "NAME=USER,...")]
+    allow: Vec<String>,
+    /// Attach to these relays and no others; auto: to the nearest
+    #[arg(long, value_name = "auto|NAME,...")]
+    relays: Option<String>,
+    /// Whether sessions may take a direct path: auto or never
+    #[arg(long, value_name = "auto|never")]
+    direct: Option<String>,
+    /// Seconds between keep-alives of the attachments
+    #[arg(long, value_name = "SECONDS")]
+    keep_alive: Option<u64>,
+    /// Seconds of silence after which an attachment is given up
+    #[arg(long, value_name = "SECONDS")]
+    idle: Option<u64>,
+}
+
+impl RunArgs {
+    /// The file's settings with the flags above them, checked.
+    pub(crate) fn config(self, mut raw: RawConfig, data: PathBuf) -> Result<Config, ConfigErrors> {
+        let mut errors = Vec::new();
+        for flag in &self.expose {
+            errors.extend(raw.add_expose(flag).err());
+        }
+        for flag in &self.allow {
+            errors.extend(raw.add_allow(flag).err());
+        }
+        raw.relays = self.relays.map(OneOrMany::One).or(raw.relays);
+        raw.direct = self.direct.or(raw.direct);
+        raw.keep_alive = self.keep_alive.or(raw.keep_alive);
+        raw.idle = self.idle.or(raw.idle);
+        match raw.check(data) {
+            Ok(config) if errors.is_empty() => Ok(config),
+            Ok(_) => Err(ConfigErrors(errors)),
+            Err(ConfigErrors(more)) => {
+                errors.extend(more);
+                Err(ConfigErrors(errors))
+            }
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! The local socket over which the verbs talk to the daemon.

@@ -1,0 +1,326 @@
+//! Streams, flows, pings and files through real QUIC connections on loopback.
+
+use std::time::Duration;
+
+use tasuki_proto::session::{INBOX, OpenBytes, OpenPing, PING};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::*;
+use crate::io::testing::{DEADLINE, Mesh, Node, service, terminal, until};
+
+/// A TCP service that echoes, on its own port.
+async fn echo_server() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut reader, mut writer) = tcp.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                let _ = writer.shutdown().await;
+            });
+        }
+    });
+    port
+}
+
+async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, work).await.expect("not done in time")
+}
+
+/// A running `forward`, with what it told.
+struct Forwarded {
+    address: std::net::SocketAddr,
+    events: mpsc::Receiver<forward::ForwardEvent>,
+    task: tokio::task::JoinHandle<forward::ForwardError>,
+}
+
+impl Drop for Forwarded {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn forwarded(node: &Node, protocol: Protocol, target: &str, name: &str) -> Forwarded {
+    let (events, mut told) = mpsc::channel(64);
+    let task = tokio::spawn(
+        forward::Forward {
+            agent: node.agent.clone(),
+            services: node.services.clone(),
+            protocol,
+            listen: "127.0.0.1:0".parse().unwrap(),
+            target: terminal(target),
+            service: service(name),
+            events,
+        }
+        .run(),
+    );
+    let Some(forward::ForwardEvent::Listening(address)) = within(told.recv()).await else {
+        panic!("does not listen");
+    };
+    Forwarded { address, events: told, task }
+}
+
+fn exposing(port: u16) -> String {
+    format!(
+        "[expose]\necho = \"tcp://127.0.0.1:{port}\"\nshut = \"tcp://127.0.0.1:{port}\"\n\
+         [allow]\necho = \"*\"\nshut = \"nobody\"\ninbox = \"a\"\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_megabytes_come_back_as_they_were() {
+    let mesh = Mesh::new();
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &exposing(echo_server().await)));
+    let forwarded = forwarded(&a, Protocol::Tcp, "b", "echo").await;
+    let (mut reader, mut writer) =
+        TcpStream::connect(forwarded.address).await.unwrap().into_split();
+    const BYTES: usize = 50_000_000;
+    let up = tokio::spawn(async move {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        let mut block = vec![0_u8; 100_000];
+        for number in 0..BYTES / block.len() {
+            block.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 31 + number) as u8);
+            hash.update(&block);
+            writer.write_all(&block).await.unwrap();
+        }
+        writer.shutdown().await.unwrap();
+        hash.finish()
+    });
+    let down = async {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        let (mut block, mut total) = (vec![0_u8; 100_000], 0);
+        loop {
+            match reader.read(&mut block).await.unwrap() {
+                0 => return (hash.finish(), total),
+                count => {
+                    hash.update(&block[..count]);
+                    total += count;
+                }
+            }
+        }
+    };
+    let (back, total) = tokio::time::timeout(Duration::from_secs(60), down).await.unwrap();
+    assert_eq!(total, BYTES);
+    assert_eq!(back.as_ref(), up.await.unwrap().as_ref());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_direction_ends_by_itself() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mesh = Mesh::new();
+    let port = listener.local_addr().unwrap().port();
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &exposing(port)));
+    let forwarded = forwarded(&a, Protocol::Tcp, "b", "echo").await;
+
+    // The client ends first and still hears the answer.
+    let mut client = TcpStream::connect(forwarded.address).await.unwrap();
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    let (mut server, _) = within(listener.accept()).await.unwrap();
+    let mut heard = String::new();
+    within(server.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, "question");
+    server.write_all(b"answer").await.unwrap();
+    drop(server);
+    let mut heard = String::new();
+    within(client.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, "answer");
+
+    // The server ends first and still hears the client.
+    let mut client = TcpStream::connect(forwarded.address).await.unwrap();
+    let (mut server, _) = within(listener.accept()).await.unwrap();
+    server.write_all(b"greeting").await.unwrap();
+    server.shutdown().await.unwrap();
+    let mut heard = String::new();
+    within(client.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, "greeting");
+    client.write_all(b"late").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut heard = String::new();
+    within(server.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, "late");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_is_carried_as_a_reset() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mesh = Mesh::new();
+    let port = listener.local_addr().unwrap().port();
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &exposing(port)));
+    let forwarded = forwarded(&a, Protocol::Tcp, "b", "echo").await;
+    let mut client = TcpStream::connect(forwarded.address).await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    let (mut server, _) = within(listener.accept()).await.unwrap();
+    within(server.read_u8()).await.unwrap();
+    tcp::reset_on_close(&server);
+    drop(server);
+    let error = within(client.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+async fn first_answer(session: &Session, begin: &Begin) -> Result<(), pipe::Broken> {
+    let (_send, mut recv) = pipe::open(&session.connection, begin).await?;
+    pipe::read_opened(&mut recv).await
+}
+
+fn code(result: Result<(), pipe::Broken>) -> Option<RefusalCode> {
+    match result {
+        Ok(()) => None,
+        Err(pipe::Broken::Refused(refusal)) => Some(refusal.code),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_stream_is_authorised_whichever_side_opens_it() {
+    let mesh = Mesh::new();
+    let port = echo_server().await;
+    let (a, b) = (mesh.node("a", &exposing(port)), mesh.node("b", &exposing(1)));
+    let session = a.agent.call(terminal("b"), service(PING)).await.unwrap();
+    a.services.attend(&session);
+    let bytes = |name: &str| Begin::Bytes(OpenBytes { service: service(name) });
+
+    // The call was for ping; what it named gives no right to the rest.
+    assert_eq!(code(first_answer(&session, &Begin::Ping(OpenPing {})).await), None);
+    let refused = code(first_answer(&session, &bytes("shut")).await);
+    assert_eq!(refused, Some(RefusalCode::CallerNotAllowed));
+    let refused = code(first_answer(&session, &bytes("absent")).await);
+    assert_eq!(refused, Some(RefusalCode::ServiceNotExposed));
+    let flow = Begin::Flow(tasuki_proto::session::OpenFlow { service: service("echo"), flow: 1 });
+    let refused = code(first_answer(&session, &flow).await);
+    assert_eq!(refused, Some(RefusalCode::ServiceNotExposed), "a TCP service is not a UDP one");
+    let refused = code(first_answer(&session, &bytes("echo")).await);
+    assert_eq!(refused, Some(RefusalCode::ServiceDown), "nothing listens on port 1");
+    assert!(a.agent.call(terminal("b"), service("shut")).await.is_err());
+
+    // The called side opens streams too, by the rules of the caller's.
+    let back = b.services.attended().get(&session.id).unwrap().flows.clone();
+    let other = Session { connection: back.connection().clone(), ..session.clone() };
+    assert_eq!(code(first_answer(&other, &bytes("echo")).await), None);
+    let refused = code(first_answer(&other, &bytes("shut")).await);
+    assert_eq!(refused, Some(RefusalCode::CallerNotAllowed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_on_a_stream_is_refused_and_harms_nothing() {
+    let mesh = Mesh::new();
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", ""));
+    let session = a.agent.call(terminal("b"), service(PING)).await.unwrap();
+    for bytes in [&b"\xff\xff\xff\xff\xff\xff"[..], b"\0\x63\0\0\0\0", b"\0\x01\0\0\0\x01\xff", b""]
+    {
+        let (mut send, mut recv) = session.connection.open_bi().await.unwrap();
+        send.write_all(bytes).await.unwrap();
+        let _ = send.finish();
+        let answer = within(pipe::read_opened(&mut recv)).await;
+        assert!(answer.is_err(), "{bytes:?}");
+    }
+    assert_eq!(code(first_answer(&session, &Begin::Ping(OpenPing {})).await), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_session_ends_with_its_last_use() {
+    let mesh = Mesh::new();
+    let (a, b) = (mesh.node("a", ""), mesh.node("b", &exposing(echo_server().await)));
+    let mut forwarded = forwarded(&a, Protocol::Tcp, "b", "echo").await;
+    assert_eq!(within(forwarded.events.recv()).await, Some(forward::ForwardEvent::Connected));
+    let mut client = TcpStream::connect(forwarded.address).await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(within(client.read_u8()).await.unwrap(), b'x');
+    drop(forwarded);
+    until("the session ended", || mesh.live() == 0).await;
+    until("nobody serves it", || {
+        a.services.attended().is_empty() && b.services.attended().is_empty()
+    })
+    .await;
+    assert!(within(client.read_u8()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forwarded_port_calls_again_and_early_connections_wait() {
+    let mesh = Mesh::new();
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &exposing(echo_server().await)));
+    let forwarded = forwarded(&a, Protocol::Tcp, "b", "echo").await;
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(forwarded.address).await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(within(client.read_u8()).await.unwrap(), b'x');
+        mesh.cut();
+        assert!(within(client.read_u8()).await.is_err(), "the connection dies with its session");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hopeless_first_call_ends_the_forward() {
+    let mesh = Mesh::new();
+    let a = mesh.node("a", "");
+    let mut forwarded = forwarded(&a, Protocol::Tcp, "nobody", "echo").await;
+    let error = within(&mut forwarded.task).await.unwrap();
+    assert!(error.to_string().starts_with("unknown-target: nobody: "), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn datagrams_reach_a_udp_service_and_come_back() {
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        while let Ok((length, from)) = server.recv_from(&mut buffer).await {
+            let _ = server.send_to(&buffer[..length], from).await;
+        }
+    });
+    let mesh = Mesh::new();
+    let config = format!("[expose]\ndns = \"udp://127.0.0.1:{port}\"\n[allow]\ndns = \"a\"\n");
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &config));
+    let forwarded = forwarded(&a, Protocol::Udp, "b", "dns").await;
+    let clients = [UdpSocket::bind("127.0.0.1:0").await, UdpSocket::bind("127.0.0.1:0").await];
+    for (number, client) in clients.into_iter().enumerate() {
+        let client = client.unwrap();
+        client.connect(forwarded.address).await.unwrap();
+        for length in [0, 1, 1000, 1154] {
+            let packet = vec![number as u8; length];
+            client.send(&packet).await.unwrap();
+            let mut buffer = [0; 2048];
+            let heard = within(client.recv(&mut buffer)).await.unwrap();
+            assert_eq!(&buffer[..heard], &packet[..]);
+        }
+        client.send(&[0; 1600]).await.unwrap();
+    }
+    let drops = &a.services.udp_drops;
+    until("the large ones are counted", || {
+        drops.too_large.load(std::sync::atomic::Ordering::Relaxed) == 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn echoes_come_back() {
+    let mesh = Mesh::new();
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", ""));
+    let session = a.agent.call(terminal("b"), service(PING)).await.unwrap();
+    let mut pinger = ping::Pinger::open(&session.connection).await.unwrap();
+    for _ in 0..3 {
+        assert!(within(pinger.round_trip()).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_inbox_is_closed_unless_a_rule_opens_it() {
+    let mesh = Mesh::new();
+    let (a, b) = (mesh.node("a", ""), mesh.node("b", ""));
+    let refused = a.agent.call(terminal("b"), service(INBOX)).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::ServiceNotExposed);
+    let session = a.agent.call(terminal("b"), service(PING)).await.unwrap();
+    let offer = Begin::Offer(tasuki_proto::session::Offer {
+        transfer: 1,
+        folder: String::new(),
+        name: "x".into(),
+        size: 0,
+        mode: 0,
+        overwrite: false,
+    });
+    let refused = code(first_answer(&session, &offer).await);
+    assert_eq!(refused, Some(RefusalCode::ServiceNotExposed));
+    assert!(!b.inbox().exists());
+}

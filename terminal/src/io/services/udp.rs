@@ -1,0 +1,361 @@
+//! UDP: a flow per client, its packets are QUIC datagrams, so nothing is repeated or put in order.
+//!
+//! The largest payload is what fits into one packet of the session: 1,302 bytes at the default packet size of
+//! 1,344, and at least 1,154 on the narrowest path (1,200). Larger ones are dropped and counted.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use quinn::{RecvStream, SendDatagramError, SendStream};
+use tasuki_proto::session::{Answer, Begin, FlowTag, MAX_FLOW, OpenFlow, Opened};
+use tasuki_proto::{Refusal, RefusalCode, ServiceName, limits};
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+
+use super::pipe::{self, Broken};
+use crate::config::Endpoint;
+
+/// More than any session's packet holds: what fills it is too large.
+const RECEIVE_BYTES: usize = 2048;
+
+/// What was dropped, by reason.
+#[derive(Debug, Default)]
+pub struct UdpDrops {
+    /// Did not fit into one packet of the session.
+    pub too_large: AtomicU64,
+    /// Of no open flow, or malformed.
+    pub no_flow: AtomicU64,
+    /// The local socket took no more.
+    pub socket_full: AtomicU64,
+    /// More clients than [`limits::FLOWS_PER_SESSION`].
+    pub too_many_flows: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Where a flow's datagrams go locally.
+#[derive(Debug, Clone)]
+struct Sink {
+    socket: Arc<UdpSocket>,
+    /// `None`: the socket is connected.
+    to: Option<SocketAddr>,
+    touched: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Flows that the peer opened and this side serves.
+    served: HashMap<u32, Sink>,
+    /// Flows that this side opened.
+    opened: HashMap<u32, Sink>,
+    /// Datagrams that came before their flow.
+    early: VecDeque<(u32, Bytes)>,
+    next: u32,
+}
+
+impl Table {
+    fn sinks(&mut self, served: bool) -> &mut HashMap<u32, Sink> {
+        if served { &mut self.served } else { &mut self.opened }
+    }
+}
+
+/// The flows of one session.
+#[derive(Debug)]
+pub(crate) struct Flows {
+    connection: quinn::Connection,
+    table: Mutex<Table>,
+    drops: Arc<UdpDrops>,
+}
+
+/// A flow's entry in the table; dropping it removes the entry.
+#[derive(Debug)]
+struct Entry {
+    flows: Arc<Flows>,
+    flow: u32,
+    served: bool,
+    touched: Arc<AtomicBool>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.flows.lock().sinks(self.served).remove(&self.flow);
+    }
+}
+
+impl Flows {
+    pub(crate) fn new(connection: quinn::Connection, drops: Arc<UdpDrops>) -> Self {
+        Self { connection, table: Mutex::default(), drops }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn connection(&self) -> &quinn::Connection {
+        &self.connection
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A datagram arrived in the session.
+    pub(crate) fn handle_datagram(&self, mut datagram: Bytes) {
+        let Some(tag) = FlowTag::take(&mut datagram) else {
+            return count(&self.drops.no_flow);
+        };
+        let sink = {
+            let mut table = self.lock();
+            let sink = table.sinks(!tag.to_opener).get(&tag.flow).cloned();
+            if sink.is_none() && !tag.to_opener {
+                if table.early.len() >= limits::EARLY_DATAGRAMS {
+                    table.early.pop_front();
+                    count(&self.drops.no_flow);
+                }
+                table.early.push_back((tag.flow, datagram));
+                return;
+            }
+            sink
+        };
+        match sink {
+            Some(sink) => self.deliver(&sink, &datagram),
+            None => count(&self.drops.no_flow),
+        }
+    }
+
+    fn deliver(&self, sink: &Sink, payload: &[u8]) {
+        sink.touched.store(true, Ordering::Relaxed);
+        let sent = match sink.to {
+            Some(to) => sink.socket.try_send_to(payload, to),
+            None => sink.socket.try_send(payload),
+        };
+        // Other errors are echoes of earlier packets (ICMP): the service is down, which is the client's to notice.
+        if sent.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock) {
+            count(&self.drops.socket_full);
+        }
+    }
+
+    /// Sends one packet of a flow to the peer.
+    fn send(&self, tag: FlowTag, payload: &[u8]) -> Result<(), Broken> {
+        match self.connection.send_datagram(tag.datagram(payload)) {
+            Ok(()) => Ok(()),
+            Err(SendDatagramError::ConnectionLost(_)) => Err(Broken::Lost),
+            Err(_) => {
+                count(&self.drops.too_large);
+                Ok(())
+            }
+        }
+    }
+
+    /// Enters a flow that the peer opened, and delivers what came early.
+    fn serve(self: &Arc<Self>, flow: u32, socket: Arc<UdpSocket>) -> Result<Entry, Refusal> {
+        let touched = Arc::new(AtomicBool::new(true));
+        let sink = Sink { socket, to: None, touched: touched.clone() };
+        let early: Vec<Bytes> = {
+            let mut table = self.lock();
+            if flow > MAX_FLOW || table.served.contains_key(&flow) {
+                return Err(Refusal::new(RefusalCode::BadRequest, "flow number"));
+            }
+            if table.served.len() >= limits::FLOWS_PER_SESSION {
+                return Err(Refusal::new(RefusalCode::Busy, "flows"));
+            }
+            table.served.insert(flow, sink.clone());
+            let (mine, rest) = std::mem::take(&mut table.early)
+                .into_iter()
+                .partition(|(number, _)| *number == flow);
+            table.early = rest;
+            let mine: VecDeque<(u32, Bytes)> = mine;
+            mine.into_iter().map(|(_, payload)| payload).collect()
+        };
+        early.iter().for_each(|payload| self.deliver(&sink, payload));
+        Ok(Entry { flows: self.clone(), flow, served: true, touched })
+    }
+
+    /// Enters a flow of this side's; `None` when there are too many.
+    fn begin(self: &Arc<Self>, socket: Arc<UdpSocket>, to: SocketAddr) -> Option<Entry> {
+        let touched = Arc::new(AtomicBool::new(true));
+        let mut table = self.lock();
+        if table.opened.len() >= limits::FLOWS_PER_SESSION {
+            count(&self.drops.too_many_flows);
+            return None;
+        }
+        let flow = loop {
+            table.next = (table.next + 1) & MAX_FLOW;
+            if !table.opened.contains_key(&table.next) {
+                break table.next;
+            }
+        };
+        table.opened.insert(flow, Sink { socket, to: Some(to), touched: touched.clone() });
+        drop(table);
+        Some(Entry { flows: self.clone(), flow, served: false, touched })
+    }
+}
+
+impl Entry {
+    /// Ends when no datagram passed for [`limits::FLOW_IDLE`], twice that at the latest.
+    async fn idle(&self) {
+        loop {
+            tokio::time::sleep(limits::FLOW_IDLE).await;
+            if !self.touched.swap(false, Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+}
+
+/// A socket that is ready to send: `try_send` works only after the first readiness was seen.
+async fn ready(socket: UdpSocket) -> std::io::Result<Arc<UdpSocket>> {
+    socket.writable().await?;
+    Ok(Arc::new(socket))
+}
+
+async fn connect(endpoint: &Endpoint) -> std::io::Result<Arc<UdpSocket>> {
+    let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await?;
+    let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
+    for address in addresses {
+        let local: SocketAddr =
+            if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+        let attempt = async {
+            let socket = UdpSocket::bind(local).await?;
+            socket.connect(address).await?;
+            ready(socket).await
+        };
+        match attempt.await {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Waits until the other side ends the flow's stream.
+async fn life_line(recv: &mut RecvStream) {
+    while let Ok(Some(_)) = recv.read_chunk(RECEIVE_BYTES, true).await {}
+}
+
+/// Serves a flow by a socket of its own towards the service.
+pub(crate) async fn serve(
+    flows: &Arc<Flows>,
+    flow: u32,
+    endpoint: &Endpoint,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) {
+    let entered = match connect(endpoint).await {
+        Ok(socket) => flows.serve(flow, socket.clone()).map(|entry| (entry, socket)),
+        Err(_) => Err(RefusalCode::ServiceDown.into()),
+    };
+    let (entry, socket) = match entered {
+        Ok(entered) => entered,
+        Err(refusal) => return pipe::refuse(&mut send, &mut recv, refusal).await,
+    };
+    if pipe::say(&mut send, &Answer::Opened(Opened {})).await.is_err() {
+        return;
+    }
+    let back = async {
+        let mut buffer = [0; RECEIVE_BYTES];
+        let tag = FlowTag { flow, to_opener: true };
+        loop {
+            match socket.recv(&mut buffer).await {
+                Ok(RECEIVE_BYTES) => count(&flows.drops.too_large),
+                Ok(length) => {
+                    entry.touched.store(true, Ordering::Relaxed);
+                    if flows.send(tag, &buffer[..length]).is_err() {
+                        return;
+                    }
+                }
+                // The service is down (ICMP); the client notices as with any UDP service.
+                Err(error) => tracing::debug!(%endpoint, %error, "UDP service"),
+            }
+        }
+    };
+    tokio::select! {
+        () = back => {}
+        () = life_line(&mut recv) => {}
+        () = entry.idle() => {}
+    }
+    let _ = send.finish();
+}
+
+/// Keeps one flow of this side open until it is idle or the peer ends it.
+async fn keep(entry: Entry, service: ServiceName) -> Result<(), Broken> {
+    let begin = Begin::Flow(OpenFlow { service, flow: entry.flow });
+    let (mut send, mut recv) = pipe::open(&entry.flows.connection, &begin).await?;
+    pipe::read_opened(&mut recv).await?;
+    tokio::select! {
+        () = life_line(&mut recv) => {}
+        () = entry.idle() => {}
+    }
+    let _ = send.finish();
+    Ok(())
+}
+
+/// Forwards what arrives at `socket` over the session of `flows`, until the session ends.
+///
+/// # Errors
+/// [`Broken::Refused`] when the peer refused a flow for a reason that will not pass by itself; `Broken::Local`
+/// when the socket fails.
+pub(crate) async fn forward(
+    socket: Arc<UdpSocket>,
+    flows: Arc<Flows>,
+    service: ServiceName,
+) -> Broken {
+    let mut clients: HashMap<SocketAddr, (u32, Arc<AtomicBool>)> = HashMap::new();
+    let mut keepers: JoinSet<(SocketAddr, u32, Result<(), Broken>)> = JoinSet::new();
+    let mut buffer = [0; RECEIVE_BYTES];
+    let closed = flows.connection.closed();
+    tokio::pin!(closed);
+    loop {
+        let (length, client) = tokio::select! {
+            _ = &mut closed => return Broken::Lost,
+            Some(Ok((client, flow, result))) = keepers.join_next() => {
+                if clients.get(&client).is_some_and(|(current, _)| *current == flow) {
+                    clients.remove(&client);
+                }
+                match result {
+                    Err(Broken::Refused(refusal)) if !refusal.code.retry_helps() => {
+                        return Broken::Refused(refusal);
+                    }
+                    Err(Broken::Lost) => return Broken::Lost,
+                    Ok(()) | Err(_) => continue,
+                }
+            }
+            received = socket.recv_from(&mut buffer) => match received {
+                Ok(received) => received,
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => continue,
+                Err(error) => return Broken::Local(error),
+            },
+        };
+        if length == RECEIVE_BYTES {
+            count(&flows.drops.too_large);
+            continue;
+        }
+        let flow = match clients.get(&client) {
+            Some((flow, touched)) => {
+                touched.store(true, Ordering::Relaxed);
+                *flow
+            }
+            None => {
+                let Some(entry) = flows.begin(socket.clone(), client) else { continue };
+                let flow = entry.flow;
+                clients.insert(client, (flow, entry.touched.clone()));
+                let service = service.clone();
+                keepers.spawn(async move { (client, flow, keep(entry, service).await) });
+                flow
+            }
+        };
+        if let Err(broken) = flows.send(FlowTag { flow, to_opener: false }, &buffer[..length]) {
+            return broken;
+        }
+    }
+}
+
+/// Binds the local port of a forwarded UDP service.
+///
+/// # Errors
+/// As binding does.
+pub(crate) async fn listen(address: SocketAddr) -> std::io::Result<Arc<UdpSocket>> {
+    ready(UdpSocket::bind(address).await?).await
+}
