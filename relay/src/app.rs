@@ -1,5 +1,8 @@
 //! Puts a running relay together: identity, store, core, switch, endpoints, status endpoint.
-#![allow(clippy::disallowed_methods, reason = "the composition root reads clocks and draws seeds once")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the composition root reads clocks and draws seeds once"
+)]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -68,9 +71,10 @@ impl Running {
             format!("no-identity: {}: use 'tasuki-relay init' or 'join' first", data.display())
         })?);
         let identity = cell.get();
-        let name = identity.relay_name().cloned().with_context(|| {
-            format!("wrong-role: {}: it belongs to a terminal", data.display())
-        })?;
+        let name = identity
+            .relay_name()
+            .cloned()
+            .with_context(|| format!("wrong-role: {}: it belongs to a terminal", data.display()))?;
         // Taken first: it shows whether another process runs on this directory.
         let socket = LocalSocket::bind(&data.join(SOCKET))?;
         http::check_address(config.status)?;
@@ -101,7 +105,8 @@ impl Running {
         ));
         let keys = EndpointKeys::load_or_create(&data.join(ENDPOINT_KEYS))?;
         let endpoints = Endpoints::open(&switch, &keys, &context)?;
-        let mut core = Relay::new(core_config(&config, &identity, incarnation, name), Instant::now());
+        let mut core =
+            Relay::new(core_config(&config, &identity, incarnation, name), Instant::now());
         let known = load_relays(&data)?;
         core.handle(Input::Contacts(known), Instant::now(), wall_ms());
         for record in store.records().await? {
@@ -278,7 +283,10 @@ async fn keep_mark(store: Store, clock: Clock, cell: IdentityCell) {
         }
         if clock.behind_secs() > 300 {
             let seconds = clock.behind_secs();
-            tracing::warn!(seconds, "this machine's clock is behind; certificates go by what passed");
+            tracing::warn!(
+                seconds,
+                "this machine's clock is behind; certificates go by what passed"
+            );
         }
         tokio::time::sleep(MARK_PERIOD).await;
     }

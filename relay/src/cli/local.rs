@@ -106,12 +106,7 @@ fn explain(socket: &Path, error: &std::io::Error) -> anyhow::Error {
 ///
 /// # Errors
 /// As [`call`], and the relay's own refusal.
-pub async fn ask(
-    socket: &Path,
-    method: &str,
-    path: &str,
-    body: Option<Value>,
-) -> Result<Value> {
+pub async fn ask(socket: &Path, method: &str, path: &str, body: Option<Value>) -> Result<Value> {
     let (status, body) = call(socket, method, path, body).await?;
     if (200..300).contains(&status) {
         return Ok(body);

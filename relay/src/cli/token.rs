@@ -89,7 +89,6 @@ pub(super) async fn token(global: &Global, verb: TokenVerb) -> anyhow::Result<()
     Ok(())
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -41,11 +41,14 @@ impl Switch {
     /// # Errors
     /// The system's, with the address in its text.
     pub fn start(listen: SocketAddr, threads: usize, secret: &[u8; 32]) -> io::Result<Switch> {
-        let first = Arc::new(UdpIo::bind(listen, true)?);
-        let address = first.local_addr()?;
-        let mut sockets = vec![first];
-        for _ in 1..threads.max(1) {
-            sockets.push(Arc::new(UdpIo::bind(address, true)?));
+        // Alone first: a shared port would silently be shared with another process too.
+        let mut sockets = vec![Arc::new(UdpIo::bind(listen, false)?)];
+        if threads > 1 {
+            let address = sockets[0].local_addr()?;
+            sockets.clear();
+            for _ in 0..threads {
+                sockets.push(Arc::new(UdpIo::bind(address, true)?));
+            }
         }
         let mut switch = Switch {
             table: Arc::default(),

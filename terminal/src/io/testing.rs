@@ -13,8 +13,11 @@ use tasuki_proto::view::{TerminalState, TerminalView};
 use tasuki_proto::{Refusal, RefusalCode, RelayId, ServiceName, SessionId, TerminalId, limits};
 use tokio::sync::{mpsc, watch};
 
-use crate::agent::{Agent, AgentRequest, PathView, Session, SessionGuard, SessionView, StatusView};
+use crate::agent::{
+    Agent, AgentRequest, PathView, Release, Session, SessionGuard, SessionView, StatusView,
+};
 use crate::config::{Config, RawConfig};
+use crate::core::calls::RequestId;
 use crate::io::services::Services;
 
 /// How long a test waits for a state.
