@@ -66,7 +66,7 @@ pub(crate) fn status(context: &VerbContext, out: &mut dyn Write) -> anyhow::Resu
     writeln!(out, "version    {}", text(&status, "version"))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let until = status["certificate_until"].as_u64().unwrap_or(0);
-    writeln!(out, "certificate  for another {}", span(until.saturating_sub(now)))?;
+    writeln!(out, "certified  for another {}", span(until.saturating_sub(now)))?;
     let attachments: Vec<Vec<String>> = rows(&status["attachments"])
         .iter()
         .map(|row| {

@@ -223,6 +223,14 @@ impl Cli {
     }
 }
 
+/// Runs a command line and gives what it printed.
+#[cfg(test)]
+pub(crate) fn run_line(words: &[String]) -> anyhow::Result<String> {
+    let mut out = Vec::new();
+    Cli::try_parse_from(words)?.execute(&mut out)?;
+    Ok(String::from_utf8(out)?)
+}
+
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(work);

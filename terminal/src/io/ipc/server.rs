@@ -381,6 +381,7 @@ async fn carry(
     answered: bool,
 ) -> Result<(), Failed> {
     let ended = Notify::new();
+    let delivered = pipe::delivered(&send);
     let up = async {
         pipe::wait_for_verdict(framed_upstream(reader, &mut send).await)?;
         ended.notify_one();
@@ -394,6 +395,7 @@ async fn carry(
         }
         framed_downstream(&mut recv, out).await?;
         ended.notified().await;
+        delivered.await;
         Ok(())
     };
     let result: Result<(), Broken> = tokio::select! {

@@ -13,7 +13,7 @@ pub mod udp;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
@@ -26,6 +26,9 @@ use crate::agent::{Session, SessionGuard};
 use crate::config::{Endpoint, Protocol};
 use crate::core::access::AccessRules;
 use crate::core::budget::Budget;
+
+/// How long a service may take for the last bytes of a session that is over.
+const HAND_ON: Duration = Duration::from_secs(30);
 
 /// The upper half of the daemon: serves the sessions of one agent.
 #[derive(Debug)]
@@ -113,24 +116,29 @@ impl Services {
         let (connection, mut ended) = (session.connection.clone(), session.ended.clone());
         let flows = this.flows.clone();
         tokio::spawn(async move {
+            let mut streams = JoinSet::new();
             tokio::select! {
-                () = services.serve_session(&connection, &this, &hold) => {}
+                () = services.serve_session(&connection, &this, &hold, &mut streams) => {}
                 _ = ended.wait_for(Option::is_some) => {}
             }
             services.attended().remove(&id);
+            drop(hold);
+            // What arrived before the end is still handed on; a service that does not take it is cut.
+            let rest = async { while streams.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(HAND_ON, rest).await;
             tracing::debug!(session = %id, peer = %this.peer, "session is served no more");
         });
         flows
     }
 
-    /// Until the connection ends. Dropping the future ends every stream that it serves.
+    /// Takes what the peer opens until the connection ends; served streams run in `streams`.
     async fn serve_session(
         self: &Arc<Self>,
         connection: &quinn::Connection,
         session: &Arc<Attended>,
         hold: &Hold,
+        streams: &mut JoinSet<()>,
     ) {
-        let mut streams = JoinSet::new();
         let mut opens = Budget::new(limits::STREAM_OPENS_PER_SECOND, Instant::now());
         loop {
             tokio::select! {
@@ -151,8 +159,12 @@ impl Services {
                         continue;
                     }
                     let (services, session) = (self.clone(), session.clone());
+                    let delivered = matches!(hold, Hold::WhileUsed(_)).then(|| pipe::delivered(&send));
                     streams.spawn(async move {
                         services.serve_stream(&session, send, recv).await;
+                        if let Some(delivered) = delivered {
+                            delivered.await;
+                        }
                         drop(guard);
                     });
                 }

@@ -1,6 +1,7 @@
 //! Bytes between something local and a stream of a session: few copies, each direction ends by itself.
 
 use std::io::IoSlice;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
@@ -130,6 +131,18 @@ pub(crate) async fn refuse(send: &mut SendStream, recv: &mut RecvStream, refusal
 pub(crate) fn reset(send: &mut SendStream, recv: &mut RecvStream) {
     let _ = send.reset(RESET);
     let _ = recv.stop(RESET);
+}
+
+/// How long the last bytes of a stream may take to arrive before its session is let go.
+const LAST_BYTES: Duration = Duration::from_secs(10);
+
+/// Waits until the peer's side holds all that was sent on this stream: ending a session drops what is on its
+/// way. Take the future before the stream is used, await it after the stream ended.
+pub(crate) fn delivered(send: &SendStream) -> impl Future<Output = ()> + Send + 'static {
+    let stopped = send.stopped();
+    async move {
+        let _ = tokio::time::timeout(LAST_BYTES, stopped).await;
+    }
 }
 
 /// Carries bytes from `reader` to the stream until the reader ends, then ends the stream's direction.

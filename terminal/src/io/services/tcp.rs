@@ -15,12 +15,35 @@ pub(crate) fn reset_on_close(tcp: &TcpStream) {
     let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
+/// A connection that is reset when it is dropped before both directions ended, also when its task is aborted: a
+/// cut stream must never look like a whole one.
+#[derive(Debug)]
+struct Carried {
+    tcp: TcpStream,
+    whole: bool,
+}
+
+impl Carried {
+    fn new(tcp: TcpStream) -> Self {
+        let _ = tcp.set_nodelay(true);
+        Self { tcp, whole: false }
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        if !self.whole {
+            reset_on_close(&self.tcp);
+        }
+    }
+}
+
 /// Serves a stream by a connection to the service at `endpoint`.
 pub(crate) async fn serve(endpoint: &Endpoint, mut send: SendStream, mut recv: RecvStream) {
     let connect = TcpStream::connect((endpoint.host.as_str(), endpoint.port));
     let connected = tokio::time::timeout(limits::SERVICE_CONNECT_TIMEOUT, connect).await;
-    let mut tcp = match connected {
-        Ok(Ok(tcp)) => tcp,
+    let mut carried = match connected {
+        Ok(Ok(tcp)) => Carried::new(tcp),
         Ok(Err(error)) => {
             tracing::debug!(%endpoint, %error, "the service cannot be reached");
             return pipe::refuse(&mut send, &mut recv, RefusalCode::ServiceDown.into()).await;
@@ -30,10 +53,9 @@ pub(crate) async fn serve(endpoint: &Endpoint, mut send: SendStream, mut recv: R
             return pipe::refuse(&mut send, &mut recv, refusal).await;
         }
     };
-    let _ = tcp.set_nodelay(true);
     let result = match pipe::say(&mut send, &Answer::Opened(Opened {})).await {
         Ok(()) => {
-            let (mut reader, mut writer) = tcp.split();
+            let (mut reader, mut writer) = carried.tcp.split();
             pipe::run_served(&mut reader, &mut writer, &mut send, &mut recv).await
         }
         Err(error) => {
@@ -41,33 +63,29 @@ pub(crate) async fn serve(endpoint: &Endpoint, mut send: SendStream, mut recv: R
             Err(error)
         }
     };
-    if let Err(error) = result {
-        tracing::debug!(%endpoint, %error, "connection broke");
-        reset_on_close(&tcp);
+    match result {
+        Ok(()) => carried.whole = true,
+        Err(error) => tracing::debug!(%endpoint, %error, "connection broke"),
     }
 }
 
 /// Carries a local connection over a stream of its own.
 ///
 /// # Errors
-/// [`Broken`]; the local connection is reset. [`Broken::Lost`] with `tcp` handed back when the session was
-/// over before anything was carried.
+/// [`Broken`]; the local connection is reset. Where the session was over before anything was carried, the
+/// connection is handed back.
 pub(crate) async fn carry(
-    mut tcp: TcpStream,
+    tcp: TcpStream,
     connection: &quinn::Connection,
     begin: &Begin,
 ) -> Result<(), (Broken, Option<TcpStream>)> {
-    let _ = tcp.set_nodelay(true);
     let (mut send, mut recv) = match pipe::open(connection, begin).await {
         Ok(stream) => stream,
         Err(error) => return Err((error, Some(tcp))),
     };
-    let (mut reader, mut writer) = tcp.split();
-    match pipe::run_opened(&mut reader, &mut writer, &mut send, &mut recv).await {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            reset_on_close(&tcp);
-            Err((error, None))
-        }
-    }
+    let mut carried = Carried::new(tcp);
+    let (mut reader, mut writer) = carried.tcp.split();
+    let result = pipe::run_opened(&mut reader, &mut writer, &mut send, &mut recv).await;
+    carried.whole = result.is_ok();
+    result.map_err(|error| (error, None))
 }
