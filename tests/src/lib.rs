@@ -1,5 +1,6 @@
 //! Simulator, laboratory of real processes and namespaces, and measurements.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests act")]
 
+pub mod glare;
 pub mod lab;
 pub mod sim;

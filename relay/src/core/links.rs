@@ -36,10 +36,12 @@ use tasuki_proto::{Incarnation, RefusalCode, RelayId, RelayName};
 
 use super::LinkId;
 
+mod event;
 mod rtt;
 #[cfg(test)]
 mod tests;
 
+pub use event::{Input, LinkChoice, LinkInfo, Output};
 use rtt::Rtt;
 
 /// In a large mesh: links with the nearest relays.
@@ -68,76 +70,6 @@ pub const RTT_HOLD: Duration = Duration::from_secs(5);
 pub const PRUNE: Duration = Duration::from_secs(60);
 /// In a large mesh: how often the wishes are looked through.
 pub const REVIEW: Duration = Duration::from_secs(10);
-
-/// Whom to link with (`--links`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkChoice {
-    /// With what is known.
-    Auto,
-    /// With these, dialled and accepted; they need not exist yet.
-    Names(BTreeSet<RelayName>),
-}
-
-/// What happens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// The time of [`Links::poll_timeout`] has come; also gives the first row.
-    Timeout,
-    /// A relay is known, or its addresses changed.
-    Known {
-        /// Its id.
-        relay: RelayId,
-        /// Its name.
-        name: RelayName,
-        /// Where it can be dialled: `HOST:PORT`, UDP.
-        addresses: Vec<String>,
-    },
-    /// A relay is no part of the mesh: its link ends with this code.
-    Gone(RelayId, RefusalCode),
-    /// A dial failed. Each [`Output::Dial`] leads to this or to [`Input::Up`] with the same peer.
-    DialFailed(RelayId),
-    /// Both sides of a connection said their [`tasuki_proto::mesh::LinkHello`]; the peer is proven.
-    Up {
-        /// The connection.
-        link: LinkId,
-        /// The other end.
-        peer: RelayId,
-        /// Its name.
-        name: RelayName,
-        /// Whether this relay dialled.
-        dialled_here: bool,
-        /// What the peer said.
-        incarnation: Incarnation,
-    },
-    /// A connection is over, with the code that the peer closed it with, where it did.
-    Down(LinkId, Option<RefusalCode>),
-    /// A measured round trip, µs.
-    Rtt(LinkId, u32),
-    /// Whether a path over confirmed links leads to a relay.
-    Reachable(RelayId, bool),
-    /// An operator cuts the link with a relay; it may come back.
-    Kick(RelayName),
-}
-
-/// What the driver has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Connect to a relay at any of its addresses.
-    Dial {
-        /// Whom to expect there.
-        peer: RelayId,
-        /// Its name.
-        name: RelayName,
-        /// Where.
-        addresses: Vec<String>,
-    },
-    /// Close a connection. Nothing is expected of it afterwards.
-    Close(LinkId, RefusalCode),
-    /// Use this connection for gossip and calls with the peer; it takes the place of an earlier one.
-    Accepted(LinkId, RelayId),
-    /// Write this row ([`tasuki_proto::record::RecordKind::LINKS`]).
-    Announce(LinksRow),
-}
 
 #[derive(Debug, Clone)]
 struct Link {
@@ -182,21 +114,6 @@ pub struct Links {
     announced: Option<LinksRow>,
     rtt_said_at: Option<Instant>,
     outputs: VecDeque<Output>,
-}
-
-/// A link as it is shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkInfo<'a> {
-    /// The connection.
-    pub link: LinkId,
-    /// The other end.
-    pub peer: RelayId,
-    /// Its name.
-    pub name: &'a RelayName,
-    /// Smoothed round-trip time, µs; 0 before the first measurement.
-    pub rtt_us: u32,
-    /// Since when it stands.
-    pub since: Instant,
 }
 
 impl Links {
