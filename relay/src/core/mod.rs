@@ -222,13 +222,8 @@ impl Relay {
             }
             Input::LinkUp { link, name, dialled_here, incarnation, address } => {
                 let peer = self.id_of(&name);
-                let seen = Peer {
-                    relay: peer,
-                    name: name.clone(),
-                    address,
-                    since_ms: wall_ms,
-                    rtt_us: 0,
-                };
+                let seen =
+                    Peer { relay: peer, name: name.clone(), address, since_ms: wall_ms, rtt_us: 0 };
                 self.peers.insert(link, seen);
                 let up = links::Input::Up { link, peer, name, dialled_here, incarnation };
                 self.links.handle(up, now);

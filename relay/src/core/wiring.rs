@@ -56,8 +56,7 @@ impl Relay {
         let own = RelayId::of(&config.mesh_id, &config.name);
         let mut rng = StdRng::from_seed(config.seed);
         let (mesh, seed) = (config.mesh_id, rng.random());
-        let mut gossip =
-            Gossip::new(gossip::Config::new(own, config.incarnation, mesh, seed), now);
+        let mut gossip = Gossip::new(gossip::Config::new(own, config.incarnation, mesh, seed), now);
         let (term, key) = config.authority;
         gossip.handle(gossip::Input::AuthorityKey(term, key), now);
         let mut relay = Self {

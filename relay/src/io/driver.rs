@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::endpoint::{Context, Endpoints};
 use super::event::{Event, LinkUp, TerminalOrder, TerminalUp};
-use super::terminals::close;
 use super::requests::Way;
+use super::terminals::close;
 use super::{links, store};
 use crate::core::admin::AdminReply;
 use crate::core::sessions::{Finished, Forwarding, Neighbour as Next};

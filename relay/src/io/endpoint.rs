@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use quinn::{Endpoint, ServerConfig, TokioRuntime};
-use tasuki_proto::identity::{
-    Clock, IdentityCell, KeyFingerprint, quinn_server_config,
-};
+use tasuki_proto::identity::{Clock, IdentityCell, KeyFingerprint, quinn_server_config};
 use tasuki_proto::limits;
 use tasuki_proto::net::{
     AsyncUdp, CidClass, EndpointKeys, Periods, QueueSocket, Wake, attachment_transport,
