@@ -11,8 +11,12 @@
 //! | [`Renew`] | a signature by the certificate's key | the key stays, and a fresh certificate is given again |
 
 mod client;
+mod contacts;
+mod renewal;
 
 pub use client::{EnrolError, Enrolled, PendingKey, enrol, renew};
+pub use contacts::{load_relays, save_relays};
+pub use renewal::keep_renewed;
 
 use std::io;
 

@@ -1,1 +1,300 @@
 //! Puts a running relay together: identity, store, core, switch, endpoints, status endpoint.
+#![allow(clippy::disallowed_methods, reason = "the composition root reads clocks and draws seeds once")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use futures_util::future::BoxFuture;
+use rand::Rng;
+use tasuki_proto::control::RelayContact;
+use tasuki_proto::enrolment::{keep_renewed, load_relays, save_relays};
+use tasuki_proto::identity::{Clock, Identity, IdentityCell, NodeName};
+use tasuki_proto::net::EndpointKeys;
+use tasuki_proto::{Refusal, RefusalCode, RelayName, limits};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{Links, RelayConfig};
+use crate::core::links::LinkChoice;
+use crate::core::{Config, Input, Relay};
+use crate::io::driver::{Driver, HelloMaker};
+use crate::io::endpoint::{Context, Endpoints};
+use crate::io::event::Event;
+use crate::io::http::{self, Admin, AdminToken, LocalSocket, Node, Revoker, Service};
+use crate::io::registrar::{Registrar, local_routes, refusing_routes};
+use crate::io::requests::{Requests, Way};
+use crate::io::store::Store;
+use crate::io::{links, terminals};
+use crate::switch::Switch;
+
+/// Keys that outlive a restart, in the data directory.
+const ENDPOINT_KEYS: &str = "endpoint.key";
+/// What actions over the status endpoint need, in the data directory.
+const ADMIN_TOKEN: &str = "admin.token";
+/// The local socket, in the data directory.
+const SOCKET: &str = "relay.sock";
+/// How often the clock's high-water mark is kept.
+const MARK_PERIOD: Duration = Duration::from_secs(3600);
+
+/// Runs the relay until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// When the data directory holds no identity, is in use, or something cannot be opened.
+pub async fn run(config: RelayConfig) -> anyhow::Result<()> {
+    let stop = stop_signal()?;
+    let relay = Running::start(config).await?;
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    relay.until(stop).await
+}
+
+/// A relay that runs in this process.
+struct Running {
+    driver: Driver,
+    events: mpsc::Receiver<Event>,
+    stopped: watch::Sender<bool>,
+    endpoints: Endpoints,
+    /// Kept until the end: its drop stops the switch's threads.
+    _switch: Arc<Switch>,
+}
+
+impl Running {
+    async fn start(config: RelayConfig) -> anyhow::Result<Self> {
+        let data = config.data.clone();
+        let cell = IdentityCell::new(Identity::load(&data)?.with_context(|| {
+            format!("no-identity: {}: use 'tasuki-relay init' or 'join' first", data.display())
+        })?);
+        let identity = cell.get();
+        let name = identity.relay_name().cloned().with_context(|| {
+            format!("wrong-role: {}: it belongs to a terminal", data.display())
+        })?;
+        // Taken first: it shows whether another process runs on this directory.
+        let socket = LocalSocket::bind(&data.join(SOCKET))?;
+        http::check_address(config.status)?;
+        let status = TcpListener::bind(config.status).await.with_context(|| {
+            format!("status address {}: choose another with --status", config.status)
+        })?;
+        let token = AdminToken::new(&std::fs::read_to_string(data.join(ADMIN_TOKEN))?)?;
+        let store = Store::open(&data)?;
+        let incarnation = store.begin_incarnation().await?;
+        let clock = Clock::system(store.clock_mark().await?);
+        let switch = Arc::new(Switch::start(config.listen, threads(), &rand::rng().random())?);
+
+        let (events, inbox) = mpsc::channel(limits::CORE_INBOX);
+        let (records, made) = mpsc::channel(limits::LINK_QUEUE);
+        let (admin, asked) = mpsc::channel(limits::TERMINAL_QUEUE);
+        tokio::spawn(forward(made, events.clone(), Event::Authority));
+        tokio::spawn(forward(asked, events.clone(), Event::Admin));
+        let registrar =
+            Registrar::open(&data, cell.clone(), store.clone(), clock.clone(), records).await?;
+
+        let way = Way::here(registrar.clone());
+        let context = Arc::new(Context::new(
+            cell.clone(),
+            clock.clone(),
+            events.clone(),
+            Requests::new(way.clone()),
+            config.periods.into(),
+        ));
+        let keys = EndpointKeys::load_or_create(&data.join(ENDPOINT_KEYS))?;
+        let endpoints = Endpoints::open(&switch, &keys, &context)?;
+        let mut core = Relay::new(core_config(&config, &identity, incarnation, name), Instant::now());
+        let known = load_relays(&data)?;
+        core.handle(Input::Contacts(known), Instant::now(), wall_ms());
+        for record in store.records().await? {
+            core.handle(Input::Authority(record), Instant::now(), wall_ms());
+        }
+
+        let hello = Arc::new(HelloMaker {
+            addresses: config.advertise.clone(),
+            incarnation: AtomicU64::new(incarnation.0),
+        });
+        let making = hello.clone();
+        tokio::spawn(terminals::accept(endpoints.terminals.clone(), context.clone()));
+        tokio::spawn(links::accept(
+            endpoints.links.clone(),
+            Arc::new(move || making.hello()),
+            context.clone(),
+        ));
+        let service = Service {
+            admin: Admin::new(admin),
+            token,
+            revoker: Arc::new(Revoking(registrar.clone())),
+            metrics: Vec::new(),
+        };
+        let (stopped, stop) = watch::channel(false);
+        serve_http(status, socket, service, registrar.clone(), &stop);
+        if let Some(registrar) = registrar {
+            registrar.advertise(config.advertise.clone()).await.map_err(anyhow::Error::from)?;
+            tokio::spawn(registrar.run());
+        }
+        let contacts: watch::Sender<Vec<RelayContact>> = watch::Sender::new(load_relays(&data)?);
+        tokio::spawn(keep_certificate(cell, clock.clone(), data.clone(), contacts.subscribe()));
+        tokio::spawn(keep_mark(store.clone(), clock, context.identity.clone()));
+        tokio::spawn(keep_contacts(data, contacts.subscribe()));
+        let parts = (endpoints.clone(), switch.clone());
+        let driver = Driver::new(core, context, parts, hello, way, store, contacts);
+        tracing::info!(
+            listen = %switch.socket().local_addr()?,
+            status = %config.status,
+            incarnation = incarnation.0,
+            "relay runs"
+        );
+        Ok(Self { driver, events: inbox, stopped, endpoints, _switch: switch })
+    }
+
+    /// Runs until `stop`; everybody is told, so that nobody waits for silence.
+    async fn until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        self.driver.run(self.events, stop).await;
+        tracing::info!("relay stops");
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+        self.stopped.send_replace(true);
+        let goodbye = async {
+            self.endpoints.terminals.wait_idle().await;
+            self.endpoints.links.wait_idle().await;
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
+        Ok(())
+    }
+}
+
+fn core_config(
+    config: &RelayConfig,
+    identity: &Identity,
+    incarnation: tasuki_proto::Incarnation,
+    name: RelayName,
+) -> Config {
+    Config {
+        name,
+        mesh: identity.mesh().clone(),
+        mesh_id: identity.mesh_id(),
+        addresses: config.advertise.clone(),
+        registrar: identity.is_registrar(),
+        incarnation,
+        authority: identity.authority_key(),
+        links: match &config.links {
+            Links::Auto => LinkChoice::Auto,
+            Links::Names(names) => LinkChoice::Names(names.clone()),
+        },
+        terminals: config.limits.terminals,
+        sessions: config.limits.sessions,
+        seed: rand::rng().random(),
+        started_ms: wall_ms(),
+    }
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// One thread of the switch for every two processors, at most four.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 4))
+}
+
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn forward<T>(
+    mut from: mpsc::Receiver<T>,
+    to: mpsc::Sender<Event>,
+    wrap: impl Fn(T) -> Event,
+) {
+    while let Some(one) = from.recv().await {
+        if to.send(wrap(one)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn serve_http(
+    status: TcpListener,
+    socket: LocalSocket,
+    service: Service,
+    registrar: Option<Registrar>,
+    stop: &watch::Receiver<bool>,
+) {
+    let stopping = |mut stop: watch::Receiver<bool>| async move {
+        let _ = stop.wait_for(|stopped| *stopped).await;
+    };
+    let extra = match registrar {
+        Some(registrar) => local_routes(registrar),
+        None => refusing_routes(|| None),
+    };
+    let (tcp, unix) = (stopping(stop.clone()), stopping(stop.clone()));
+    let local = service.clone();
+    tokio::spawn(async move {
+        if let Err(error) = http::serve_tcp(status, service, tcp).await {
+            tracing::error!(%error, "the status endpoint stopped");
+        }
+    });
+    tokio::spawn(async move {
+        if let Err(error) = http::serve_unix(socket, local, extra, unix).await {
+            tracing::error!(%error, "the local socket stopped");
+        }
+    });
+}
+
+struct Revoking(Option<Registrar>);
+
+impl Revoker for Revoking {
+    fn revoke(&self, node: Node) -> BoxFuture<'_, Result<(), Refusal>> {
+        let registrar = self.0.clone();
+        Box::pin(async move {
+            let registrar = registrar.ok_or(RefusalCode::NotRegistrar)?;
+            let name = match node {
+                Node::Terminal(id) => NodeName::Terminal(id),
+                Node::Relay(name) => NodeName::Relay(name),
+            };
+            registrar.revoke(name).await.map(|_| ())
+        })
+    }
+}
+
+async fn keep_certificate(
+    cell: IdentityCell,
+    clock: Clock,
+    data: std::path::PathBuf,
+    contacts: watch::Receiver<Vec<RelayContact>>,
+) {
+    let keep = |enrolled: &tasuki_proto::enrolment::Enrolled| enrolled.identity.save(&data);
+    keep_renewed(&cell, &clock, || contacts.borrow().clone(), keep).await;
+}
+
+async fn keep_mark(store: Store, clock: Clock, cell: IdentityCell) {
+    loop {
+        let mark = clock.advance_mark(cell.get().not_after());
+        if let Err(error) = store.raise_clock_mark(mark).await {
+            tracing::warn!(%error, "the clock's mark could not be kept");
+        }
+        if clock.behind_secs() > 300 {
+            let seconds = clock.behind_secs();
+            tracing::warn!(seconds, "this machine's clock is behind; certificates go by what passed");
+        }
+        tokio::time::sleep(MARK_PERIOD).await;
+    }
+}
+
+async fn keep_contacts(data: std::path::PathBuf, mut contacts: watch::Receiver<Vec<RelayContact>>) {
+    while contacts.changed().await.is_ok() {
+        let relays = contacts.borrow_and_update().clone();
+        save_contacts(&data, &relays);
+    }
+}
+
+fn save_contacts(data: &Path, relays: &[RelayContact]) {
+    if let Err(error) = save_relays(data, relays) {
+        tracing::warn!(%error, "the relays of the mesh could not be kept for the next start");
+    }
+}

@@ -1,4 +1,84 @@
 //! The verbs of `tasuki-relay`, one file each.
+//!
+//! Exit codes: 0 done; 1 refused or failed, with one line on stderr: what, why, what to do; 2 wrong usage.
+
+pub mod act;
+mod init;
+mod join;
+pub mod local;
+pub mod query;
+mod run;
+mod token;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tasuki_proto::identity::write_private;
+
+use crate::config::{Layer, is_in_use};
+
+/// A relay of a Tasuki mesh: joins machines behind NAT.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tasuki-relay",
+    version,
+    after_help = "Example: tasuki-relay init --name r1 --listen 0.0.0.0:4433 --advertise r1.example.net:4433"
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Flags that stand anywhere.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// The data directory [default: /var/lib/tasuki-relay, for an ordinary user $XDG_DATA_HOME/tasuki-relay]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// A TOML file with settings; flags win over it
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,quinn=debug
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log: Option<String>,
+    /// Machine-readable output
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+impl Global {
+    /// The flags as settings.
+    fn layer(&self) -> Layer {
+        Layer { data: self.data.clone(), log: self.log.clone(), ..Layer::default() }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make a mesh, and this machine its first relay
+    Init(init::InitArgs),
+    /// Make a relay of an existing mesh, with a token from 'token relay'
+    Join(join::JoinArgs),
+    /// Make a one-time token, at the relay that 'init' made
+    #[command(subcommand, after_help = "Example: tasuki-relay token terminal plant7")]
+    Token(token::TokenVerb),
+    /// Run the relay
+    Run(run::RunArgs),
+    #[command(flatten)]
+    Query(query::Query),
+    #[command(flatten)]
+    Act(act::Act),
+}
+
+/// Wrong usage that the parser of flags cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(&'static str);
+
+const NO_NAME: Usage = Usage("no-name: a relay needs a name of its own: give it with --name");
 
 pub mod act;
 pub mod local;
@@ -20,6 +100,91 @@ pub struct Global {
 }
 
 /// Runs the command line.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    let Cli { global, verb } = cli;
+    if let Verb::Run(args) = verb {
+        return run::run(&global, args);
+    }
+    start_log(global.log.as_deref().unwrap_or("warn"))?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        match verb {
+            Verb::Init(args) => init::init(&global, args).await,
+            Verb::Join(args) => join::join(&global, args).await,
+            Verb::Token(verb) => token::token(&global, verb).await,
+            Verb::Query(query) => query::run(&global, query).await,
+            Verb::Act(act) => act::run(&global, act).await,
+            Verb::Run(_) => Ok(()),
+        }
+    })
+}
+
+/// Logs go to stderr.
+fn start_log(filter: &str) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| anyhow::anyhow!("--log: {error}"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+/// Where a relay listens and is reached; kept in the data directory.
+#[derive(Debug, Clone, Default, Args)]
+struct AddressArgs {
+    /// Where to listen, UDP [default: [::]:4433]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<std::net::SocketAddr>,
+    /// Where others reach this relay; may be repeated [default: the address listened on, or where --listen is a
+    /// wildcard the addresses from which this machine reaches other networks]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Vec<String>,
+    /// Where to show the status, TCP [default: 127.0.0.1:8433]
+    #[arg(long, value_name = "ADDRESS")]
+    status: Option<std::net::SocketAddr>,
+}
+
+impl AddressArgs {
+    fn layer(self) -> Layer {
+        Layer {
+            listen: self.listen,
+            advertise: Some(self.advertise).filter(|given| !given.is_empty()),
+            status: self.status,
+            ..Layer::default()
+        }
+    }
+}
+
+/// # Errors
+/// When `data` belongs to a relay already.
+fn refuse_in_use(data: &Path) -> anyhow::Result<()> {
+    if is_in_use(data) {
+        anyhow::bail!(
+            "data-in-use: {}: it belongs to a relay already: give another --data, or remove it",
+            data.display()
+        );
+    }
+    Ok(())
+}
+
+/// Makes the token that actions over HTTP need.
+fn write_admin_token(data: &Path) -> anyhow::Result<()> {
+    let bytes: [u8; 24] = rand::random();
+    let token = data_encoding::BASE32_NOPAD.encode(&bytes).to_ascii_lowercase();
+    write_private(&data.join("admin.token"), format!("{token}\n").as_bytes())?;
+    Ok(())
 }

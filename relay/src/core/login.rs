@@ -103,6 +103,7 @@ enum Phase {
 pub struct Login {
     own: RelayId,
     name: RelayName,
+    most: usize,
     draining: bool,
     attachments: BTreeMap<ConnId, Attachment>,
     /// At most one logged-in connection a terminal.
@@ -113,11 +114,12 @@ pub struct Login {
 }
 
 impl Login {
-    /// Nobody is connected.
-    pub fn new(own: RelayId, name: RelayName) -> Self {
+    /// Nobody is connected; at most `most` terminals may be logged in.
+    pub fn new(own: RelayId, name: RelayName, most: usize) -> Self {
         Self {
             own,
             name,
+            most,
             draining: false,
             attachments: BTreeMap::new(),
             conns: BTreeMap::new(),
@@ -254,6 +256,8 @@ impl Login {
             self.refuse(conn, Refusal::new(RefusalCode::ProtocolTooOld, detail), 0);
         } else if self.draining {
             self.refuse(conn, RefusalCode::Draining.into(), 0);
+        } else if self.conns.len() >= self.most {
+            self.refuse(conn, RefusalCode::Overloaded.into(), 5_000);
         } else if !known.account {
             // The certificate is valid, so the account exists: its row has not arrived here.
             self.refuse(conn, RefusalCode::NotYetKnown.into(), 200);

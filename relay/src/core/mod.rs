@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use tasuki_proto::control::{ToRelay, ToTerminal};
+use tasuki_proto::control::{RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::KeyFingerprint;
 use tasuki_proto::mesh::ToPeer;
@@ -70,6 +70,10 @@ pub struct Config {
     pub authority: (Incarnation, [u8; 32]),
     /// Which relays it links with.
     pub links: links::LinkChoice,
+    /// Attached terminals; further ones are refused with `overloaded`.
+    pub terminals: usize,
+    /// Sessions over this relay; further ones are refused with `busy`.
+    pub sessions: usize,
     /// For labels and jitter: must not be guessable.
     pub seed: [u8; 32],
     /// ms since 1970 at the start, for people.
@@ -81,6 +85,8 @@ pub struct Config {
 pub enum Input {
     /// Time passes: [`Relay::poll_timeout`] said when.
     Timeout,
+    /// The relays known from an earlier life, until the table tells more.
+    Contacts(Vec<RelayContact>),
     /// A terminal proved its identity.
     TerminalUp {
         /// Its connection.
@@ -161,6 +167,8 @@ pub enum Output {
     Incarnation(Incarnation),
     /// Requests to the registrar leave over this link; `None`: it cannot be reached, or is here.
     RegistrarBy(Option<LinkId>),
+    /// The relays of the mesh, for the next start.
+    Contacts(Vec<RelayContact>),
     /// A key is revoked: nobody who shows it is let in.
     Revoked(KeyFingerprint),
     /// A session is over, for the ledger.
@@ -194,7 +202,7 @@ pub struct Relay {
     link_by_relay: BTreeMap<RelayId, LinkId>,
     contacts_changed: bool,
     /// The relays of the mesh, as terminals were told last.
-    contacts: Vec<tasuki_proto::control::RelayContact>,
+    contacts: Vec<RelayContact>,
     /// The link towards the registrar, as the driver was told last.
     registrar_by: Option<LinkId>,
     load: wiring::Load,
@@ -212,6 +220,7 @@ impl Relay {
     pub fn handle(&mut self, input: Input, now: Instant, wall_ms: u64) {
         match input {
             Input::Timeout => self.handle_timeout(now, wall_ms),
+            Input::Contacts(contacts) => self.learn_contacts(&contacts, now),
             Input::TerminalUp { conn, terminal, key, address, handle } => {
                 let up = login::Input::Connected { conn, terminal, key, address, handle };
                 self.login.handle(up, now, wall_ms);

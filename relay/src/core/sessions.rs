@@ -226,6 +226,7 @@ struct PerTerminal {
 #[derive(Debug)]
 pub struct Sessions {
     own: RelayId,
+    most: usize,
     hops: BTreeMap<SessionId, Hop>,
     deadlines: BTreeSet<(Instant, SessionId)>,
     sessions_by_neighbour: FxHashMap<Neighbour, BTreeSet<SessionId>>,
@@ -237,10 +238,11 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// No sessions. `seed` makes labels: it must not be guessable.
-    pub fn new(own: RelayId, seed: [u8; 32]) -> Self {
+    /// No sessions, and at most `most`. `seed` makes labels: it must not be guessable.
+    pub fn new(own: RelayId, most: usize, seed: [u8; 32]) -> Self {
         Self {
             own,
+            most,
             hops: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             sessions_by_neighbour: FxHashMap::default(),
@@ -407,7 +409,7 @@ impl Sessions {
         terminal.recent = terminal.recent.saturating_add(1);
         if terminal.recent > limits::CALLS_PER_SECOND
             || (terminal.calling + terminal.active) as usize >= limits::SESSIONS_PER_TERMINAL
-            || self.hops.len() >= limits::SESSIONS_PER_RELAY
+            || self.hops.len() >= self.most
         {
             return Err(RefusalCode::Busy.into());
         }
@@ -429,7 +431,7 @@ impl Sessions {
         wall_ms: u64,
     ) {
         let session = call.session;
-        let full = self.hops.len() >= limits::SESSIONS_PER_RELAY;
+        let full = self.hops.len() >= self.most;
         let checked = if self.hops.contains_key(&session) {
             // The same session again, perhaps over another link: the first one stays.
             Err(RefusalCode::BadRequest.into())

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rand::rngs::{SmallRng, StdRng};
 use rand::{Rng, SeedableRng};
-use tasuki_proto::control::{self, ToRelay, ToTerminal};
+use tasuki_proto::control::{self, RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::mesh::{RoutedCall, ToPeer};
 use tasuki_proto::record::RecordKind;
 use tasuki_proto::rows::{self, LoadRow, RelayRow};
@@ -65,8 +65,8 @@ impl Relay {
             directory: Directory::new(own, mesh),
             links: Links::new(own, config.links.clone(), SmallRng::from_rng(&mut rng)),
             routes: Routes::new(own),
-            login: Login::new(own, config.name.clone()),
-            sessions: Sessions::new(own, rng.random()),
+            login: Login::new(own, config.name.clone(), config.terminals),
+            sessions: Sessions::new(own, config.sessions, rng.random()),
             peers: BTreeMap::new(),
             link_by_relay: BTreeMap::new(),
             contacts_changed: false,
@@ -451,6 +451,16 @@ impl Relay {
         });
     }
 
+    pub(super) fn learn_contacts(&mut self, contacts: &[RelayContact], now: Instant) {
+        for contact in contacts {
+            let relay = self.id_of(&contact.name);
+            if relay != self.own {
+                let (name, addresses) = (contact.name.clone(), contact.addresses.clone());
+                self.links.handle(links::Input::Known { relay, name, addresses }, now);
+            }
+        }
+    }
+
     /// The relays of the mesh, for whom they concern.
     fn tell_contacts(&mut self, now: Instant) {
         let relays = self.directory.contacts();
@@ -458,13 +468,8 @@ impl Relay {
             return;
         }
         self.contacts.clone_from(&relays);
-        for contact in &relays {
-            let relay = self.id_of(&contact.name);
-            if relay != self.own {
-                let (name, addresses) = (contact.name.clone(), contact.addresses.clone());
-                self.links.handle(links::Input::Known { relay, name, addresses }, now);
-            }
-        }
+        self.learn_contacts(&relays, now);
+        self.outputs.push_back(Output::Contacts(relays.clone()));
         let told = ToTerminal::Relays(control::Relays { relays });
         for conn in self.login.logged_in() {
             self.outputs.push_back(Output::ToTerminal(conn, told.clone()));

@@ -7,12 +7,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::Connection;
 use rand::Rng;
+use tasuki_proto::control::RelayContact;
 use tasuki_proto::frame::NeighbourKey;
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::net::canonical;
 use tasuki_proto::{Incarnation, Label, RefusalCode, RelayId, RelayName, limits, version};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::endpoint::{Context, Endpoints};
 use super::event::{Event, LinkUp, TerminalOrder, TerminalUp};
@@ -87,6 +88,7 @@ pub struct Driver {
     links: BTreeMap<LinkId, Link>,
     replies: BTreeMap<u64, oneshot::Sender<AdminReply>>,
     next_reply: u64,
+    contacts: watch::Sender<Vec<RelayContact>>,
     keep: mpsc::Sender<Keep>,
 }
 
@@ -99,11 +101,11 @@ impl Driver {
     pub fn new(
         core: Relay,
         context: Arc<Context>,
-        endpoints: Endpoints,
-        switch: Arc<Switch>,
+        (endpoints, switch): (Endpoints, Arc<Switch>),
         hello: Arc<HelloMaker>,
         way: Arc<Way>,
         store: store::Store,
+        contacts: watch::Sender<Vec<RelayContact>>,
     ) -> Self {
         let (keep, kept) = mpsc::channel(STORE_QUEUE);
         tokio::spawn(keep_all(store, kept));
@@ -118,6 +120,7 @@ impl Driver {
             links: BTreeMap::new(),
             replies: BTreeMap::new(),
             next_reply: 1,
+            contacts,
             keep,
         }
     }
@@ -272,6 +275,9 @@ impl Driver {
                         keys.insert(key);
                         keys
                     });
+                }
+                Output::Contacts(contacts) => {
+                    self.contacts.send_replace(contacts);
                 }
                 Output::RegistrarBy(link) => self.set_way(link),
                 Output::Finished(finished) => self.keep(Keep::Session(finished)).await,

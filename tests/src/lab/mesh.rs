@@ -767,14 +767,7 @@ impl Terminal {
     pub fn forward(&self, target: &str) -> (Process, SocketAddr) {
         let listen = free_address();
         let process = self.start_forward(&listen.to_string(), target);
-        // Not probed by connecting, which would open a stream to the service.
-        eventually(&format!("forward listens on {listen}"), SOON, || {
-            let bound = || std::net::TcpListener::bind(listen);
-            match self.namespace.as_ref().map_or_else(bound, |n| n.enter(bound)) {
-                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Ok(()),
-                _ => Err(process.output()),
-            }
-        });
+        wait_until_bound(&process, "tcp", listen.port());
         (process, listen)
     }
 
@@ -782,13 +775,7 @@ impl Terminal {
     pub fn forward_udp(&self, target: &str) -> (Process, SocketAddr) {
         let listen = free_address();
         let process = self.start_forward(&format!("udp:{listen}"), target);
-        eventually(&format!("forward listens on {listen}"), SOON, || {
-            let bound = || std::net::UdpSocket::bind(listen);
-            match self.namespace.as_ref().map_or_else(bound, |n| n.enter(bound)) {
-                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Ok(()),
-                _ => Err(process.output()),
-            }
-        });
+        wait_until_bound(&process, "udp", listen.port());
         (process, listen)
     }
 
@@ -809,5 +796,51 @@ impl Terminal {
     /// In which namespace it is.
     pub fn namespace(&self) -> Option<&Namespace> {
         self.namespace.as_ref()
+    }
+}
+
+/// Waits until a socket is bound to `port` in the network of `process`: not by connecting, which would be a
+/// connection, and not by binding, which would take the port away.
+fn wait_until_bound(process: &Process, protocol: &str, port: u16) {
+    eventually(&format!("{} listens", process.name()), SOON, || {
+        let tables = [protocol.to_owned(), format!("{protocol}6")];
+        let bound = tables.iter().any(|table| {
+            let path = format!("/proc/{}/net/{table}", process.pid());
+            // After a line's number stands the local address, port last; a TCP socket listens in state 0A.
+            std::fs::read_to_string(path).unwrap_or_default().lines().skip(1).any(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let here = words.get(1).is_some_and(|w| w.ends_with(&format!(":{port:04X}")));
+                here && (protocol == "udp" || words.get(3) == Some(&"0A"))
+            })
+        });
+        if bound { Ok(()) } else { Err(process.output()) }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_port_is_seen_without_touching_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = folder.path().join("log");
+        let mut sleeper = Command::new("sleep");
+        let process = Process::spawn("sleep", sleeper.arg("100"), &log);
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        wait_until_bound(&process, "tcp", tcp.local_addr().expect("bound").port());
+        wait_until_bound(&process, "udp", udp.local_addr().expect("bound").port());
+    }
+
+    #[test]
+    fn topologies_name_their_links() {
+        let links = |spec: MeshSpec| -> Vec<String> {
+            spec.relays.into_iter().map(|relay| relay.links.unwrap_or_default()).collect()
+        };
+        assert_eq!(links(MeshSpec::line(&["a"])), [""]);
+        assert_eq!(links(MeshSpec::line(&["a", "b", "c"])), ["b", "a,c", "b"]);
+        assert_eq!(links(MeshSpec::ring(&["a", "b", "c", "d"])), ["b,d", "a,c", "b,d", "a,c"]);
+        assert_eq!(links(MeshSpec::star(&["a", "b", "c"])), ["b,c", "a", "a"]);
     }
 }

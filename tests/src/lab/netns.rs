@@ -106,19 +106,20 @@ impl Namespace {
     /// Drops, without a word to anybody, what leaves by `interface` and matches `rule` (nftables syntax, empty
     /// for everything). Nothing is closed: the other direction goes on.
     pub fn drop_outgoing(&self, interface: &str, rule: &str) {
-        self.nft(&format!(
-            "table inet cut {{ chain out {{ type filter hook output priority 10; \
-             oifname \"{interface}\" {rule} drop; }}; \
-             chain through {{ type filter hook forward priority 10; \
-             oifname \"{interface}\" {rule} drop; }} }}"
-        ));
+        let filter = |hook: &str| {
+            format!(
+                "chain {hook} {{\n type filter hook {hook} priority 10\n \
+                 oifname \"{interface}\" {rule} drop\n }}\n"
+            )
+        };
+        self.nft(&format!("table inet cut {{\n{}{}}}\n", filter("output"), filter("forward")));
     }
 
     /// As [`Namespace::drop_outgoing`], for what comes in.
     pub fn drop_incoming(&self, interface: &str, rule: &str) {
         self.nft(&format!(
-            "table inet cut {{ chain in {{ type filter hook prerouting priority -300; \
-             iifname \"{interface}\" {rule} drop; }} }}"
+            "table inet cut {{\n chain incoming {{\n type filter hook prerouting priority -300\n \
+             iifname \"{interface}\" {rule} drop\n }}\n}}\n"
         ));
     }
 

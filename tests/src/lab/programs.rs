@@ -224,7 +224,7 @@ impl Iperf {
     pub fn start(log: &Path, namespace: Option<&Namespace>) -> Iperf {
         let address = free_address();
         let mut command = command_in(namespace, "iperf3");
-        command.args(["-s", "-B", "127.0.0.1", "-p", &address.port().to_string()]);
+        command.args(["-s", "--forceflush", "-B", "127.0.0.1", "-p", &address.port().to_string()]);
         let process = Process::spawn("iperf3", &mut command, log);
         // Not probed by a connection: the server would take it for a test.
         eventually("iperf3", SOON, || {

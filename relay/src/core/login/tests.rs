@@ -15,7 +15,7 @@ impl World {
     #[allow(clippy::disallowed_methods)]
     fn new() -> Self {
         let name = RelayName::new("r1").unwrap();
-        Self { login: Login::new(RelayId(1), name), now: Instant::now() }
+        Self { login: Login::new(RelayId(1), name, 3), now: Instant::now() }
     }
 
     fn give(&mut self, input: Input) -> Vec<Output> {

@@ -30,7 +30,7 @@ impl World {
     fn new() -> Self {
         Self {
             relays: (0..LINE)
-                .map(|n| Sessions::new(RelayId(n as u64 + 1), [n as u8; 32]))
+                .map(|n| Sessions::new(RelayId(n as u64 + 1), 5_000, [n as u8; 32]))
                 .collect(),
             now: Instant::now(),
             installed: vec![BTreeSet::new(); LINE],

@@ -86,7 +86,9 @@ fn relay_view(name: &str, id: &str) -> RelayView {
 }
 
 fn status(not_ready: Option<&str>) -> StatusView {
+        labels: 0,
     StatusView {
+        labels: 0,
         id: "0000000000000007".to_owned(),
         name: relay("r1"),
         mesh: "m".to_owned(),

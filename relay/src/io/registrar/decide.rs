@@ -330,7 +330,8 @@ impl Authority {
             return Err(RefusalCode::TokenExpired.into());
         }
         if rows.certificate(&key)?.is_some() {
-            let detail = "the key belongs to a node of the mesh already";
+            let detail =
+                "the key belongs to a node of the mesh already; use an empty data directory";
             return Err(Refusal::new(RefusalCode::BadRequest, detail).into());
         }
         self.check_name(rows, &newcomer.name, Some(&key))?;

@@ -1,0 +1,65 @@
+//! Keeps a node's certificate from ending.
+
+use std::time::Duration;
+
+use super::{EnrolError, Enrolled, renew};
+use crate::control::RelayContact;
+use crate::identity::{Clock, Identity, IdentityCell};
+
+/// How often the clock is looked at; a machine that slept notices within this time.
+const LOOK: Duration = Duration::from_secs(600);
+/// How long to wait after a failure, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+
+/// Renews the certificate in `cell` at two thirds of its life, through any of the relays that `relays` gives, for
+/// as long as it runs. `keep` writes what came of it to disk; only then does the cell hold it.
+///
+/// A refusal is logged and tried again like any other failure: an account can be made to stand again.
+pub async fn keep_renewed(
+    cell: &IdentityCell,
+    clock: &Clock,
+    relays: impl Fn() -> Vec<RelayContact>,
+    keep: impl Fn(&Enrolled) -> Result<(), crate::identity::IdentityError>,
+) {
+    let mut retry = RETRY.0;
+    loop {
+        let identity = cell.get();
+        let left = due(&identity).saturating_sub(clock.now_secs());
+        if left > 0 {
+            tokio::time::sleep(Duration::from_secs(left).min(LOOK)).await;
+            continue;
+        }
+        let renewed = renew(&identity, &relays(), clock).await;
+        match renewed.and_then(|enrolled| Ok(keep(&enrolled).map(|()| enrolled.identity)?)) {
+            // The registrar gave what is there already: its clock is behind, or this one ahead.
+            Ok(renewed) if due(&renewed) <= clock.now_secs() => {
+                tracing::warn!("the renewed certificate is due again; check the clocks");
+                cell.renew(renewed);
+                tokio::time::sleep(LOOK).await;
+            }
+            Ok(renewed) => {
+                tracing::info!(until = renewed.not_after(), "the certificate was renewed");
+                cell.renew(renewed);
+                retry = RETRY.0;
+            }
+            Err(error) => {
+                log(&error, &identity, clock);
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(RETRY.1);
+            }
+        }
+    }
+}
+
+/// Two thirds of the life, and up to a twelfth more, by the key: a thousand machines enrolled on one morning do
+/// not all come back on one morning.
+fn due(identity: &Identity) -> u64 {
+    let life = identity.not_after().saturating_sub(identity.not_before());
+    let spread = u64::from(identity.fingerprint().0[0]) * (life / 12) / 256;
+    identity.renew_at() + spread
+}
+
+fn log(error: &EnrolError, identity: &Identity, clock: &Clock) {
+    let left = identity.not_after().saturating_sub(clock.now_secs());
+    tracing::warn!(%error, seconds_left = left, "the certificate could not be renewed");
+}
