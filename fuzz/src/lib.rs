@@ -14,13 +14,17 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Bytes, BytesMut};
 use tasuki_proto::codec::{self, Envelope};
 use tasuki_proto::control::{ToRelay, ToTerminal};
+use tasuki_proto::enrolment::{FromRegistrar, ToRegistrar};
 use tasuki_proto::frame::{self, NeighbourKey};
+use tasuki_proto::gossip::GossipMessage;
+use tasuki_proto::identity::Token;
 use tasuki_proto::mesh::ToPeer;
 use tasuki_proto::record::{Draft, Record};
 use tasuki_proto::{MeshId, RelayName, ServiceName, SessionId, TerminalId, limits, rows};
 
 /// All targets.
-pub const TARGETS: [fn(&[u8]); 7] = [control, envelope, frame, mesh, name, record, row];
+pub const TARGETS: [fn(&[u8]); 10] =
+    [control, enrolment, envelope, frame, gossip, mesh, name, record, row, token];
 
 /// A target for each family of messages, or for several that meet the same bytes: a stream of envelopes, each of
 /// which is refused, skipped, or read and written again without loss.
@@ -43,7 +47,53 @@ macro_rules! families {
 
 families! {
     control: ToRelay ToTerminal;
+    enrolment: ToRegistrar FromRegistrar;
     mesh: ToPeer;
+}
+
+/// Messages of the gossip stream, and the records in them.
+pub fn gossip(bytes: &[u8]) {
+    let mut stream = BytesMut::from(bytes);
+    while let Ok(Some(envelope)) = Envelope::take(&mut stream, limits::MESH_MESSAGE_BYTES) {
+        let Ok(Some(message)) = GossipMessage::from_envelope(&envelope) else { continue };
+        assert_eq!(
+            GossipMessage::from_envelope(&message.to_envelope()).as_ref(),
+            Ok(&Some(message.clone()))
+        );
+        match message {
+            GossipMessage::Rows(rows) => {
+                let Ok(records) = rows.parse() else { continue };
+                let verbatim: Vec<u8> =
+                    records.iter().flat_map(|record| record.as_bytes().to_vec()).collect();
+                assert_eq!(verbatim, rows.records, "records are kept verbatim");
+                let sequences: Vec<u64> =
+                    records.iter().map(|record| record.version().sequence).collect();
+                assert!(sequences.is_sorted_by(|one, next| one < next));
+                assert!(sequences.iter().all(|s| rows.span.from < *s && *s <= rows.span.to));
+            }
+            GossipMessage::Watermarks(marks) => {
+                assert!(marks.origins.len() <= limits::GOSSIP_WATERMARKS);
+            }
+            GossipMessage::Want(_) | GossipMessage::Prune(_) => {}
+        }
+    }
+}
+
+/// Words that somebody pastes as a token: the bytes themselves, and the bytes as what a right checksum covers.
+pub fn token(bytes: &[u8]) {
+    fn read(word: &str) {
+        if let Ok(token) = Token::from_word(word) {
+            assert!(token.relays.len() <= limits::TOKEN_RELAYS);
+            let word = token.to_word();
+            assert_eq!(Token::from_word(&word).map(|again| again.to_word() == word), Ok(true));
+        }
+    }
+    if let Ok(word) = std::str::from_utf8(bytes) {
+        read(word);
+    }
+    let check = ring::digest::digest(&ring::digest::SHA256, bytes);
+    let sealed = [bytes, &check.as_ref()[..4]].concat();
+    read(&format!("tk1{}", data_encoding::BASE32_NOPAD.encode(&sealed)));
 }
 
 /// Datagrams that begin like a frame.

@@ -21,16 +21,18 @@ use bytes::{Bytes, BytesMut};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use tasuki_proto::codec::{self, Envelope, SectionWriter};
 use tasuki_proto::control::{self, ToRelay, ToTerminal};
+use tasuki_proto::enrolment::{self, FromRegistrar, ToRegistrar};
 use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
-use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::gossip::{self, GossipMessage};
+use tasuki_proto::identity::{KeyFingerprint, NodeName, Token, TokenFor, TokenId, TokenSecret};
 use tasuki_proto::mesh::{self, LinkStream, ToPeer};
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AttachmentRole};
 use tasuki_proto::version::Alpn;
 use tasuki_proto::view::{AttachmentView, TerminalFilter, TerminalState, TerminalView};
 use tasuki_proto::{
-    Incarnation, Label, LoginEpoch, MeshId, Refusal, RefusalCode, RelayId, RelayName, ServiceName,
-    SessionId, TerminalId, limits,
+    Incarnation, Label, LoginEpoch, MeshId, MeshName, Refusal, RefusalCode, RelayId, RelayName,
+    ServiceName, SessionId, TerminalId, limits,
 };
 
 // ---- The files ------------------------------------------------------------------------------------------------
@@ -411,6 +413,97 @@ fn mesh_messages() {
         "refuse" => ToPeer::Refuse(refused()),
         "end" => ToPeer::End(end()),
     });
+}
+
+#[test]
+fn gossip_messages() {
+    let origin = RelayId(0x0102_0304_0506_0708);
+    let first = Record::new(&draft(RecordKind::LOAD, b"", b""));
+    let second = Record::new(&Draft {
+        version: Version { sequence: 10, ..first.version() },
+        ..draft(RecordKind::LINKS, b"", b"")
+    });
+    let rows = gossip::Rows {
+        span: gossip::Span {
+            origin,
+            incarnation: Incarnation(3),
+            from: 8,
+            to: 10,
+            horizon: 2,
+            last: true,
+        },
+        records: [first.as_bytes().as_ref(), second.as_bytes()].concat().into(),
+    };
+    assert_eq!(rows.parse(), Ok(vec![first, second]));
+    let version = Version { incarnation: Incarnation(3), sequence: 9 };
+    family!("gossip", Some("gossip"), GossipMessage {
+        "rows" => GossipMessage::Rows(rows.clone()),
+        "want" => GossipMessage::Want(gossip::Want {
+            origin, incarnation: Incarnation(3), watermark: 9,
+        }),
+        "watermarks" => GossipMessage::Watermarks(gossip::Watermarks {
+            origins: vec![(origin, version), (RelayId::AUTHORITY, Version::default())],
+        }),
+        "prune" => GossipMessage::Prune(gossip::Prune { origin }),
+    });
+}
+
+#[test]
+fn enrolment_messages() {
+    let newcomer = enrolment::Newcomer {
+        signing_request: vec![0x30, 0],
+        name: NodeName::Terminal(terminal("plant7")),
+        addresses: vec![],
+    };
+    let relays = vec![control::RelayContact {
+        name: relay("r1"),
+        addresses: vec!["relay.example:4433".into()],
+        draining: false,
+    }];
+    family!("enrolment-request", Some("enrolment"), ToRegistrar {
+        "request-enrol" => ToRegistrar::Enrol(enrolment::Enrol {
+            token: TokenId([2; 16]),
+            newcomer: codec::encode(&newcomer),
+            proof: TokenSecret::from_bytes([3; 32])
+                .prove(&MeshId([6; 16]), &TokenId([2; 16]), &codec::encode(&newcomer)),
+        }),
+        "request-renew" => ToRegistrar::Renew(enrolment::Renew {
+            chain: vec![vec![0x30, 0], vec![0x30, 1, 0]], signature: vec![4; 64],
+        }),
+    });
+    family!("enrolment-answer", Some("enrolment"), FromRegistrar {
+        "answer-certified" => FromRegistrar::Certified(enrolment::Certified {
+            chain: vec![vec![0x30, 0], vec![0x30, 1, 0]], root: vec![0x30, 2, 0, 0], relays: relays.clone(),
+        }),
+        "answer-refused" => FromRegistrar::Refused(RefusalCode::TokenExpired.into()),
+    });
+}
+
+/// What stands in a token, and what is signed or proven without being sent.
+#[test]
+fn tokens_and_proofs() {
+    let token = |made_for| Token {
+        root: KeyFingerprint([8; 32]),
+        mesh: MeshName::new("example").unwrap(),
+        id: TokenId([2; 16]),
+        secret: TokenSecret::from_bytes([3; 32]),
+        made_for,
+        relays: vec![control::RelayContact {
+            name: relay("r1"),
+            addresses: vec!["relay.example:4433".into()],
+            draining: false,
+        }],
+    };
+    let words = [token(TokenFor::Relay), token(TokenFor::Terminal(terminal("plant7")))]
+        .map(|token| token.to_word().as_bytes().to_vec());
+    for word in &words {
+        let text = std::str::from_utf8(word).unwrap();
+        assert_eq!(Token::from_word(text).unwrap().to_word().as_bytes(), word);
+    }
+    let [for_relay, for_terminal] = words;
+    compare("token", Some("token"), &vec![("relay", for_relay), ("terminal", for_terminal)]);
+    let signed = enrolment::renewal_to_sign(&MeshId([6; 16]), &[0x30, 0]);
+    compare("renewal", None, &vec![("to-sign", signed)]);
 }
 
 /// Small numbers and words that stand on the wire by themselves.
