@@ -124,7 +124,6 @@ pub(crate) async fn pair(
 pub(crate) struct Node {
     pub(crate) agent: Agent,
     pub(crate) services: Arc<Services>,
-    pub(crate) config: Config,
     pub(crate) folder: tempfile::TempDir,
 }
 
@@ -172,7 +171,7 @@ impl Mesh {
         let (inbox, requests) = mpsc::channel(16);
         tokio::spawn(self.clone().drive(terminal(name), requests));
         let agent = Agent::new(inbox, mpsc::unbounded_channel().0);
-        Node { agent, services, config, folder }
+        Node { agent, services, folder }
     }
 
     /// Cuts every live session.

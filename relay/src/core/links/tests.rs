@@ -78,16 +78,16 @@ fn the_lower_id_dials_at_once_and_the_first_link_is_said_at_once() {
     assert_eq!(r.feed(up(1, 2, true, 1)), [Output::Accepted(LinkId(1), RelayId(2)), row(&[2])]);
     assert_eq!(r.feed(Input::Down(LinkId(1), None)), [row(&[])]);
     let mut r = relay(3, LinkChoice::Auto);
-    assert_eq!(dialled(&r.feed(known(2))), []);
+    assert!(dialled(&r.feed(known(2))).is_empty());
     let (waited, outputs) = r.next();
     assert_eq!((waited, dialled(&outputs)), (YIELD, vec![2]));
-    assert_eq!(dialled(&r.feed(known(3))), [], "not itself");
+    assert!(dialled(&r.feed(known(3))).is_empty(), "not itself");
 }
 
 #[test]
 fn names_count_in_both_directions() {
     let mut r = relay(1, LinkChoice::Names(BTreeSet::from([name(2)])));
-    assert_eq!(dialled(&r.feed(known(3))), []);
+    assert!(dialled(&r.feed(known(3))).is_empty());
     let outputs = r.feed(up(7, 3, false, 1));
     assert_eq!(outputs, [Output::Close(LinkId(7), RefusalCode::LinkNotWanted)]);
     assert!(!r.feed(up(8, 2, false, 1)).is_empty());
