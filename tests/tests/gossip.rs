@@ -67,7 +67,8 @@ fn key(number: u64) -> Vec<u8> {
 /// Writes `count` rows at random relays among `range`: some again, some deleted.
 fn churn(mesh: &mut Mesh, count: usize, keys: u64) {
     for _ in 0..count {
-        let node = mesh.rng().random_range(0..mesh.relays());
+        let relays = mesh.relays();
+        let node = mesh.rng().random_range(0..relays);
         if mesh.is_up(node) {
             let number = mesh.rng().random_range(0..keys);
             let dies = mesh.rng().random_bool(0.3);
