@@ -11,6 +11,8 @@ use crate::core::LinkId;
 
 /// Lifetimes end in steps of this.
 const STEP: Duration = Duration::from_secs(1);
+/// So many lifetimes of rows that were replaced are kept before they are swept out.
+const LOOSE_LIFETIMES: usize = 65_536;
 
 impl Gossip {
     pub(super) fn start_lifetime(&mut self, record: &Record, now: Instant) {
@@ -21,9 +23,23 @@ impl Gossip {
         let end = self.epoch + STEP * (age.min(u64::from(u32::MAX)) as u32);
         let end = end + Duration::from_secs(u64::from(record.lifetime_secs()));
         self.lifetimes.entry(end).or_default().push((record.origin(), record.version().sequence));
+        self.lifetime_count += 1;
+        if self.lifetime_count > 2 * self.table.row_count() + LOOSE_LIFETIMES {
+            self.sweep_lifetimes();
+        }
         if let Some(first) = self.lifetimes.first_key_value() {
             self.timers.set(Timer::Lifetimes, *first.0);
         }
+    }
+
+    /// Leaves out the lifetimes of rows that were replaced, so that there are never many more than rows.
+    fn sweep_lifetimes(&mut self) {
+        let table = &self.table;
+        self.lifetimes.retain(|_, ends| {
+            ends.retain(|(origin, sequence)| table.at(*origin, *sequence).is_some());
+            !ends.is_empty()
+        });
+        self.lifetime_count = self.lifetimes.values().map(Vec::len).sum();
     }
 
     pub(super) fn end_lifetimes(&mut self, now: Instant) {
@@ -33,12 +49,9 @@ impl Gossip {
                 return;
             }
             for (origin, sequence) in entry.remove() {
+                self.lifetime_count -= 1;
                 // A row that was replaced, or is of another life, is not found under its sequence and lifetime.
-                let ends = self
-                    .table
-                    .rows_between(origin, sequence.saturating_sub(1), sequence)
-                    .any(|row| row.lifetime_secs() > 0);
-                if ends {
+                if self.table.at(origin, sequence).is_some_and(|row| row.lifetime_secs() > 0) {
                     self.take_out(origin, sequence);
                     self.table.raise_horizon(origin, sequence);
                 }

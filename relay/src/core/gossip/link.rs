@@ -1,6 +1,6 @@
 //! What is kept of a link: a cursor for each origin, and what waits to be said.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use tasuki_proto::RelayId;
@@ -19,7 +19,7 @@ pub(super) struct Cursor {
     pub(super) queued: bool,
     /// What was asked of the peer last, and when.
     pub(super) asked: Option<(Version, Instant)>,
-    /// When the peer was last told to stop.
+    /// When the peer was last told to stop, unless it was asked since.
     pub(super) pruned: Option<Instant>,
 }
 
@@ -51,8 +51,8 @@ pub(super) struct Link {
     pub(super) cursors: BTreeMap<RelayId, Cursor>,
     /// Origins whose rows are to be sent, each once, in turn.
     pub(super) rows: VecDeque<RelayId>,
-    /// Origins whose watermark is to be announced.
-    pub(super) marks: BTreeSet<RelayId>,
+    /// Origins whose watermark is to be announced, and whether also where the peer is known to have as much.
+    pub(super) marks: BTreeMap<RelayId, bool>,
     /// What is to be asked or told.
     pub(super) words: BTreeMap<RelayId, Word>,
     /// When watermarks may go out again.
@@ -68,7 +68,7 @@ impl Link {
             in_flight: 0,
             cursors: BTreeMap::new(),
             rows: VecDeque::new(),
-            marks: BTreeSet::new(),
+            marks: BTreeMap::new(),
             words: BTreeMap::new(),
             marks_from: now,
             asked_for_own: false,

@@ -286,6 +286,7 @@ pub struct Gossip {
     stirred: BTreeSet<LinkId>,
     timers: Timers<Timer>,
     lifetimes: BTreeMap<Instant, Vec<(RelayId, u64)>>,
+    lifetime_count: usize,
     /// Lifetimes end in steps of a second from here.
     epoch: Instant,
     reachable: Option<BTreeSet<RelayId>>,
@@ -307,6 +308,7 @@ impl Gossip {
             stirred: BTreeSet::new(),
             timers: Timers::new(),
             lifetimes: BTreeMap::new(),
+            lifetime_count: 0,
             epoch: now,
             reachable: None,
             graves: BTreeMap::new(),
@@ -390,7 +392,7 @@ impl Gossip {
         }
     }
 
-    /// Whether something is known that is newer than what this relay has; `None` where it does not matter.
+    /// Whether this version of an origin is newer than what this relay has.
     fn is_newer(&self, origin: RelayId, version: Version) -> bool {
         version > self.table.watermark(origin)
     }

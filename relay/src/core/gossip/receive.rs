@@ -66,11 +66,12 @@ impl Gossip {
         if origin == self.config.relay {
             self.hear_of_self(version, now);
         }
+        let grave = self.graves.get(&origin).copied().unwrap_or_default();
+        if !self.table.knows(origin) && version <= grave {
+            return false;
+        }
         if let Some(state) = self.links.get_mut(&link) {
             state.cursors.entry(origin).or_default().raise(version);
-        }
-        if self.graves.get(&origin).is_some_and(|grave| version <= *grave) {
-            return false;
         }
         origin != self.config.relay
     }
@@ -151,7 +152,11 @@ impl Gossip {
             return self.cut(link);
         }
         if self.take_rows(link, &span, &records, now) {
-            self.look_for_missing(origin, now);
+            if span.last {
+                self.look_for_missing(origin, now);
+            } else {
+                self.timers.set(Timer::Graft(origin), now + self.config.ask_again);
+            }
         }
     }
 
@@ -191,17 +196,31 @@ impl Gossip {
         if !self.apply(link, span, records, now) {
             return false;
         }
-        self.routes.entry(origin).or_default().parent = Some(link);
+        self.adopt(link, origin, now);
         self.advance_retelling(span, records);
         self.table.set_watermark(origin, watermark.max(span.to));
         self.timers.clear(Timer::Graft(origin));
         if origin == RelayId::AUTHORITY {
             self.table.authority.came_from(link, span.to);
-            self.check_authority(now);
+            if !self.timers.is_set(Timer::Check) {
+                self.check_authority(now);
+            }
         } else {
             self.spread(origin);
         }
         true
+    }
+
+    /// This link was the first to bring rows: it is the origin's parent, unless it was told to stop.
+    fn adopt(&mut self, link: LinkId, origin: RelayId, now: Instant) {
+        let cursor = self.links.get(&link).and_then(|state| state.cursors.get(&origin));
+        let stopped = cursor.is_some_and(|cursor| cursor.pruned.is_some());
+        let parent = &mut self.routes.entry(origin).or_default().parent;
+        if !stopped {
+            *parent = Some(link);
+        } else if parent.is_none() {
+            self.ask(link, origin, now);
+        }
     }
 
     /// Puts the rows that are newer than the watermark into the table. `false` when one that would take the place of

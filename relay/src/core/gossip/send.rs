@@ -43,7 +43,7 @@ impl Gossip {
     /// Says all watermarks on a link: at its beginning (the digest), and from time to time.
     pub(super) fn refresh(&mut self, link: LinkId, now: Instant) {
         let Some(state) = self.links.get_mut(&link) else { return };
-        state.marks.extend(self.table.origins());
+        state.marks.extend(self.table.origins().map(|origin| (origin, true)));
         self.stirred.insert(link);
         self.timers.set(Timer::Refresh(link), now + self.config.refresh);
     }
@@ -57,7 +57,7 @@ impl Gossip {
                 continue;
             }
             if !cursor.eager {
-                link.marks.insert(origin);
+                link.marks.entry(origin).or_default();
             } else if !cursor.queued {
                 cursor.queued = true;
                 link.rows.push_back(origin);
@@ -122,14 +122,21 @@ impl Gossip {
         }
     }
 
-    /// What was announced has not come: asks another link.
+    /// What was announced has not come: asks another link. The parent itself is not asked again for what it is
+    /// sending, however slowly, unless nothing at all came for long.
     pub(super) fn graft(&mut self, origin: RelayId, now: Instant) {
-        self.end_retelling(origin);
         let parent = self.routes.get(&origin).and_then(|route| route.parent);
-        let source = self.best_source(origin, parent).or_else(|| self.best_source(origin, None));
-        if let Some(link) = source {
+        if let Some(link) = self.best_source(origin, parent) {
+            self.end_retelling(origin);
             self.counters.grafts += 1;
             self.ask(link, origin, now);
+        } else if let Some(link) = self.best_source(origin, None) {
+            let asked = self.links.get(&link).and_then(|state| state.cursors.get(&origin)?.asked);
+            if asked.is_none_or(|(_, when)| now >= when + self.config.refresh) {
+                self.end_retelling(origin);
+                self.ask(link, origin, now);
+            }
+            self.timers.set(Timer::Graft(origin), now + self.config.refresh);
         }
     }
 
@@ -206,9 +213,11 @@ impl Gossip {
     fn announce(&mut self, id: LinkId, now: Instant) -> Option<GossipMessage> {
         let mut origins = Vec::new();
         while origins.len() < limits::GOSSIP_WATERMARKS {
-            let Some(origin) = self.links.get_mut(&id)?.marks.pop_first() else { break };
+            let link = self.links.get_mut(&id)?;
+            let Some((origin, always)) = link.marks.pop_first() else { break };
+            let at = link.at(origin);
             let version = self.ready(origin);
-            if self.table.knows(origin) && version.sequence > 0 {
+            if version.sequence > 0 && (always || at < version) {
                 origins.push((origin, version));
             }
         }
@@ -234,7 +243,7 @@ impl Gossip {
             return None;
         }
         if !cursor.eager {
-            link.marks.insert(origin);
+            link.marks.entry(origin).or_default();
             self.stirred.insert(id);
             return None;
         }

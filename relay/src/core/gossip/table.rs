@@ -115,6 +115,12 @@ impl Table {
             .map(|(_, slot)| self.row(*slot))
     }
 
+    /// The row of an origin with this sequence.
+    pub(super) fn at(&self, origin: RelayId, sequence: u64) -> Option<&Record> {
+        let slot = self.origins.get(&origin)?.by_sequence.get(&sequence)?;
+        Some(self.row(*slot))
+    }
+
     /// All origins of which something is known, in order.
     pub fn origins(&self) -> impl Iterator<Item = RelayId> + '_ {
         self.origins.keys().copied()
@@ -152,6 +158,11 @@ impl Table {
     /// Live rows.
     pub fn len(&self) -> usize {
         self.live
+    }
+
+    /// Rows, tombstones included.
+    pub(super) fn row_count(&self) -> usize {
+        self.by_key.len()
     }
 
     /// Whether there is no live row.
@@ -210,9 +221,8 @@ impl Table {
     pub(super) fn insert(&mut self, record: &Record) -> Option<Record> {
         let (origin, version) = (record.origin(), record.version());
         let hash = hash_of(self.seed, record.key());
-        // A copy of its own: a slice would keep the whole message that brought it.
-        let bytes = Bytes::copy_from_slice(record.as_bytes());
-        let Ok(own) = Record::from_bytes(bytes) else { return None };
+        // A slice would keep the whole message that brought it.
+        let own = copy_of(record);
         self.count(&own, true);
         let old = match self.slot_of(origin, record.kind(), record.key()) {
             Some(slot) => {
@@ -270,7 +280,7 @@ impl Table {
                 }
             }
             self.authority.advance(*sequence);
-            good.push(row.clone());
+            good.push(copy_of(row));
         }
         (good, None)
     }
@@ -332,6 +342,12 @@ impl Table {
 
 fn in_pages(pages: &[Vec<Option<Record>>], slot: u32) -> Option<&Record> {
     pages[slot as usize / PAGE][slot as usize % PAGE].as_ref()
+}
+
+/// The record in memory of its own.
+fn copy_of(record: &Record) -> Record {
+    Record::from_bytes(Bytes::copy_from_slice(record.as_bytes()))
+        .unwrap_or_else(|_| unreachable!("a record's bytes are a record"))
 }
 
 fn hash_of(seed: usize, key: &[u8]) -> u64 {

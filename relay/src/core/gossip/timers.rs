@@ -24,9 +24,13 @@ impl<T: Copy + Ord> Timers<T> {
 
     /// Sets the timer unless it is set.
     pub(super) fn start(&mut self, timer: T, at: Instant) {
-        if !self.by_timer.contains_key(&timer) {
+        if !self.is_set(timer) {
             self.set(timer, at);
         }
+    }
+
+    pub(super) fn is_set(&self, timer: T) -> bool {
+        self.by_timer.contains_key(&timer)
     }
 
     pub(super) fn clear(&mut self, timer: T) {
