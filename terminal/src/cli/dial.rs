@@ -34,7 +34,7 @@ pub fn carry(
     std::thread::spawn(move || up.copy_from(&mut source));
     let mut sink = Some(sink);
     loop {
-        match client.next() {
+        match client.hear() {
             Ok(Reply::Data(bytes)) => {
                 if let Some(sink) = &mut sink {
                     sink.write_all(&bytes)?;

@@ -82,7 +82,7 @@ pub(crate) fn run(
 
 fn follow(mut client: Client, news: &tokio::sync::mpsc::Sender<anyhow::Result<ForwardNews>>) {
     loop {
-        let word = match client.next() {
+        let word = match client.hear() {
             Ok(crate::io::ipc::client::Reply::Event(event)) => {
                 serde_json::from_value(event).map_err(anyhow::Error::from)
             }

@@ -129,7 +129,7 @@ impl Stream {
                 Ok(None) => {}
                 Err(_) => return Err(refused(RefusalCode::ProtocolError.into())),
             }
-            match self.client.next()? {
+            match self.client.hear()? {
                 Reply::Data(bytes) => self.received.extend_from_slice(&bytes),
                 Reply::End => return Err(refused(RefusalCode::PeerLost.into())),
                 Reply::Event(_) | Reply::Result(_) => {}

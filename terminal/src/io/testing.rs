@@ -1,5 +1,7 @@
 //! Sessions and agents without a mesh, for tests: plain QUIC on loopback under the seam of [`crate::agent`].
 
+#![allow(clippy::disallowed_methods, reason = "the seam has such a channel for ends")]
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -102,7 +102,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Failed`] when it is a failure; [`ClientError::Lost`] when the daemon is gone.
-    pub fn next(&mut self) -> Result<Reply, ClientError> {
+    pub fn hear(&mut self) -> Result<Reply, ClientError> {
         let (kind, body) = read_envelope(&mut self.stream)?;
         let json = |body: &[u8]| serde_json::from_slice(body).map_err(io::Error::from);
         Ok(match kind {
@@ -121,7 +121,7 @@ impl Client {
     /// Sends the request and waits for its result; `on_event` sees what comes before.
     ///
     /// # Errors
-    /// As [`Client::next`].
+    /// As [`Client::hear`].
     pub fn ask<E: DeserializeOwned>(
         &mut self,
         request: &Request,
@@ -129,7 +129,7 @@ impl Client {
     ) -> Result<serde_json::Value, ClientError> {
         self.send(request)?;
         loop {
-            match self.next()? {
+            match self.hear()? {
                 Reply::Event(event) => {
                     on_event(serde_json::from_value(event).map_err(io::Error::from)?);
                 }
@@ -144,7 +144,7 @@ impl Client {
     /// Sends the request and waits for its result.
     ///
     /// # Errors
-    /// As [`Client::next`].
+    /// As [`Client::hear`].
     pub fn get(&mut self, request: &Request) -> Result<serde_json::Value, ClientError> {
         self.ask::<serde_json::Value>(request, |_| {})
     }

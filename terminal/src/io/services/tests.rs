@@ -220,6 +220,64 @@ async fn garbage_on_a_stream_is_refused_and_harms_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_streams_and_flows_are_refused_and_the_rest_goes_on() {
+    let mesh = Mesh::new();
+    let config = "[expose]\ndns = \"udp://127.0.0.1:9\"\n[allow]\ndns = \"a\"\n";
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", config));
+    let session = a.agent.call(terminal("b"), service(PING)).await.unwrap();
+    let mut held = Vec::new();
+    for number in 0..=limits::FLOWS_PER_SESSION as u32 {
+        let open = tasuki_proto::session::OpenFlow { service: service("dns"), flow: number };
+        let (send, mut recv) = pipe::open(&session.connection, &Begin::Flow(open)).await.unwrap();
+        let refused = code(within(pipe::read_opened(&mut recv)).await);
+        let full = number as usize == limits::FLOWS_PER_SESSION;
+        assert_eq!(refused, full.then_some(RefusalCode::Busy), "{number}");
+        held.push((send, recv));
+    }
+    held.clear();
+    let session = a.agent.call(terminal("b"), service(PING)).await.unwrap();
+    for _ in 0..limits::STREAMS_PER_SESSION {
+        let begin = Begin::Ping(OpenPing {});
+        let (send, mut recv) = pipe::open(&session.connection, &begin).await.unwrap();
+        assert_eq!(code(within(pipe::read_opened(&mut recv)).await), None);
+        held.push((send, recv));
+    }
+    let refused = code(first_answer(&session, &Begin::Ping(OpenPing {})).await);
+    assert_eq!(refused, Some(RefusalCode::Busy));
+    held.clear();
+    let mut refused = Some(RefusalCode::Busy);
+    let start = Instant::now();
+    while refused.is_some() {
+        assert!(start.elapsed() < DEADLINE, "streams that ended are still counted");
+        refused = code(first_answer(&session, &Begin::Ping(OpenPing {})).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_service_gets_what_arrived_before_the_session_ended() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mesh = Mesh::new();
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &exposing(port)));
+    let session = a.agent.call(terminal("b"), service("echo")).await.unwrap();
+    let begin = Begin::Bytes(OpenBytes { service: service("echo") });
+    let (mut send, mut recv) = pipe::open(&session.connection, &begin).await.unwrap();
+    let (mut server, _) = within(listener.accept()).await.unwrap();
+    pipe::read_opened(&mut recv).await.unwrap();
+    server.shutdown().await.unwrap();
+    let sent = vec![7; 1_000_000];
+    let delivered = pipe::delivered(&send);
+    send.write_all(&sent).await.unwrap();
+    send.finish().unwrap();
+    within(delivered).await;
+    drop(session);
+    mesh.cut();
+    let mut heard = Vec::new();
+    within(server.read_to_end(&mut heard)).await.unwrap();
+    assert!(heard == sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_session_ends_with_its_last_use() {
     let mesh = Mesh::new();
     let (a, b) = (mesh.node("a", ""), mesh.node("b", &exposing(echo_server().await)));
@@ -247,7 +305,8 @@ async fn a_forwarded_port_calls_again_and_early_connections_wait() {
         client.write_all(b"x").await.unwrap();
         assert_eq!(within(client.read_u8()).await.unwrap(), b'x');
         mesh.cut();
-        assert!(within(client.read_u8()).await.is_err(), "the connection dies with its session");
+        let error = within(client.read_u8()).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "a cut is no clean end");
     }
 }
 

@@ -191,7 +191,7 @@ async fn forward_lives_as_long_as_its_verb() {
     use std::net::SocketAddr;
     client.send(&request("echo", "127.0.0.1:0".parse().unwrap())).unwrap();
     let (client, news) = blocking(move || {
-        let news = client.next();
+        let news = client.hear();
         (client, news)
     })
     .await;
