@@ -423,7 +423,10 @@ impl World {
                 self.feed(side, Input::Detached(RefusalCode::RouteLost), scenario)
             }
             Step::Timer(side) => {
-                // When nothing else moves it is free.
+                // When nothing else moves it is free. Without trouble nobody should have to wait for it.
+                if !self.troubled && self.budget.timers == 0 {
+                    return Err("only a timer gets any further".into());
+                }
                 self.budget.timers = self.budget.timers.saturating_sub(1);
                 self.troubled = true;
                 let s = &mut self.sides[side];

@@ -394,14 +394,20 @@ impl Links {
             return;
         }
         self.review_at = Some(now + REVIEW);
-        let dialable = |p: &Peer| p.link.is_some() || !p.addresses.is_empty();
         let peers = &self.peer_by_id;
-        let wish_stands =
-            |id: &RelayId| peers.get(id).is_some_and(|p| dialable(p) && p.failures < GIVE_UP);
         self.near = nearest(peers, &self.near);
-        self.far.retain(wish_stands);
+        self.far.retain(|id| peers.get(id).is_some_and(Peer::is_promising));
+        // A link that joined two parts of the mesh takes the place of another, else it went again.
+        let linked = |id: &&RelayId| peers.get(id).is_some_and(|p| p.link.is_some());
+        let joined: BTreeSet<_> = self.lost.iter().filter(linked).copied().collect();
+        while self.far.union(&joined).count() > FAR
+            && let Some(other) = self.far.difference(&joined).copied().choose(&mut self.rng)
+        {
+            self.far.remove(&other);
+        }
+        self.far.extend(joined);
         let others = peers.iter().filter(|(id, p)| {
-            dialable(p) && p.failures < GIVE_UP && !self.near.contains(id) && !self.far.contains(id)
+            p.is_promising() && !self.near.contains(id) && !self.far.contains(id)
         });
         let missing = FAR.saturating_sub(self.far.len());
         let far = others.map(|(id, _)| *id).choose_multiple(&mut self.rng, missing);
