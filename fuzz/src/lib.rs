@@ -20,11 +20,13 @@ use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::Token;
 use tasuki_proto::mesh::ToPeer;
 use tasuki_proto::record::{Draft, Record};
+use tasuki_proto::session::{Answer, Begin, Closing, FlowTag};
 use tasuki_proto::{MeshId, RelayName, ServiceName, SessionId, TerminalId, limits, rows};
 
 /// All targets.
-pub const TARGETS: [fn(&[u8]); 10] =
-    [control, enrolment, envelope, frame, gossip, mesh, name, record, row, token];
+pub const TARGETS: [fn(&[u8]); 12] = [
+    control, datagram, enrolment, envelope, frame, gossip, mesh, name, record, row, session, token,
+];
 
 /// A target for each family of messages, or for several that meet the same bytes: a stream of envelopes, each of
 /// which is refused, skipped, or read and written again without loss.
@@ -49,6 +51,7 @@ families! {
     control: ToRelay ToTerminal;
     enrolment: ToRegistrar FromRegistrar;
     mesh: ToPeer;
+    session: Begin Closing Answer;
 }
 
 /// Messages of the gossip stream, and the records in them.
@@ -76,6 +79,17 @@ pub fn gossip(bytes: &[u8]) {
             }
             GossipMessage::Want(_) | GossipMessage::Prune(_) => {}
         }
+    }
+}
+
+/// Datagrams of a session, with the tag of their flow.
+pub fn datagram(bytes: &[u8]) {
+    let mut payload = Bytes::copy_from_slice(bytes);
+    if let Some(tag) = FlowTag::take(&mut payload) {
+        let mut again = tag.datagram(&payload);
+        assert!(again.len() <= bytes.len(), "a tag is written as short as it can be");
+        assert_eq!(FlowTag::take(&mut again), Some(tag));
+        assert_eq!(again, payload);
     }
 }
 

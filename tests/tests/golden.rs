@@ -28,6 +28,7 @@ use tasuki_proto::identity::{KeyFingerprint, NodeName, Token, TokenFor, TokenId,
 use tasuki_proto::mesh::{self, LinkStream, ToPeer};
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AttachmentRole};
+use tasuki_proto::session::{self, Answer, Begin, Closing, FlowTag};
 use tasuki_proto::version::Alpn;
 use tasuki_proto::view::{AttachmentView, TerminalFilter, TerminalState, TerminalView};
 use tasuki_proto::{
@@ -477,6 +478,39 @@ fn enrolment_messages() {
         }),
         "answer-refused" => FromRegistrar::Refused(RefusalCode::TokenExpired.into()),
     });
+}
+
+#[test]
+fn session_messages() {
+    family!("session-begin", Some("session"), Begin {
+        "begin-bytes" => Begin::Bytes(session::OpenBytes { service: service() }),
+        "begin-flow" => Begin::Flow(session::OpenFlow { service: service(), flow: 300 }),
+        "begin-ping" => Begin::Ping(session::OpenPing {}),
+        "begin-offer" => Begin::Offer(session::Offer {
+            transfer: 7, folder: "reports/may".into(), name: "a.txt".into(), size: 5_000_000,
+            mode: 0o640, overwrite: false,
+        }),
+        "begin-part" => Begin::Part(session::Part { transfer: 7, index: 1 }),
+    });
+    family!("session-closing", Some("session"), Closing {
+        "closing-finish" => Closing::Finish(session::Finish { root: [5; 32] }),
+    });
+    family!("session-answer", Some("session"), Answer {
+        "answer-opened" => Answer::Opened(session::Opened {}),
+        "answer-refused" => Answer::Refused(Refusal::new(RefusalCode::CallerNotAllowed, "ssh")),
+        "answer-have" => Answer::Have(session::Have { hashes: vec![[6; 32], [7; 32]] }),
+        "answer-stored" => Answer::Stored(session::Stored { path: "reports/may/a.txt".into() }),
+    });
+    let tag = |flow, to_opener| FlowTag { flow, to_opener };
+    let datagrams: Vectors = vec![
+        ("to-server", tag(1, false).datagram(b"payload").to_vec()),
+        ("to-opener", tag(300, true).datagram(b"payload").to_vec()),
+        ("largest-flow", tag(session::MAX_FLOW, true).datagram(b"").to_vec()),
+    ];
+    compare("datagram", Some("datagram"), &datagrams);
+    let mut bytes = Bytes::from(datagrams[1].1.clone());
+    assert_eq!(FlowTag::take(&mut bytes), Some(tag(300, true)));
+    assert_eq!(&bytes[..], b"payload");
 }
 
 /// What stands in a token, and what is signed or proven without being sent.

@@ -76,7 +76,10 @@ impl Tree {
 
 /// Whether a Rust file holds nothing but tests.
 pub(crate) fn is_test(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.contains("/tests/") || path.starts_with("tests/")
+    path.ends_with("/tests.rs")
+        || path.ends_with("/testing.rs")
+        || path.contains("/tests/")
+        || path.starts_with("tests/")
 }
 
 /// Rust code with comments and the contents of literals blanked, line for line.
