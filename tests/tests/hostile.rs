@@ -17,7 +17,7 @@ use tasuki_proto::mesh::{LinkHello, LinkStream, ToPeer};
 use tasuki_proto::version::{Alpn, PROTOCOL};
 use tasuki_tests::lab::programs::TcpService;
 use tasuki_tests::lab::wait::SOON;
-use tasuki_tests::lab::{MeshSpec, TerminalSpec, eventually, raw};
+use tasuki_tests::lab::{MeshSpec, RelaySpec, TerminalSpec, eventually, raw};
 
 const MIB: u64 = 1024 * 1024;
 /// What strangers may make a relay hold on to, all attacks of this file together.
@@ -245,6 +245,7 @@ fn settle(mut look: impl FnMut()) {
 #[test]
 fn unknown_messages_are_passed_over_and_oversized_ones_end_the_connection() {
     let mesh = MeshSpec::line(&["r1", "r2"])
+        .each_relay(RelaySpec::quick_silence)
         .terminal(TerminalSpec::new("a").at(&["r1"]))
         .terminal(TerminalSpec::new("x").at(&["r1"]).stays_off())
         .start();

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use tasuki_tests::lab::wait::SOON;
-use tasuki_tests::lab::{MeshSpec, TerminalSpec, eventually};
+use tasuki_tests::lab::{MeshSpec, RelaySpec, TerminalSpec, eventually};
 
 /// A log-out or a revocation is in every table within this (issue: on loopback).
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -109,6 +109,7 @@ fn a_restarted_agent_does_not_wait_for_its_ghost() {
 #[test]
 fn relays_that_die_come_back_with_their_terminals() {
     let mesh = MeshSpec::line(&["r1", "r2", "r3"])
+        .each_relay(RelaySpec::quick_silence)
         .terminal(TerminalSpec::new("a").at(&["r1"]).quick_silence())
         .terminal(TerminalSpec::new("b").at(&["r3"]).quick_silence())
         .start();
@@ -156,6 +157,7 @@ fn relays_that_die_come_back_with_their_terminals() {
 #[test]
 fn rings_and_stars_agree() {
     let mesh = MeshSpec::ring(&["r1", "r2", "r3", "r4"])
+        .each_relay(RelaySpec::quick_silence)
         .terminal(TerminalSpec::new("a").at(&["r1"]))
         .terminal(TerminalSpec::new("b").at(&["r3"]))
         .start();
@@ -184,7 +186,6 @@ fn rings_and_stars_agree() {
 /// where the build offers standbys (C1, interfaces: `--links auto`).
 #[test]
 fn relays_without_configuration_find_each_other() {
-    use tasuki_tests::lab::RelaySpec;
     let mesh = MeshSpec::new()
         .relay(RelaySpec::new("r1"))
         .relay(RelaySpec::new("r2"))

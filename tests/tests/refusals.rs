@@ -13,7 +13,7 @@ use tasuki_tests::lab::mesh::VERB;
 use tasuki_tests::lab::process::{Done, Signal, run};
 use tasuki_tests::lab::programs::TcpService;
 use tasuki_tests::lab::wait::SOON;
-use tasuki_tests::lab::{Mesh, MeshSpec, TerminalSpec, eventually, raw};
+use tasuki_tests::lab::{Mesh, MeshSpec, RelaySpec, TerminalSpec, eventually, raw};
 
 /// Exit code 1, and one line on stderr with the code and what to do.
 fn refused(done: &Done, code: RefusalCode) {
@@ -48,7 +48,11 @@ fn enroll(data: &Path, token: &str) -> Done {
 fn calls_are_refused_with_a_code_and_advice() {
     let echo = TcpService::echo(None);
     let url = format!("tcp://{}", echo.address());
-    let mesh = MeshSpec::line(&["r1", "r2", "r3"])
+    // r3 keeps its patience, or it would cut a terminal that hangs before its call fails.
+    let mesh = MeshSpec::new()
+        .relay(RelaySpec::new("r1").links(&["r2"]).quick_silence())
+        .relay(RelaySpec::new("r2").links(&["r1", "r3"]).quick_silence())
+        .relay(RelaySpec::new("r3").links(&["r2"]))
         .terminal(TerminalSpec::new("a").at(&["r1"]))
         .terminal(
             TerminalSpec::new("b")

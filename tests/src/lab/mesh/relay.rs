@@ -17,6 +17,9 @@ use crate::lab::process::{Done, Process, Signal, run, tail};
 use crate::lab::programs::{command_in, free_address, free_port};
 use crate::lab::wait::{SOON, eventually};
 
+/// A relay's configuration with the periods of [`super::QUICK_SILENCE`].
+const QUICK_SILENCE_FILE: &str = "keep_alive_s = 1\nidle_s = 3\n";
+
 /// A relay.
 #[derive(Debug)]
 pub struct Relay {
@@ -105,6 +108,11 @@ impl Relay {
         command.args(["run", "--log", "info"]);
         if let Some(links) = &self.spec.links {
             command.args(["--links", links]);
+        }
+        if self.spec.quick_silence {
+            let config = self.data.with_extension("toml");
+            std::fs::write(&config, QUICK_SILENCE_FILE).expect("our own folder");
+            command.arg("--config").arg(config);
         }
         command.args(&self.spec.run_flags);
         let process = Process::spawn(&self.name, &mut command, &self.log);

@@ -15,6 +15,7 @@ pub struct RelaySpec {
     pub(super) links: Option<String>,
     pub(super) init_flags: Vec<String>,
     pub(super) run_flags: Vec<String>,
+    pub(super) quick_silence: bool,
     pub(super) line: Option<Impairment>,
     pub(super) host: Option<(Namespace, IpAddr)>,
 }
@@ -27,6 +28,7 @@ impl RelaySpec {
             links: None,
             init_flags: Vec::new(),
             run_flags: Vec::new(),
+            quick_silence: false,
             line: None,
             host: None,
         }
@@ -47,6 +49,12 @@ impl RelaySpec {
     /// More flags for `run`.
     pub fn run_flags(mut self, flags: &[&str]) -> Self {
         self.run_flags.extend(flags.iter().map(|&f| f.to_owned()));
+        self
+    }
+
+    /// Notices a silent neighbour within a few seconds: its configuration file says so.
+    pub fn quick_silence(mut self) -> Self {
+        self.quick_silence = true;
         self
     }
 
