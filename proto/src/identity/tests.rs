@@ -438,20 +438,21 @@ async fn a_newcomer_trusts_a_fingerprint_alone_and_is_nobody() {
 }
 
 #[tokio::test]
-async fn a_client_without_a_certificate_is_nobody_on_any_other_protocol() {
+async fn a_client_without_a_certificate_is_nobody_on_any_protocol() {
     let (mesh, clock) = (Mesh::new("m"), Clock::manual(NOW));
     let server = IdentityCell::new(mesh.node(&relay("r1")));
+    let client = IdentityCell::new(mesh.node(&relay("r2")));
     let pair = Pair::new(&server, &clock);
-    for alpn in [Alpn::Link, Alpn::Attachment, Alpn::Session] {
-        let mut config = newcomer_config(mesh.root.fingerprint(), &clock).unwrap();
+    for alpn in Alpn::ALL {
+        let mut config = client_config(&client, Alpn::Enrolment, &clock).unwrap();
         config.alpn_protocols = vec![alpn.wire().to_vec()];
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
         let config = quinn::ClientConfig::new(std::sync::Arc::new(crypto));
         let (_, accepted) = pair.shake(config, "r1.relay.m.tasuki").await;
-        // Without the root in its chain the newcomer does not trust it either.
-        assert!(accepted.is_err(), "{alpn:?}");
-        let peer = identify_peer(alpn, &[], &server.get().ours(), None, &|_| false, NOW);
-        assert_eq!(peer, Err(RefusalCode::CertificateMissing));
+        let accepted = accepted.unwrap();
+        assert_eq!(connection_alpn(&accepted), Ok(alpn));
+        let peer = identify_connection(&accepted, &server.get(), None, &|_| false, NOW);
+        assert_eq!(peer, Err(RefusalCode::CertificateMissing), "{alpn:?}");
     }
 }
 

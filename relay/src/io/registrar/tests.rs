@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tasuki_proto::enrolment::{
-    Enrol, EnrolError, Enrolled, FromRegistrar, Newcomer, PendingKey, enrol, renew,
+    Enrol, EnrolError, Enrolled, FromRegistrar, Newcomer, PendingKey, enrol, keep_renewed, renew,
 };
 use tasuki_proto::identity::{NodeKey, quinn_server_config};
 use tasuki_proto::record::RecordKind;
@@ -320,6 +320,49 @@ async fn certificates_are_renewed_also_after_they_ended_until_revoked() {
     let back = mesh.enrol(&again, key(), &name).await.unwrap().identity;
     assert_ne!(back.fingerprint(), identity.fingerprint());
     assert_eq!(mesh.renew(&identity, &token).await.unwrap_err().code, RefusalCode::Revoked);
+}
+
+#[tokio::test]
+async fn a_node_renews_by_itself_before_its_certificate_ends() {
+    let mesh = Mesh::new("m", 100 * DAY).await;
+    let name = terminal("t1");
+    let token = mesh.token(&name).await;
+    let enrolled = mesh.enrol(&token, key(), &name).await.unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let (cell, end) = (IdentityCell::new(enrolled.identity), mesh.clock.now_secs() + 30 * DAY);
+    let relays = || enrolled.relays.clone();
+    let keep = |renewed: &Enrolled| renewed.identity.save(data.path());
+    let mut renewals = cell.subscribe();
+
+    let undisturbed = keep_renewed(&cell, &mesh.clock, relays, keep);
+    assert!(tokio::time::timeout(Duration::from_millis(50), undisturbed).await.is_err());
+    assert!(!renewals.has_changed().unwrap(), "not before its time");
+
+    mesh.clock.set(end - 5 * DAY);
+    mesh.registrar.tend().await;
+    let renewed = async {
+        renewals.changed().await.unwrap();
+        renewals.borrow().not_after()
+    };
+    let until = tokio::select! {
+        () = keep_renewed(&cell, &mesh.clock, relays, keep) => unreachable!("it goes on for ever"),
+        until = tokio::time::timeout(Duration::from_secs(20), renewed) => until.unwrap(),
+    };
+    assert_eq!(until, end + 25 * DAY);
+    assert_eq!(Identity::load(data.path()).unwrap().unwrap().not_after(), until, "on disk first");
+}
+
+#[tokio::test]
+async fn a_registrar_that_moved_says_so_once() {
+    let mut mesh = Mesh::new("m", 0).await;
+    for expected in [1, 0] {
+        mesh.registrar.advertise(vec!["r1.example.net:4433".into()]).await.unwrap();
+        assert_eq!(mesh.records().len(), expected);
+    }
+    let token = mesh.token(&relay("any")).await;
+    assert_eq!(token.relays[0].addresses, ["r1.example.net:4433"]);
+    let refused = mesh.registrar.advertise(vec!["nowhere".into()]).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::BadRequest);
 }
 
 #[tokio::test]
