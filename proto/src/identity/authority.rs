@@ -75,7 +75,9 @@ impl Root {
     pub fn generate(mesh: &MeshName, now_secs: u64) -> Result<Self, IdentityError> {
         let key = NodeKey::generate()?;
         // A trust anchor's dates are not checked (RFC 5280, section 6.1.1 d): the key is what is pinned.
-        let params = ca(params(&format!("{mesh} root"), now_secs, now_secs + 100 * 365 * DAY)?, 1);
+        // The id in the name tells the roots of two meshes of one name apart: chains are built by names.
+        let name = format!("{mesh} root {}", key.fingerprint().mesh_id());
+        let params = ca(params(&name, now_secs, now_secs + 100 * 365 * DAY)?, 1);
         let certificate = params.self_signed(key.rcgen())?.der().clone();
         Ok(Self { key, certificate })
     }

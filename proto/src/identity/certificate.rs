@@ -104,7 +104,7 @@ pub(super) fn public_key_of(certificate: &CertificateDer<'_>) -> Result<[u8; 32]
 
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, RefusalCode> {
     match X509Certificate::from_der(certificate) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         _ => Err(RefusalCode::BadCertificate),
     }
 }

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::certificate::{IssuerFacts, public_key_of};
 use super::files::file_error;
+use super::tls::Shown;
 use super::{
     CertificateFacts, IdentityError, KeyFingerprint, NodeKey, NodeName, Ours, Role,
     make_private_dir, verify_chain_when_valid, write_private,
@@ -74,6 +75,7 @@ pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
     root: CertificateDer<'static>,
     root_fingerprint: KeyFingerprint,
+    shown: Shown,
 }
 
 impl Identity {
@@ -101,7 +103,9 @@ impl Identity {
             return Err(IdentityError::Unsound("the certificate belongs to another key"));
         }
         let root_fingerprint = KeyFingerprint::of(&public_key_of(&root).map_err(unsound)?);
-        Ok(Self { key, facts, issuer, chain, root, root_fingerprint })
+        let shown = Shown::new(&key, &chain, &root)
+            .map_err(|_| IdentityError::Unsound("the key does not serve for TLS"))?;
+        Ok(Self { key, facts, issuer, chain, root, root_fingerprint, shown })
     }
 
     /// Reads it from a data directory; `None` when it has none.
@@ -138,6 +142,10 @@ impl Identity {
             return Err(IdentityError::Unsound("the renewed certificate is for another name"));
         }
         Ok(renewed)
+    }
+
+    pub(super) fn shown(&self) -> &Shown {
+        &self.shown
     }
 
     /// Role and name.

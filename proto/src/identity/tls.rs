@@ -22,7 +22,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
 use super::certificate::public_key_of;
-use super::{Clock, Identity, IdentityCell, KeyFingerprint};
+use super::{Clock, IdentityCell, KeyFingerprint, NodeKey};
 use crate::version::Alpn;
 
 /// Why a TLS configuration could not be made.
@@ -55,28 +55,44 @@ struct Resolver {
     cell: IdentityCell,
 }
 
-fn certified(identity: &Identity, with_root: bool) -> Option<Arc<CertifiedKey>> {
-    let key = PrivatePkcs8KeyDer::from(identity.key().pkcs8().to_vec());
-    let key = rustls::crypto::ring::sign::any_eddsa_type(&key).ok()?;
-    let mut chain = identity.chain().to_vec();
-    if with_root {
-        chain.push(identity.root().clone());
+/// What a handshake shows: made once for each identity, since to read a key costs as much as to sign with it.
+#[derive(Debug)]
+pub(super) struct Shown {
+    /// Leaf and issuer.
+    short: Arc<CertifiedKey>,
+    /// The root as well, for newcomers, who know it by its fingerprint alone.
+    with_root: Arc<CertifiedKey>,
+}
+
+impl Shown {
+    pub(super) fn new(
+        key: &NodeKey,
+        chain: &[CertificateDer<'static>],
+        root: &CertificateDer<'static>,
+    ) -> Result<Self, rustls::Error> {
+        let key = PrivatePkcs8KeyDer::from(key.pkcs8().to_vec());
+        let key = rustls::crypto::ring::sign::any_eddsa_type(&key)?;
+        let with_root = chain.iter().chain([root]).cloned().collect();
+        Ok(Self {
+            short: Arc::new(CertifiedKey::new(chain.to_vec(), Arc::clone(&key))),
+            with_root: Arc::new(CertifiedKey::new(with_root, key)),
+        })
     }
-    Some(Arc::new(CertifiedKey::new(chain, key)))
 }
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // A newcomer knows the root by its fingerprint alone.
         let newcomer =
             hello.alpn().is_some_and(|mut names| names.any(|n| n == Alpn::Enrolment.wire()));
-        certified(&self.cell.get(), newcomer)
+        let identity = self.cell.get();
+        let shown = identity.shown();
+        Some(Arc::clone(if newcomer { &shown.with_root } else { &shown.short }))
     }
 }
 
 impl ResolvesClientCert for Resolver {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        certified(&self.cell.get(), false)
+        Some(Arc::clone(&self.cell.get().shown().short))
     }
 
     fn has_certs(&self) -> bool {
