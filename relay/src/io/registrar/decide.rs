@@ -77,6 +77,10 @@ impl Authority {
         public_key: &[u8; 32],
         registrar: bool,
     ) -> Result<Issued, Denial> {
+        if self.issuer.not_after() <= self.now_secs {
+            let detail = "the issuer's own; the registrar needs the root key to renew it";
+            return Err(Refusal::new(RefusalCode::CertificateExpired, detail).into());
+        }
         let chain =
             self.issuer.certify(name, public_key, registrar, self.now_secs, LEAF_LIFE_SECS)?;
         let facts = chain.first().map(CertificateFacts::read).transpose()?;

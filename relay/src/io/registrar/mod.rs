@@ -12,6 +12,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -34,6 +35,7 @@ pub use service::EnrolmentService;
 
 /// How often the authority says how far it is, so that withheld revocations show.
 const HEARTBEAT: Duration = Duration::from_secs(60);
+const DAY_SECS: u64 = 24 * 60 * 60;
 /// A token's life where none is given.
 pub const TOKEN_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest life of a token.
@@ -84,6 +86,8 @@ struct Inner {
     store: Store,
     clock: Clock,
     issuer: RwLock<Arc<Issuer>>,
+    /// When it was last said that the issuer ends, s since 1970.
+    warned_at: AtomicU64,
     /// Where new records go, held while one is made: they leave in the order of their versions.
     records: Mutex<mpsc::Sender<Record>>,
 }
@@ -150,6 +154,7 @@ impl Registrar {
             store,
             clock,
             issuer: RwLock::new(Arc::new(issuer)),
+            warned_at: AtomicU64::new(0),
             records: Mutex::new(records),
         }))))
     }
@@ -307,13 +312,7 @@ impl Registrar {
             return Ok(());
         }
         let Some(root) = Root::load(&self.0.data)? else {
-            let days = authority.issuer.not_after().saturating_sub(authority.now_secs) / 86_400;
-            tracing::warn!(
-                days,
-                "the issuer ends soon, and with it every certificate: put {} back into the data \
-                 directory for a minute",
-                Root::FILE
-            );
+            self.warn_of_end(&authority);
             return Ok(());
         };
         let renewed = root.renew(&authority.issuer, authority.now_secs)?;
@@ -322,6 +321,22 @@ impl Registrar {
         *issuer = Arc::new(renewed);
         tracing::info!("the issuer's certificate was renewed; {} may be offline again", Root::FILE);
         Ok(())
+    }
+
+    /// Once a day.
+    fn warn_of_end(&self, authority: &Authority) {
+        let now = authority.now_secs;
+        if now < self.0.warned_at.load(Ordering::Relaxed).saturating_add(DAY_SECS) {
+            return;
+        }
+        self.0.warned_at.store(now, Ordering::Relaxed);
+        let days = authority.issuer.not_after().saturating_sub(now) / DAY_SECS;
+        tracing::warn!(
+            days,
+            "the issuer ends soon, and with it every certificate: put {} back into the data \
+             directory for a few minutes",
+            Root::FILE
+        );
     }
 
     async fn renew_own(&self) -> Result<(), RegistrarError> {

@@ -550,6 +550,23 @@ async fn the_issuer_is_renewed_where_the_root_is_at_hand() {
     assert_eq!(mesh.registrar.authority().issuer.not_after(), end, "the root is offline");
     std::fs::rename(&away, &root).unwrap();
     let before = mesh.registrar.0.cell.get().authority_key();
+    mesh.clock.set(end + DAY);
+    let token = mesh.token(&terminal("t1")).await;
+    let key = NodeKey::generate().unwrap();
+    let request = ToRegistrar::Enrol({
+        let newcomer = tasuki_proto::codec::encode(&Newcomer {
+            signing_request: key.signing_request().unwrap(),
+            name: terminal("t1"),
+            addresses: vec![],
+        });
+        let proof = token.secret.prove(&token.root.mesh_id(), &token.id, &newcomer);
+        Enrol { token: token.id, newcomer, proof }
+    });
+    let answer = mesh.registrar.answer(request.to_envelope()).await;
+    let Ok(Some(FromRegistrar::Refused(refusal))) = FromRegistrar::from_envelope(&answer) else {
+        panic!("an issuer that ended certified somebody");
+    };
+    assert_eq!(refusal.code, RefusalCode::CertificateExpired);
     mesh.registrar.tend().await;
     assert!(mesh.registrar.authority().issuer.not_after() > end);
     assert_eq!(mesh.registrar.0.cell.get().authority_key(), before, "same key, same term");
