@@ -52,7 +52,6 @@ impl Way {
             let (mut to, mut from) = next.open_bi().await.ok()?;
             to.write_all(&[LinkStream::Request as u8, hops]).await.ok()?;
             send(&mut to, &request).await.ok()?;
-            to.finish().ok()?;
             read_answer(&mut from).await.ok()?
         };
         timeout(ANSWER, asked).await.ok()?
@@ -95,10 +94,8 @@ impl Requests {
         };
         let Ok(Some((hops, request))) = timeout(PATIENCE, asked).await else { return };
         let hops = hops.min(limits::ROUTE_RELAYS as u8);
-        if let Some(answer) = self.way.ask(request, hops).await
-            && send(&mut to, &answer).await.is_ok()
-        {
-            let _ = to.finish();
+        if let Some(answer) = self.way.ask(request, hops).await {
+            let _ = send(&mut to, &answer).await;
         }
     }
 }

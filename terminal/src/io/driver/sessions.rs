@@ -15,7 +15,7 @@ use tasuki_proto::net::{
     CidClass, EndpointKeys, QueueSocket, attachment_transport, client_config, endpoint_config,
 };
 use tasuki_proto::version::Alpn;
-use tasuki_proto::{RefusalCode, SessionId, TerminalId};
+use tasuki_proto::{RefusalCode, SessionId, TerminalId, limits};
 use tokio::sync::{mpsc, watch};
 
 use super::Settings;
@@ -33,8 +33,6 @@ const PACKET_BYTES: u16 = 1_444;
 const STREAM_WINDOW: u32 = 2_359_296;
 /// Bytes in flight on one connection: 100 ms at 1.3 Gbit/s.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
-/// Streams that the other side may have open; one a TCP connection.
-const STREAMS: u32 = 1_024;
 /// Bytes of datagrams that wait, each way.
 const DATAGRAM_BYTES: usize = 4 * 1024 * 1024;
 
@@ -80,7 +78,7 @@ fn transport() -> TransportConfig {
     discovery.upper_bound(PACKET_BYTES);
     let mut transport = TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(limits::QUIC_STREAMS_PER_SESSION))
         // One says whether this side uses the session.
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
