@@ -166,7 +166,7 @@ impl GossipMessage {
 }
 
 fn read_watermarks(bytes: &[u8]) -> Result<Watermarks, DecodeError> {
-    if bytes.len() % WATERMARK_BYTES != 0 {
+    if !bytes.len().is_multiple_of(WATERMARK_BYTES) {
         return Err(DecodeError::Length);
     }
     if bytes.len() / WATERMARK_BYTES > limits::GOSSIP_WATERMARKS {

@@ -370,8 +370,8 @@ fn whatever_happens_tables_agree_afterwards() {
             }
         }
         mesh.run_until_equal(60 * SECOND);
-        for node in 0..relays {
-            for (key, payload) in &written[node] {
+        for (node, rows) in written.iter().enumerate() {
+            for (key, payload) in rows {
                 let row = mesh.gossip(0).table().get(mesh.id(node), RecordKind::ATTACHMENT, key);
                 let held = row.filter(|row| !row.is_tombstone()).map(Record::payload);
                 assert_eq!(held, payload.as_deref(), "seed {seed}, relay {node}");

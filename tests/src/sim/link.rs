@@ -30,6 +30,9 @@ pub struct LinkModel {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Direction {
     wire_free_at: Duration,
+    /// The usual time between two messages, a moving average.
+    gap: Duration,
+    last_sent: Duration,
     last_arrival: Duration,
 }
 
@@ -48,17 +51,22 @@ impl LinkModel {
         now: Duration,
         rng: &mut StdRng,
     ) -> Passage {
+        direction.gap = (direction.gap * 7 + (now - direction.last_sent)) / 8;
+        direction.last_sent = now;
+        // A lost packet is noticed when three later ones are acknowledged, or after a probe time-out (RFC 9002, 6.1
+        // and 6.2).
+        let probe = self.delay / 2 + self.jitter * 4 + ACK_DELAY;
+        let noticed = (direction.gap * 3).min(probe);
         let mut taken = now.max(direction.wire_free_at);
         if self.bandwidth > 0 {
             taken += Duration::from_secs_f64(bytes as f64 / self.bandwidth as f64);
         }
         direction.wire_free_at = taken;
         let mut arrives = taken + self.delay + self.jitter.mul_f64(rng.random::<f64>());
-        // Each lost packet is sent again after a probe time-out, and may be lost again.
         for _ in 0..bytes.div_ceil(PACKET) {
             let mut packet = taken + self.delay;
             while self.loss > 0.0 && rng.random::<f64>() < self.loss {
-                packet += self.delay * 2 + self.delay / 4 + self.jitter + ACK_DELAY;
+                packet += self.delay * 2 + self.jitter + noticed;
             }
             arrives = arrives.max(packet);
         }

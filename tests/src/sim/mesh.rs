@@ -41,6 +41,8 @@ pub struct MeshModel {
     pub shadow: bool,
 }
 
+/// From a change of links to the routes that follow from it; further changes meanwhile cost nothing.
+const ROUTES_AFTER: Duration = Duration::from_millis(100);
 /// The term and key of the simulated authority.
 const TERM: Incarnation = Incarnation(1);
 
@@ -62,6 +64,7 @@ enum Event {
     Taken { from: usize, link: usize, generation: u64 },
     Lost { at: usize, link: usize, generation: u64 },
     Wake { node: usize, life: u64 },
+    Routes { node: usize, life: u64 },
 }
 
 /// A running mesh.
@@ -104,6 +107,7 @@ impl Mesh {
                     },
                     cores: None,
                     life: 0,
+                    routes_pending: false,
                     wake_at: None,
                     shadow: model.shadow.then(BTreeMap::new),
                     incarnation: Incarnation(0),
@@ -148,8 +152,9 @@ impl Mesh {
     /// Starts every relay.
     pub fn start_all(&mut self) {
         for node in 0..self.nodes.len() {
-            self.start(node, true);
+            self.boot(node, true);
         }
+        self.settle_links();
     }
 
     /// The time since the beginning.
@@ -207,6 +212,11 @@ impl Mesh {
 
     /// Starts a relay, with what an earlier life left on its disk or with an empty one.
     pub fn start(&mut self, node: usize, with_disk: bool) {
+        self.boot(node, with_disk);
+        self.settle_links();
+    }
+
+    fn boot(&mut self, node: usize, with_disk: bool) {
         let mesh = self.mesh;
         let now = self.now;
         let state = &mut self.nodes[node];
@@ -217,6 +227,7 @@ impl Mesh {
         state.incarnation.0 += 1;
         state.life += 1;
         state.wake_at = None;
+        state.routes_pending = false;
         if let Some(shadow) = &mut state.shadow {
             shadow.clear();
         }
@@ -240,7 +251,6 @@ impl Mesh {
         }
         self.write(node, RecordKind::RELAY, b"", Some(rows::payload(&row)), 0);
         self.update_links(node);
-        self.settle_links();
     }
 
     /// Kills a relay; its neighbours notice after a while.
@@ -416,6 +426,7 @@ impl Mesh {
 
     /// Brings up every link that should be.
     fn settle_links(&mut self) {
+        let mut changed = BTreeSet::new();
         for index in 0..self.links.len() {
             let link = &mut self.links[index];
             let [a, b] = link.ends;
@@ -433,8 +444,11 @@ impl Mesh {
             for (here, there) in [(a, b), (b, a)] {
                 let peer = self.nodes[there].id;
                 self.input(here, Input::LinkUp(id, peer));
-                self.update_links(here);
+                changed.insert(here);
             }
+        }
+        for node in changed {
+            self.update_links(node);
         }
     }
 
@@ -490,6 +504,21 @@ impl Mesh {
                     self.input(node, Input::Tick);
                 }
             }
+            Event::Routes { node, life } => {
+                if self.nodes[node].life == life {
+                    self.find_reachable(node);
+                }
+            }
+        }
+    }
+
+    fn find_reachable(&mut self, node: usize) {
+        let state = &mut self.nodes[node];
+        state.routes_pending = false;
+        if let Some((_, directory)) = &mut state.cores {
+            let reachable = reachable_from(state.id, directory);
+            directory.set_reachable(&reachable);
+            self.input(node, Input::Reachable(reachable));
         }
     }
 
@@ -560,15 +589,14 @@ impl Mesh {
                 self.transmit(node, link, &message);
             }
         }
-        let id = self.nodes[node].id;
         let Some((_, directory)) = &mut self.nodes[node].cores else { return };
         while let Some(output) = directory.poll_output() {
             reach |= matches!(output, directory::Output::LinksChanged(_));
         }
-        if reach {
-            let reachable = reachable_from(id, directory);
-            directory.set_reachable(&reachable);
-            self.input(node, Input::Reachable(reachable));
+        if reach && !self.nodes[node].routes_pending {
+            self.nodes[node].routes_pending = true;
+            let life = self.nodes[node].life;
+            self.schedule(self.now + ROUTES_AFTER, Event::Routes { node, life });
         }
         self.schedule_wake(node);
     }

@@ -45,6 +45,8 @@ pub(super) struct Node {
     pub(super) cores: Option<(Gossip, Directory)>,
     /// Counts lives, so that wake-ups of an earlier one are void.
     pub(super) life: u64,
+    /// Reachability is about to be computed.
+    pub(super) routes_pending: bool,
     /// When it is woken next.
     pub(super) wake_at: Option<Duration>,
     pub(super) shadow: Option<Shadow>,

@@ -1,1 +1,277 @@
-//! Unit tests.
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use tasuki_proto::gossip::{GossipMessage, Rows, Span};
+use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::record::{Draft, Record, RecordKind, Version};
+use tasuki_proto::rows::{
+    self, AccountRow, AttachmentRole, AttachmentRow, RelayAccountRow, RelayRow, RevocationRow,
+};
+use tasuki_proto::view::{TerminalFilter, TerminalState};
+use tasuki_proto::{Incarnation, LoginEpoch, MeshId, RelayId, RelayName, TerminalId, limits};
+
+use super::{Directory, Lookup, Output};
+use crate::core::LinkId;
+use crate::core::gossip::{self, Config, Gossip, Input, Write};
+
+const MESH: MeshId = MeshId([1; 16]);
+const LINK: LinkId = LinkId(1);
+
+fn relay(name: &str) -> RelayId {
+    RelayId::of(&MESH, &RelayName::new(name).unwrap())
+}
+
+fn terminal(name: &str) -> TerminalId {
+    TerminalId::new(name).unwrap()
+}
+
+/// Gossip and directory of relay r1, which has a link with r2.
+struct Setup {
+    gossip: Gossip,
+    directory: Directory,
+    now: Instant,
+    key: Ed25519KeyPair,
+    sequences: std::collections::BTreeMap<RelayId, u64>,
+}
+
+impl Setup {
+    fn new() -> Setup {
+        #[allow(clippy::disallowed_methods, reason = "only differences are used")]
+        let now = Instant::now();
+        let me = relay("r1");
+        let mut setup = Setup {
+            gossip: Gossip::new(Config::new(me, Incarnation(1), MESH, 0), now),
+            directory: Directory::new(me, MESH),
+            now,
+            key: Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap(),
+            sequences: Default::default(),
+        };
+        let mut public = [0; 32];
+        public.copy_from_slice(setup.key.public_key().as_ref());
+        setup.handle(Input::AuthorityKey(Incarnation(1), public));
+        setup.handle(Input::LinkUp(LINK, relay("r2")));
+        setup.directory.set_reachable(&BTreeSet::from([relay("r2")]));
+        setup
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.gossip.handle(input, self.now);
+        while let Some(output) = self.gossip.poll_output() {
+            if let gossip::Output::Changed { old, new } = output {
+                let table = self.gossip.table_mut();
+                self.directory.handle_change(old.as_ref(), new.as_ref(), table);
+            }
+        }
+    }
+
+    /// A row arrives; `None` is a tombstone.
+    fn arrives(&mut self, origin: RelayId, kind: RecordKind, key: &[u8], payload: Option<&[u8]>) {
+        let sequence = self.sequences.entry(origin).or_default();
+        let from = *sequence;
+        *sequence += 1;
+        let draft = Draft {
+            origin,
+            kind,
+            key,
+            version: Version { incarnation: Incarnation(1), sequence: *sequence },
+            wall_ms: *sequence,
+            scope: 0,
+            lifetime_secs: 0,
+            tombstone: payload.is_none(),
+            payload: payload.unwrap_or_default(),
+        };
+        let record = if origin == RelayId::AUTHORITY {
+            Record::signed(&draft, &MESH, &self.key)
+        } else {
+            Record::new(&draft)
+        };
+        let span = Span {
+            origin,
+            incarnation: Incarnation(1),
+            from,
+            to: from + 1,
+            horizon: 0,
+            last: true,
+        };
+        let rows = Rows { span, records: record.as_bytes().clone() };
+        self.handle(Input::Message(LINK, GossipMessage::Rows(rows)));
+    }
+
+    fn account(&mut self, name: &str, kind: &str) {
+        let row = AccountRow {
+            kind: kind.to_owned(),
+            attributes: Default::default(),
+            groups: Vec::new(),
+            key: None,
+            registered_ms: 1,
+        };
+        let payload = rows::payload(&row);
+        self.arrives(RelayId::AUTHORITY, RecordKind::ACCOUNT, name.as_bytes(), Some(&payload));
+    }
+
+    fn relay_row(&mut self, at: &str, says: &str) {
+        let row = RelayRow {
+            name: RelayName::new(says).unwrap(),
+            addresses: vec![format!("{at}:4433")],
+            registrar: false,
+            software: "1".to_owned(),
+        };
+        self.arrives(relay(at), RecordKind::RELAY, b"", Some(&rows::payload(&row)));
+    }
+
+    fn attached(&mut self, at: &str, name: &str, role: AttachmentRole, epoch: u64, sessions: u32) {
+        let payload = attachment(role, epoch, sessions);
+        self.arrives(relay(at), RecordKind::ATTACHMENT, name.as_bytes(), Some(&payload));
+    }
+
+    fn lookup(&mut self, name: &str) -> Lookup {
+        self.directory.lookup(self.gossip.table_mut(), &terminal(name))
+    }
+
+    fn state(&mut self, name: &str) -> TerminalState {
+        self.directory.terminal_view(self.gossip.table_mut(), &terminal(name)).unwrap().state
+    }
+
+    fn outputs(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.directory.poll_output()).collect()
+    }
+}
+
+fn attachment(role: AttachmentRole, epoch: u64, sessions: u32) -> Bytes {
+    rows::payload(&AttachmentRow {
+        role,
+        epoch: LoginEpoch(epoch),
+        instance: 5,
+        address: SocketAddr::from(([192, 0, 2, 1], 4000)),
+        since_ms: 3,
+        sessions,
+    })
+}
+
+#[test]
+fn a_terminal_is_unknown_logged_out_attached_unreachable() {
+    let mut setup = Setup::new();
+    assert_eq!(setup.lookup("a"), Lookup::NotYetKnown, "an empty table knows nothing");
+    setup.account("b", "plc");
+    assert_eq!(setup.lookup("a"), Lookup::Unknown);
+    setup.attached("r2", "a", AttachmentRole::Primary, 1, 0);
+    assert_eq!(setup.lookup("a"), Lookup::NotYetKnown, "its account is on its way");
+    setup.account("a", "plc");
+    let Lookup::At(location) = setup.lookup("a") else { panic!() };
+    assert_eq!((location.relay, location.epoch), (relay("r2"), LoginEpoch(1)));
+    assert_eq!(setup.state("a"), TerminalState::LoggedIn);
+    setup.attached("r2", "a", AttachmentRole::Primary, 1, 2);
+    assert_eq!(setup.state("a"), TerminalState::InCommunication);
+    setup.directory.set_reachable(&BTreeSet::new());
+    assert_eq!(setup.lookup("a"), Lookup::Unreachable);
+    assert_eq!(setup.state("a"), TerminalState::Unreachable);
+    setup.directory.set_reachable(&BTreeSet::from([relay("r2")]));
+    setup.arrives(relay("r2"), RecordKind::ATTACHMENT, b"a", None);
+    assert_eq!(setup.lookup("a"), Lookup::LoggedOut);
+    assert_eq!(setup.state("a"), TerminalState::LoggedOut);
+}
+
+#[test]
+fn the_highest_login_at_a_reachable_relay_is_current_and_its_primary_first() {
+    let mut setup = Setup::new();
+    setup.directory.set_reachable(&BTreeSet::from([relay("r2"), relay("r3")]));
+    setup.account("a", "plc");
+    setup.attached("r2", "a", AttachmentRole::Standby, 4, 0);
+    setup.attached("r3", "a", AttachmentRole::Primary, 4, 0);
+    setup.attached("r4", "a", AttachmentRole::Primary, 9, 0);
+    let table = setup.gossip.table();
+    let found = setup.directory.locations(table, &terminal("a"));
+    let relays: Vec<RelayId> = found.iter().map(|location| location.relay).collect();
+    assert_eq!(relays, [relay("r3"), relay("r2")]);
+    let highest = setup.directory.highest_login(table, &terminal("a"));
+    assert_eq!(highest, Some((LoginEpoch(9), 5)), "also at relays that cannot be reached");
+    let Lookup::At(location) = setup.lookup("a") else { panic!() };
+    assert_eq!(location.relay, relay("r3"));
+}
+
+#[test]
+fn a_newer_login_elsewhere_is_told() {
+    let mut setup = Setup::new();
+    setup.handle(Input::Write(Write {
+        kind: RecordKind::ATTACHMENT,
+        key: Bytes::from_static(b"a"),
+        payload: Some(attachment(AttachmentRole::Primary, 3, 0)),
+        lifetime_secs: 0,
+        wall_ms: 1,
+        scope: 0,
+    }));
+    setup.attached("r2", "a", AttachmentRole::Standby, 3, 0);
+    assert_eq!(setup.outputs(), []);
+    setup.attached("r2", "a", AttachmentRole::Primary, 4, 0);
+    assert_eq!(
+        setup.outputs(),
+        [Output::NewerLogin {
+            terminal: terminal("a"),
+            relay: relay("r2"),
+            epoch: LoginEpoch(4),
+            instance: 5
+        }]
+    );
+}
+
+#[test]
+fn relays_are_known_from_accounts_and_by_their_proven_name() {
+    let mut setup = Setup::new();
+    let account = RelayAccountRow {
+        key: KeyFingerprint([1; 32]),
+        addresses: vec!["old:1".to_owned()],
+        registrar: true,
+        registered_ms: 8,
+    };
+    let payload = rows::payload(&account);
+    setup.arrives(RelayId::AUTHORITY, RecordKind::RELAY_ACCOUNT, b"r2", Some(&payload));
+    assert_eq!(setup.directory.contacts()[0].addresses, ["old:1"]);
+    assert_eq!(setup.outputs(), [Output::ContactsChanged]);
+    setup.relay_row("r2", "r2");
+    setup.relay_row("r3", "r2");
+    let views = setup.directory.relays();
+    assert_eq!(views.len(), 1, "a name that the id does not prove is not shown: {views:?}");
+    assert_eq!(views[0].addresses, ["r2:4433"]);
+    assert!(views[0].registrar && views[0].reachable);
+    assert_eq!(setup.directory.name_of(relay("r3")), None);
+}
+
+#[test]
+fn revocations_count_once_they_are_proven() {
+    let mut setup = Setup::new();
+    let row = RevocationRow { name: "a".to_owned(), revoked_ms: 1 };
+    let payload = rows::payload(&row);
+    let key = KeyFingerprint([8; 32]);
+    setup.arrives(RelayId::AUTHORITY, RecordKind::REVOCATION, &key.0, Some(&payload));
+    assert!(setup.directory.is_revoked(&key));
+    assert_eq!(setup.outputs(), [Output::Revoked(key)]);
+}
+
+#[test]
+fn lists_are_ordered_filtered_and_paged() {
+    let mut setup = Setup::new();
+    for number in 0..30 {
+        let kind = if number % 2 == 0 { "plc" } else { "camera" };
+        setup.account(&format!("t-{number:02}"), kind);
+    }
+    let filter = TerminalFilter { kind: Some("plc".to_owned()), ..TerminalFilter::default() };
+    let (mut after, mut seen) = (None, Vec::new());
+    loop {
+        let table = setup.gossip.table_mut();
+        let (items, next) = setup.directory.list(table, &filter, after.as_ref(), 4);
+        assert!(items.len() <= 4);
+        seen.extend(items.into_iter().map(|view| view.id.to_string()));
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let expected: Vec<String> = (0..30).step_by(2).map(|n| format!("t-{n:02}")).collect();
+    assert_eq!(seen, expected);
+    let table = setup.gossip.table_mut();
+    let all = setup.directory.list(table, &TerminalFilter::default(), None, limits::PAGE);
+    assert_eq!((all.0.len(), all.1), (30, None));
+}

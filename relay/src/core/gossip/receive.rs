@@ -85,13 +85,24 @@ impl Gossip {
         if newer {
             self.meet(origin, now);
         }
-        let Some(state) = self.links.get_mut(&link) else { return };
-        if state.peer == origin && !state.asked_for_own {
-            state.asked_for_own = true;
-            self.ask(link, origin, now);
-        } else if newer {
+        let served = self.routes.get(&origin).is_some_and(|route| route.parent.is_some());
+        if newer && served {
+            // An origin next door is asked for its rows once what is on its way has come.
+            self.look_for_missing(origin, now);
+        } else if !self.prefer(link, origin, now) && newer {
             self.look_for_missing(origin, now);
         }
+    }
+
+    /// Asks an origin that is a neighbour for its own rows, once in the life of the link. Whether it did.
+    fn prefer(&mut self, link: LinkId, origin: RelayId, now: Instant) -> bool {
+        let Some(state) = self.links.get_mut(&link) else { return false };
+        if state.peer != origin || state.asked_for_own {
+            return false;
+        }
+        state.asked_for_own = true;
+        self.ask(link, origin, now);
+        true
     }
 
     fn handle_want(&mut self, link: LinkId, want: Want, now: Instant) {
@@ -153,7 +164,11 @@ impl Gossip {
         }
         if self.take_rows(link, &span, &records, now) {
             if span.last {
-                self.look_for_missing(origin, now);
+                let next_door =
+                    self.links.iter().find(|(_, state)| state.peer == origin).map(|(id, _)| *id);
+                if !next_door.is_some_and(|link| self.prefer(link, origin, now)) {
+                    self.look_for_missing(origin, now);
+                }
             } else {
                 self.timers.set(Timer::Graft(origin), now + self.config.ask_again);
             }

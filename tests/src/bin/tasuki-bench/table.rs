@@ -82,7 +82,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let mut rng = StdRng::seed_from_u64(options.seed);
     let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).ok().context("the key")?;
     let terminals = flags.rows / 3;
-    let attachments = flags.rows - terminals;
+    let attachments = 2 * terminals;
 
     let mut server = Relay::new(u64::MAX, &key);
     for number in 0..terminals {
