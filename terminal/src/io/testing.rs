@@ -120,7 +120,6 @@ pub(crate) async fn pair(
 pub(crate) struct Node {
     pub(crate) agent: Agent,
     pub(crate) services: Arc<Services>,
-    pub(crate) config: Config,
     pub(crate) folder: tempfile::TempDir,
 }
 
@@ -164,10 +163,10 @@ impl Mesh {
         let services = Services::new(access, config.exposed.clone(), folder.path().join("inbox"));
         let (calls, incoming) = mpsc::channel(16);
         tokio::spawn(services.clone().run(incoming));
-        self.places.lock().unwrap().insert(terminal(name), (config.clone(), calls));
+        self.places.lock().unwrap().insert(terminal(name), (config, calls));
         let (inbox, requests) = mpsc::channel(16);
         tokio::spawn(self.clone().drive(terminal(name), requests));
-        Node { agent: Agent { inbox }, services, config, folder }
+        Node { agent: Agent { inbox }, services, folder }
     }
 
     /// Cuts every live session.
