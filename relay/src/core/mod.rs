@@ -182,6 +182,7 @@ pub enum Output {
 struct Peer {
     relay: RelayId,
     name: RelayName,
+    incarnation: Incarnation,
     address: SocketAddr,
     since_ms: u64,
     rtt_us: u32,
@@ -200,6 +201,8 @@ pub struct Relay {
     sessions: Sessions,
     peers: BTreeMap<LinkId, Peer>,
     link_by_relay: BTreeMap<RelayId, LinkId>,
+    /// Sessions of links that were closed as duplicates wait here for the link that stays.
+    orphan_by_relay: BTreeMap<RelayId, wiring::Orphan>,
     contacts_changed: bool,
     /// The relays of the mesh, as terminals were told last.
     contacts: Vec<RelayContact>,
@@ -231,8 +234,14 @@ impl Relay {
             }
             Input::LinkUp { link, name, dialled_here, incarnation, address } => {
                 let peer = self.id_of(&name);
-                let seen =
-                    Peer { relay: peer, name: name.clone(), address, since_ms: wall_ms, rtt_us: 0 };
+                let seen = Peer {
+                    relay: peer,
+                    name: name.clone(),
+                    incarnation,
+                    address,
+                    since_ms: wall_ms,
+                    rtt_us: 0,
+                };
                 self.peers.insert(link, seen);
                 let up = links::Input::Up { link, peer, name, dialled_here, incarnation };
                 self.links.handle(up, now);
@@ -255,6 +264,9 @@ impl Relay {
             }
             Input::LinkDown(link, code) => {
                 self.links.handle(links::Input::Down(link, code), now);
+                if code == Some(RefusalCode::DuplicateLink) {
+                    self.orphan_link(link, now);
+                }
                 self.lose_link(link, now, wall_ms);
             }
             Input::Authority(record) => {
@@ -278,6 +290,7 @@ impl Relay {
             self.login.poll_timeout(),
             self.sessions.poll_timeout(),
             self.load.poll_timeout(),
+            self.orphan_by_relay.values().map(|orphan| orphan.until).min(),
         ]
         .into_iter()
         .flatten()

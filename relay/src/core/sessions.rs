@@ -150,6 +150,13 @@ pub enum Input {
     },
     /// A neighbour is gone, and every session over it.
     Lost(Neighbour, RefusalCode),
+    /// A neighbour is reached over another connection; its sessions go on.
+    Moved {
+        /// The connection that was.
+        from: Neighbour,
+        /// The one that is.
+        to: Neighbour,
+    },
     /// An operator ends a session.
     EndByOperator(SessionId),
 }
@@ -186,8 +193,14 @@ pub struct Finished {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Calling { deadline: Instant },
-    Active { in_from_caller: Label },
+    Calling {
+        deadline: Instant,
+    },
+    /// Labels of frames towards the callee: as they arrive, and as they leave.
+    Active {
+        in_from_caller: Label,
+        out_to_callee: Label,
+    },
 }
 
 /// One session at this relay.
@@ -276,6 +289,7 @@ impl Sessions {
                     self.terminals.remove(&conn);
                 }
             }
+            Input::Moved { from, to } => self.handle_moved(from, to),
             Input::EndByOperator(session) => {
                 self.finish(session, RefusalCode::EndedByOperator, None, None, wall_ms);
             }
@@ -513,27 +527,10 @@ impl Sessions {
         if hop.next != from {
             return;
         }
-        hop.state = State::Active { in_from_caller };
+        hop.state = State::Active { in_from_caller, out_to_callee: label };
         self.deadlines.remove(&(deadline, session));
-        let towards_callee = Forwarding {
-            label: in_from_caller,
-            from: hop.prev,
-            to: hop.next,
-            label_out: label,
-            counters: hop.counters.clone(),
-            to_callee: true,
-        };
-        let towards_caller = Forwarding {
-            label: hop.in_from_callee,
-            from: hop.next,
-            to: hop.prev,
-            label_out: hop.out_to_caller,
-            counters: hop.counters.clone(),
-            to_callee: false,
-        };
         let (prev, next, route) = (hop.prev, hop.next, hop.names.clone());
-        self.outputs.push_back(Output::Install(towards_callee));
-        self.outputs.push_back(Output::Install(towards_caller));
+        self.outputs.extend(hop.forwardings().into_iter().flatten().map(Output::Install));
         self.outputs.push_back(match prev {
             Neighbour::Link(link) => Output::ToPeer(
                 link,
@@ -572,6 +569,20 @@ impl Sessions {
         self.finish(session, code, Some(from), Some(refused), wall_ms);
     }
 
+    fn handle_moved(&mut self, from: Neighbour, to: Neighbour) {
+        let sessions = self.sessions_by_neighbour.remove(&from).unwrap_or_default();
+        for session in &sessions {
+            let Some(hop) = self.hops.get_mut(session) else { continue };
+            for end in [&mut hop.prev, &mut hop.next] {
+                if *end == from {
+                    *end = to;
+                }
+            }
+            self.outputs.extend(hop.forwardings().into_iter().flatten().map(Output::Install));
+        }
+        self.sessions_by_neighbour.entry(to).or_default().extend(sessions);
+    }
+
     fn handle_end(&mut self, from: Neighbour, end: End, wall_ms: u64) {
         let Some(hop) = self.hops.get(&end.session) else { return };
         if hop.prev != from && hop.next != from {
@@ -595,7 +606,7 @@ impl Sessions {
                 self.deadlines.remove(&(deadline, session));
                 false
             }
-            State::Active { in_from_caller } => {
+            State::Active { in_from_caller, .. } => {
                 self.outputs.push_back(Output::Remove(in_from_caller));
                 self.outputs.push_back(Output::Remove(hop.in_from_callee));
                 true
@@ -681,6 +692,29 @@ impl Sessions {
 }
 
 impl Hop {
+    /// What the switch does for it, both ways, once it is accepted.
+    fn forwardings(&self) -> Option<[Forwarding; 2]> {
+        let State::Active { in_from_caller, out_to_callee } = self.state else { return None };
+        Some([
+            Forwarding {
+                label: in_from_caller,
+                from: self.prev,
+                to: self.next,
+                label_out: out_to_callee,
+                counters: self.counters.clone(),
+                to_callee: true,
+            },
+            Forwarding {
+                label: self.in_from_callee,
+                from: self.next,
+                to: self.prev,
+                label_out: self.out_to_caller,
+                counters: self.counters.clone(),
+                to_callee: false,
+            },
+        ])
+    }
+
     fn view(&self, id: &SessionId) -> SessionView {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         SessionView {

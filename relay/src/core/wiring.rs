@@ -10,7 +10,7 @@ use tasuki_proto::control::{self, RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::mesh::{RoutedCall, ToPeer};
 use tasuki_proto::record::RecordKind;
 use tasuki_proto::rows::{self, LoadRow, RelayRow};
-use tasuki_proto::{Refusal, RefusalCode, RelayId, TerminalId, limits, version};
+use tasuki_proto::{Incarnation, Refusal, RefusalCode, RelayId, TerminalId, limits, version};
 
 use super::directory::{self, Directory};
 use super::gossip::{self, Gossip};
@@ -26,6 +26,19 @@ const GONE_SECS: u32 = 300;
 const LOAD_PERIOD: Duration = Duration::from_secs(1);
 /// Updates over which gossip's lag is shown.
 const LAG_SAMPLES: usize = 1000;
+
+/// How long the sessions of a link that was closed as a duplicate wait for the link that stays.
+const ORPHAN: Duration = Duration::from_secs(2);
+
+/// What is left of a link that was closed as a duplicate.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    link: LinkId,
+    incarnation: Incarnation,
+    pub(super) until: Instant,
+    /// What its sessions had to say meanwhile.
+    unsaid: Vec<ToPeer>,
+}
 
 /// When this relay's load is written.
 #[derive(Debug, Default)]
@@ -69,6 +82,7 @@ impl Relay {
             sessions: Sessions::new(own, config.sessions, rng.random()),
             peers: BTreeMap::new(),
             link_by_relay: BTreeMap::new(),
+            orphan_by_relay: BTreeMap::new(),
             contacts_changed: false,
             contacts: Vec::new(),
             registrar_by: None,
@@ -120,6 +134,54 @@ impl Relay {
         }
         if due(self.sessions.poll_timeout()) {
             self.sessions.handle_timeout(now, wall_ms);
+        }
+        let late = |orphan: &Orphan| orphan.until <= now;
+        let lost: Vec<RelayId> = self
+            .orphan_by_relay
+            .iter()
+            .filter(|(_, orphan)| late(orphan))
+            .map(|(relay, _)| *relay)
+            .collect();
+        for relay in lost {
+            self.lose_orphan(relay, now, wall_ms);
+        }
+    }
+
+    /// A link that counted is closed as a duplicate: its sessions wait for the one that stays. Both ends close it,
+    /// and either may hear of that before the other link is up.
+    pub(super) fn orphan_link(&mut self, link: LinkId, now: Instant) {
+        let Some(peer) = self.peers.get(&link) else { return };
+        if self.link_by_relay.get(&peer.relay) != Some(&link) {
+            return;
+        }
+        let (relay, incarnation) = (peer.relay, peer.incarnation);
+        self.link_by_relay.remove(&relay);
+        self.gossip.handle(gossip::Input::LinkDown(link), now);
+        let orphan = Orphan { link, incarnation, until: now + ORPHAN, unsaid: Vec::new() };
+        self.orphan_by_relay.insert(relay, orphan);
+    }
+
+    fn lose_orphan(&mut self, relay: RelayId, now: Instant, wall_ms: u64) {
+        if let Some(orphan) = self.orphan_by_relay.remove(&relay) {
+            let lost = Neighbour::Link(orphan.link);
+            self.sessions.handle(sessions::Input::Lost(lost, RefusalCode::RouteLost), now, wall_ms);
+        }
+    }
+
+    /// The link that stays takes over the sessions of the one that was closed, unless the peer restarted.
+    fn adopt_orphan(&mut self, link: LinkId, now: Instant, wall_ms: u64) {
+        let Some(peer) = self.peers.get(&link) else { return };
+        let (relay, incarnation) = (peer.relay, peer.incarnation);
+        match self.orphan_by_relay.get(&relay) {
+            Some(orphan) if orphan.incarnation == incarnation => {
+                let Some(orphan) = self.orphan_by_relay.remove(&relay) else { return };
+                let (from, to) = (Neighbour::Link(orphan.link), Neighbour::Link(link));
+                self.sessions.handle(sessions::Input::Moved { from, to }, now, wall_ms);
+                let unsaid = orphan.unsaid.into_iter();
+                self.outputs.extend(unsaid.map(|message| Output::ToPeer(link, message)));
+            }
+            Some(_) => self.lose_orphan(relay, now, wall_ms),
+            None => {}
         }
     }
 
@@ -241,6 +303,8 @@ impl Relay {
         wall_ms: u64,
     ) {
         let Some(peer) = self.peers.get(&link) else { return };
+        // What a link that was replaced still says counts as said by the one that stayed.
+        let link = self.link_by_relay.get(&peer.relay).copied().unwrap_or(link);
         let from = Neighbour::Link(link);
         let input = match message {
             // Said once, before the link was handed over.
@@ -356,13 +420,19 @@ impl Relay {
             }
             links::Output::Close(link, code) => {
                 self.outputs.push_back(Output::CloseLink(link, code));
-                self.lose_link(link, now, wall_ms);
+                if code == RefusalCode::DuplicateLink {
+                    // It may have something to say until it is closed.
+                    self.orphan_link(link, now);
+                } else {
+                    self.lose_link(link, now, wall_ms);
+                }
             }
             links::Output::Accepted(link, _) => {
                 let Some(peer) = self.peers.get(&link) else { return };
                 tracing::info!(relay = %peer.name, address = %peer.address, "link up");
                 self.link_by_relay.insert(peer.relay, link);
                 self.gossip.handle(gossip::Input::LinkUp(link, peer.relay), now);
+                self.adopt_orphan(link, now, wall_ms);
             }
             links::Output::Announce(row) => {
                 self.write(RecordKind::LINKS, &[], Some(rows::payload(&row)), now, wall_ms);
@@ -440,7 +510,16 @@ impl Relay {
     fn on_sessions(&mut self, output: sessions::Output, now: Instant, wall_ms: u64) {
         self.outputs.push_back(match output {
             sessions::Output::ToTerminal(conn, message) => Output::ToTerminal(conn, message),
-            sessions::Output::ToPeer(link, message) => Output::ToPeer(link, message),
+            sessions::Output::ToPeer(link, message) => {
+                let mut orphans = self.orphan_by_relay.values_mut();
+                match orphans.find(|orphan| orphan.link == link) {
+                    Some(orphan) => {
+                        orphan.unsaid.push(message);
+                        return;
+                    }
+                    None => Output::ToPeer(link, message),
+                }
+            }
             sessions::Output::Install(forwarding) => Output::Install(forwarding),
             sessions::Output::Remove(label) => Output::Remove(label),
             sessions::Output::Finished(finished) => Output::Finished(finished),

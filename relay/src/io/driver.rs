@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::Connection;
 use rand::Rng;
@@ -27,6 +27,9 @@ use crate::switch::{Address, Entry, Neighbour, Switch};
 
 /// Rows and sessions that wait for the disk; beyond, the driver waits.
 const STORE_QUEUE: usize = 4096;
+
+/// How long a link that another one replaced is still read.
+const DUPLICATE_REST: Duration = Duration::from_millis(200);
 
 /// What is to be kept.
 #[derive(Debug)]
@@ -256,11 +259,7 @@ impl Driver {
                         close(&link.connection, RefusalCode::TooSlow);
                     }
                 }
-                Output::CloseLink(link, code) => {
-                    if let Some(link) = self.links.get(&link) {
-                        close(&link.connection, code);
-                    }
-                }
+                Output::CloseLink(link, code) => self.close_link(link, code),
                 Output::Dial { relay, name, addresses } => self.dial(relay, name, addresses),
                 Output::Install(forwarding) => self.install(forwarding),
                 Output::Remove(label) => self.switch.table.remove(label),
@@ -310,6 +309,19 @@ impl Driver {
         if self.keep.send(what).await.is_err() {
             tracing::error!("the store has stopped; restart the relay and look at its disk");
         }
+    }
+
+    fn close_link(&self, link: LinkId, code: RefusalCode) {
+        let Some(link) = self.links.get(&link) else { return };
+        if code != RefusalCode::DuplicateLink {
+            return close(&link.connection, code);
+        }
+        // The peer may be about to say something on it.
+        let connection = link.connection.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(DUPLICATE_REST).await;
+            close(&connection, code);
+        });
     }
 
     fn order(&mut self, conn: ConnId, order: TerminalOrder) {

@@ -169,11 +169,15 @@ impl Mesh {
         let services = Services::new(access, config.exposed.clone(), folder.path().join("inbox"));
         let (calls, incoming) = mpsc::channel(16);
         tokio::spawn(services.clone().run(incoming));
-        self.places.lock().unwrap().insert(terminal(name), (config.clone(), calls));
+        self.places.lock().unwrap().insert(terminal(name), (config, calls));
         let (inbox, requests) = mpsc::channel(16);
         tokio::spawn(self.clone().drive(terminal(name), requests));
+<<<<<<< HEAD
         let agent = Agent::new(inbox, mpsc::unbounded_channel().0);
         Node { agent, services, folder }
+=======
+        Node { agent: Agent { inbox }, services, folder }
+>>>>>>> terminal
     }
 
     /// Cuts every live session.

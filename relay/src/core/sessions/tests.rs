@@ -312,3 +312,28 @@ fn pages_hold_running_and_ended_in_order() {
     let (active, _) = world.relays[0].page(Some(SessionState::Active), None, 9);
     assert_eq!(active.len(), 1);
 }
+
+#[test]
+fn sessions_move_with_a_link_that_is_replaced() {
+    let mut world = World::new();
+    world.call(id(1));
+    world.accept(id(1));
+    let (old, new) = (Neighbour::Link(LinkId(0)), Neighbour::Link(LinkId(7)));
+    let now = world.now;
+    world.relays[0].handle(Input::Moved { from: old, to: new }, now, 5);
+    let installed: Vec<Forwarding> = std::iter::from_fn(|| world.relays[0].poll_output())
+        .map(|output| match output {
+            Output::Install(forwarding) => forwarding,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(installed.len(), 2);
+    assert!(installed.iter().all(|f| world.installed[0].contains(&f.label)), "the same labels");
+    assert!(installed.iter().all(|f| f.from == new || f.to == new));
+    // What is said over the link that is gone counts for nothing.
+    let end = End { session: id(1), code: RefusalCode::EndedByCallee };
+    world.relays[0].handle(Input::End { from: old, end: end.clone() }, now, 5);
+    assert_eq!(world.relays[0].len(), 1);
+    world.relays[0].handle(Input::End { from: new, end }, now, 5);
+    assert!(world.relays[0].is_empty());
+}
