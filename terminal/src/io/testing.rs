@@ -103,7 +103,7 @@ fn end(
         wire.close(VarInt::from_u32(0), b"");
         over.send_replace(code);
     });
-    let guard = Arc::new(SessionGuard { request: Some(RequestId(0)), releases });
+    let guard = Arc::new(SessionGuard { request: outgoing.then_some(RequestId(0)), releases });
     let (peer, service) = (peer.clone(), service.clone());
     Session { id, peer, service, outgoing, connection, ended, guard }
 }
@@ -172,12 +172,8 @@ impl Mesh {
         self.places.lock().unwrap().insert(terminal(name), (config, calls));
         let (inbox, requests) = mpsc::channel(16);
         tokio::spawn(self.clone().drive(terminal(name), requests));
-<<<<<<< HEAD
         let agent = Agent::new(inbox, mpsc::unbounded_channel().0);
         Node { agent, services, folder }
-=======
-        Node { agent: Agent { inbox }, services, folder }
->>>>>>> terminal
     }
 
     /// Cuts every live session.

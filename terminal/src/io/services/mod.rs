@@ -47,14 +47,22 @@ struct Attended {
     peer: TerminalId,
     flows: Arc<udp::Flows>,
     transfers: inbox::Transfers,
+    hold: Mutex<Hold>,
+}
+
+impl Attended {
+    fn hold(&self) -> MutexGuard<'_, Hold> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Holds a session for as long as its peer may use it.
 #[derive(Debug)]
 enum Hold {
-    /// The peer called: the session is its to end.
+    /// The peer uses the session, since it called or its call was merged into this one (D3): it ends with the peer's
+    /// last use.
     Always(Arc<SessionGuard>),
-    /// This terminal called: the session ends with the last use of it, served streams included.
+    /// Only this terminal uses it: it ends with the last use of it, served streams included.
     WhileUsed(Weak<SessionGuard>),
 }
 
@@ -63,6 +71,13 @@ impl Hold {
         match self {
             Hold::Always(guard) => Some(guard.clone()),
             Hold::WhileUsed(guard) => guard.upgrade(),
+        }
+    }
+
+    fn of(guard: &Arc<SessionGuard>) -> Self {
+        match guard.request {
+            Some(_) => Hold::WhileUsed(Arc::downgrade(guard)),
+            None => Hold::Always(guard.clone()),
         }
     }
 }
@@ -98,31 +113,29 @@ impl Services {
     pub(crate) fn attend(self: &Arc<Self>, session: &Session) -> Arc<udp::Flows> {
         let mut attended = self.attended();
         if let Some(there) = attended.get(&session.id) {
+            if session.guard.request.is_none() {
+                *there.hold() = Hold::of(&session.guard);
+            }
             return there.flows.clone();
         }
         let this = Arc::new(Attended {
             peer: session.peer.clone(),
             flows: Arc::new(udp::Flows::new(session.connection.clone(), self.udp_drops.clone())),
             transfers: inbox::Transfers::default(),
+            hold: Mutex::new(Hold::of(&session.guard)),
         });
         attended.insert(session.id, this.clone());
         drop(attended);
-        let hold = if session.outgoing {
-            Hold::WhileUsed(Arc::downgrade(&session.guard))
-        } else {
-            Hold::Always(session.guard.clone())
-        };
         let (services, id) = (self.clone(), session.id);
         let (connection, mut ended) = (session.connection.clone(), session.ended.clone());
         let flows = this.flows.clone();
         tokio::spawn(async move {
             let mut streams = JoinSet::new();
             tokio::select! {
-                () = services.serve_session(&connection, &this, &hold, &mut streams) => {}
+                () = services.serve_session(&connection, &this, &mut streams) => {}
                 _ = ended.wait_for(Option::is_some) => {}
             }
             services.attended().remove(&id);
-            drop(hold);
             // What arrived before the end is still handed on; a service that does not take it is cut.
             let rest = async { while streams.join_next().await.is_some() {} };
             let _ = tokio::time::timeout(HAND_ON, rest).await;
@@ -136,7 +149,6 @@ impl Services {
         self: &Arc<Self>,
         connection: &quinn::Connection,
         session: &Arc<Attended>,
-        hold: &Hold,
         streams: &mut JoinSet<()>,
     ) {
         let mut opens = Budget::new(limits::STREAM_OPENS_PER_SECOND, Instant::now());
@@ -149,7 +161,8 @@ impl Services {
                 stream = connection.accept_bi() => {
                     let Ok((mut send, mut recv)) = stream else { return };
                     while streams.try_join_next().is_some() {}
-                    let Some(guard) = hold.guard() else {
+                    let held = session.hold().guard();
+                    let Some(guard) = held else {
                         pipe::reset(&mut send, &mut recv);
                         continue;
                     };
@@ -159,7 +172,7 @@ impl Services {
                         continue;
                     }
                     let (services, session) = (self.clone(), session.clone());
-                    let delivered = matches!(hold, Hold::WhileUsed(_)).then(|| pipe::delivered(&send));
+                    let delivered = matches!(*session.hold(), Hold::WhileUsed(_)).then(|| pipe::delivered(&send));
                     streams.spawn(async move {
                         services.serve_stream(&session, send, recv).await;
                         if let Some(delivered) = delivered {
