@@ -160,7 +160,7 @@ pub const FORWARD_CONNECTIONS: usize = STREAMS_PER_SESSION;
 /// Segments of one file.
 pub const FILE_SEGMENTS: usize = 4096;
 /// Bytes of a file's segment, unless there would be more than [`FILE_SEGMENTS`].
-pub const FILE_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+pub const FILE_SEGMENT_BYTES: u64 = 1024 * 1024;
 /// Files that one session receives at once; further ones are refused with `busy`.
 pub const TRANSFERS_PER_SESSION: usize = 16;
 /// How long the rest of an interrupted transfer is kept.

@@ -16,7 +16,7 @@ use tasuki_proto::control::RelayContact;
 use tasuki_proto::enrolment::{keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, NodeName};
 use tasuki_proto::net::{EndpointKeys, Periods};
-use tasuki_proto::{Refusal, RefusalCode, RelayName, limits};
+use tasuki_proto::{Refusal, RelayName, limits};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -127,11 +127,11 @@ impl Running {
         let service = Service {
             admin: Admin::new(admin),
             token,
-            revoker: Arc::new(Revoking(registrar.clone())),
+            revoker: Arc::new(Revoking(registrar.clone(), way.clone())),
             metrics: Vec::new(),
         };
         let (stopped, stop) = watch::channel(false);
-        serve_http(status, socket, service, registrar.clone(), &stop);
+        serve_http(status, socket, service, registrar.clone(), way.clone(), &stop);
         if let Some(registrar) = registrar {
             registrar.advertise(config.advertise.clone()).await.map_err(anyhow::Error::from)?;
             tokio::spawn(registrar.run());
@@ -228,6 +228,7 @@ fn serve_http(
     socket: LocalSocket,
     service: Service,
     registrar: Option<Registrar>,
+    way: Arc<Way>,
     stop: &watch::Receiver<bool>,
 ) {
     let stopping = |mut stop: watch::Receiver<bool>| async move {
@@ -235,7 +236,7 @@ fn serve_http(
     };
     let extra = match registrar {
         Some(registrar) => local_routes(registrar),
-        None => refusing_routes(|| None),
+        None => refusing_routes(move || way.not_registrar()),
     };
     let (tcp, unix) = (stopping(stop.clone()), stopping(stop.clone()));
     let local = service.clone();
@@ -249,13 +250,13 @@ fn serve_http(
     });
 }
 
-struct Revoking(Option<Registrar>);
+struct Revoking(Option<Registrar>, Arc<Way>);
 
 impl Revoker for Revoking {
     fn revoke(&self, node: Node) -> BoxFuture<'_, Result<(), Refusal>> {
         let registrar = self.0.clone();
         Box::pin(async move {
-            let registrar = registrar.ok_or(RefusalCode::NotRegistrar)?;
+            let registrar = registrar.ok_or_else(|| self.1.not_registrar())?;
             let name = match node {
                 Node::Terminal(id) => NodeName::Terminal(id),
                 Node::Relay(name) => NodeName::Relay(name),

@@ -29,7 +29,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
     /// The registrar, or a relay in its place, said no.
-    #[error("{0}")]
+    #[error(transparent)]
     Refused(#[from] Refusal),
     /// No relay answered; says what happened at each address.
     #[error(
@@ -37,13 +37,13 @@ pub enum EnrolError {
     )]
     Unreachable(String),
     /// The answer, or an own file, is not sound.
-    #[error("{0}")]
+    #[error(transparent)]
     Identity(#[from] IdentityError),
     /// This machine cannot send.
     #[error("no UDP socket: {0}")]
     Socket(#[from] std::io::Error),
     /// TLS could not be set up.
-    #[error("{0}")]
+    #[error(transparent)]
     Tls(#[from] crate::identity::TlsError),
 }
 

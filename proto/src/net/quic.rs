@@ -101,8 +101,9 @@ fn idle(period: Duration) -> Option<IdleTimeout> {
     IdleTimeout::try_from(period).ok()
 }
 
-/// Attachments and enrolment: few small streams, little memory (P7).
-pub fn attachment_transport(periods: Periods, keep_alive: bool) -> TransportConfig {
+/// Attachments and enrolment: few small streams, little memory (P7). Both sides keep alive, so that neither depends
+/// on the other's period; what one sends puts off the other, so it costs no more.
+pub fn attachment_transport(periods: Periods) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(2))
@@ -112,7 +113,7 @@ pub fn attachment_transport(periods: Periods, keep_alive: bool) -> TransportConf
         .send_window(512 * 1024)
         .datagram_receive_buffer_size(None)
         .mtu_discovery_config(None)
-        .keep_alive_interval(keep_alive.then_some(periods.keep_alive))
+        .keep_alive_interval(Some(periods.keep_alive))
         .max_idle_timeout(idle(periods.idle))
         .enable_segmentation_offload(false);
     transport

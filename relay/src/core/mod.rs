@@ -165,8 +165,8 @@ pub enum Output {
     Persist(Record),
     /// This relay's incarnation moved; keep it, and say it in Hello.
     Incarnation(Incarnation),
-    /// Requests to the registrar leave over this link; `None`: it cannot be reached, or is here.
-    RegistrarBy(Option<LinkId>),
+    /// Who the registrar is, and the link over which requests to it leave; `None`: it cannot be reached, or is here.
+    Registrar(Option<RelayName>, Option<LinkId>),
     /// The relays of the mesh, for the next start.
     Contacts(Vec<RelayContact>),
     /// A key is revoked: nobody who shows it is let in.
@@ -206,8 +206,8 @@ pub struct Relay {
     contacts_changed: bool,
     /// The relays of the mesh, as terminals were told last.
     contacts: Vec<RelayContact>,
-    /// The link towards the registrar, as the driver was told last.
-    registrar_by: Option<LinkId>,
+    /// The registrar and the link towards it, as the driver was told last.
+    registrar: (Option<RelayName>, Option<LinkId>),
     load: wiring::Load,
     lag_ms: VecDeque<u32>,
     outputs: VecDeque<Output>,

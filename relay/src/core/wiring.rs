@@ -85,7 +85,7 @@ impl Relay {
             orphan_by_relay: BTreeMap::new(),
             contacts_changed: false,
             contacts: Vec::new(),
-            registrar_by: None,
+            registrar: (None, None),
             load: Load::default(),
             lag_ms: VecDeque::new(),
             outputs: VecDeque::new(),
@@ -371,16 +371,15 @@ impl Relay {
         if self.config.registrar {
             return;
         }
-        let is_registrar = |relay: &&RelayId| {
-            self.directory.account_of_relay(**relay).is_some_and(|account| account.registrar)
-        };
-        let registrar = self.routes.reachable().iter().find(is_registrar).copied();
-        let by = registrar
-            .and_then(|registrar| self.routes.route(self.own, registrar))
+        let Some(registrar) = self.directory.registrar() else { return };
+        let name = self.directory.name_of(registrar);
+        let by = self
+            .routes
+            .route(self.own, registrar)
             .and_then(|route| self.link_by_relay.get(route.get(1)?).copied());
-        if by != self.registrar_by {
-            self.registrar_by = by;
-            self.outputs.push_back(Output::RegistrarBy(by));
+        if (&name, &by) != (&self.registrar.0, &self.registrar.1) {
+            self.registrar = (name.clone(), by);
+            self.outputs.push_back(Output::Registrar(name, by));
         }
     }
 

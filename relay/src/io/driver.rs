@@ -278,7 +278,7 @@ impl Driver {
                 Output::Contacts(contacts) => {
                     self.contacts.send_replace(contacts);
                 }
-                Output::RegistrarBy(link) => self.set_way(link),
+                Output::Registrar(name, link) => self.set_way(name, link),
                 Output::Finished(finished) => self.keep(Keep::Session(finished)).await,
                 Output::Reply(ticket, reply) => {
                     if let Some(waiting) = self.replies.remove(&ticket) {
@@ -339,9 +339,9 @@ impl Driver {
     }
 
     /// Requests to the registrar leave over this link.
-    fn set_way(&self, link: Option<LinkId>) {
+    fn set_way(&self, name: Option<RelayName>, link: Option<LinkId>) {
         let connection = link.and_then(|link| self.links.get(&link)).map(|l| l.connection.clone());
-        self.way.set_next(connection);
+        self.way.set_next(name, connection);
     }
 
     fn install(&self, forwarding: Forwarding) {

@@ -90,7 +90,7 @@ impl Endpoints {
             endpoint_config(CidClass::Terminals, keys),
             Some(server(
                 &[Alpn::Attachment, Alpn::Enrolment],
-                attachment_transport(context.periods, false),
+                attachment_transport(context.periods),
             )?),
             Arc::new(QueueSocket::new(udp.clone(), switch.terminals.clone())),
             Arc::new(TokioRuntime),

@@ -8,8 +8,8 @@ use futures_util::future::BoxFuture;
 use quinn::{Connection, RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::enrolment::{read_answer, read_request, send};
-use tasuki_proto::limits;
 use tasuki_proto::mesh::LinkStream;
+use tasuki_proto::{Refusal, RefusalCode, RelayName, limits};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
@@ -26,19 +26,35 @@ type Ask = Box<dyn Fn(Envelope) -> BoxFuture<'static, Option<Envelope>> + Send +
 #[derive(Debug, Default)]
 pub struct Way {
     registrar: Option<Registrar>,
-    /// The link towards it; the driver keeps it.
+    /// Its name and the link towards it; the driver keeps them.
+    name: ArcSwapOption<RelayName>,
     next: ArcSwapOption<Connection>,
 }
 
 impl Way {
     /// The registrar is here.
     pub fn here(registrar: Option<Registrar>) -> Arc<Self> {
-        Arc::new(Self { registrar, next: ArcSwapOption::empty() })
+        Arc::new(Self { registrar, ..Self::default() })
     }
 
-    /// The link towards the registrar; `None` while it cannot be reached.
-    pub fn set_next(&self, next: Option<Connection>) {
+    /// The registrar's name, and the link towards it; `None` while it cannot be reached.
+    pub fn set_next(&self, name: Option<RelayName>, next: Option<Connection>) {
+        self.name.store(name.map(Arc::new));
         self.next.store(next.map(Arc::new));
+    }
+
+    /// The registrar's name, where it is another relay and known.
+    pub fn registrar_name(&self) -> Option<RelayName> {
+        self.name.load().as_deref().cloned()
+    }
+
+    /// What is answered to what only the registrar can do.
+    pub fn not_registrar(&self) -> Refusal {
+        let detail = self.registrar_name().map_or_else(
+            || "which relay is, is not known here yet".to_owned(),
+            |name| format!("the registrar is {name}"),
+        );
+        Refusal::new(RefusalCode::NotRegistrar, detail)
     }
 
     /// Asks the registrar; the request may cross `hops` more links. `None` when it cannot be reached.

@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_file_is_whole_only_with_every_segment_as_the_sender_has_it() {
-        let size = 9 * 1024 * 1024;
+        let size = 3 * tasuki_proto::limits::FILE_SEGMENT_BYTES - 5;
         let mut file = Incoming::new(size, &[[1; 32]]);
         let wanted = root(&[[1; 32], [2; 32], [3; 32]]);
         assert!(file.check(&wanted).is_err());

@@ -301,6 +301,12 @@ impl Directory {
         self.relays.iter().map(|(id, relay)| (*id, &relay.links))
     }
 
+    /// The relay with the registrar role, as far as the authority's rows say.
+    pub fn registrar(&self) -> Option<RelayId> {
+        let is_registrar = |relay: &Relay| relay.account.as_ref().is_some_and(|a| a.registrar);
+        self.relays.iter().find(|(_, relay)| is_registrar(relay)).map(|(id, _)| *id)
+    }
+
     /// The links that a relay says it has.
     pub fn links_of(&self, relay: RelayId) -> &LinksRow {
         static NONE: LinksRow = LinksRow { links: Vec::new() };

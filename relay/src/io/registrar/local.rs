@@ -98,16 +98,10 @@ pub fn local_routes(registrar: Registrar) -> Router {
         .with_state(registrar)
 }
 
-/// The same elsewhere: refused, with the registrar's name as far as `registrar` knows it.
-pub fn refusing_routes(
-    registrar: impl Fn() -> Option<tasuki_proto::RelayName> + Clone + Send + Sync + 'static,
-) -> Router {
+/// The same elsewhere: refused.
+pub fn refusing_routes(refusal: impl Fn() -> Refusal + Clone + Send + Sync + 'static) -> Router {
     let refuse = move || {
-        let detail = registrar().map_or_else(
-            || "which relay is, is not known here yet".to_owned(),
-            |name| format!("the registrar is {name}"),
-        );
-        let refusal = Refusal::new(RefusalCode::NotRegistrar, detail);
+        let refusal = refusal();
         async { Problem(refusal) }
     };
     Router::new()

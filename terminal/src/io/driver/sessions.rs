@@ -127,7 +127,7 @@ pub(super) fn open_endpoints(
     attachments.set_default_client_config(client_config(
         Arc::new(crypto),
         CidClass::Terminals,
-        attachment_transport(settings.periods, true),
+        attachment_transport(settings.periods),
     ));
     Ok((socket, sessions, attachments))
 }
