@@ -50,8 +50,6 @@ pub const INCOMING_HANDSHAKE_BYTES: u64 = 16 * 1024;
 pub const INCOMING_TOTAL_BYTES: u64 = 8 * 1024 * 1024;
 /// QUIC packets waiting for one of a relay's own endpoints; beyond: dropped and counted.
 pub const ENDPOINT_QUEUE: usize = 4096;
-/// How long a label that was removed is not used again.
-pub const LABEL_REST: Duration = Duration::from_secs(120);
 /// How long a call may stay unanswered (interfaces: 10 s); then `no-answer`.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end-to-end handshake of an accepted call may take; then the session ends with `peer-not-proven`.

@@ -262,8 +262,8 @@ impl FlowTag {
     }
 }
 
-/// The length of every segment but the last of a file of `size` bytes: at least 4 MiB, a power of two, and such
-/// that there are at most [`limits::FILE_SEGMENTS`] of them.
+/// The length of every segment but the last of a file of `size` bytes: at least [`limits::FILE_SEGMENT_BYTES`], a
+/// power of two, and such that there are at most [`limits::FILE_SEGMENTS`] of them.
 pub fn segment_bytes(size: u64) -> u64 {
     size.div_ceil(limits::FILE_SEGMENTS as u64)
         .clamp(limits::FILE_SEGMENT_BYTES, 1 << 62)

@@ -311,16 +311,9 @@ pub(crate) fn limits_are_used(tree: &Tree) -> Vec<String> {
     for name in limits.lines().filter_map(|line| line.strip_prefix("pub const ")) {
         let name = name.split(':').next().unwrap_or(name);
         let used = code_elsewhere.iter().any(|text| !lines_with(text, name).is_empty());
-        let awaited = AWAITED_LIMITS.contains(&name);
-        if !used && !awaited {
+        if !used {
             out.push(format!("proto/src/limits.rs: nothing enforces {name}"));
-        }
-        if used && awaited {
-            out.push(format!("tests/tests/tidy/code.rs: {name} is enforced; take it off the list"));
         }
     }
     out
 }
-
-/// Limits whose code is being written. This list only gets shorter.
-const AWAITED_LIMITS: &[&str] = &["LABEL_REST"];
