@@ -247,7 +247,7 @@ cat <<END
 
 It runs until Ctrl-C. Try, in another window:
 
-  the console         http://127.0.0.1:$status1/   (r2: $status2, r3: $status3)
+  a relay's status    http://127.0.0.1:$status1/api/v1/status   (r2: $status2, r3: $status3)
   b's service at a    http://127.0.0.1:$forward/
   the terminals       $agent --data $work/a ls
   a round trip        $agent --data $work/a ping b

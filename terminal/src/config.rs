@@ -84,7 +84,7 @@ impl FromStr for Endpoint {
 /// Which relays to attach to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RelayChoice {
-    /// The two nearest.
+    /// Any.
     Auto,
     /// These and no others, also such that do not exist yet.
     Only(Vec<RelayName>),

@@ -58,7 +58,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Make this machine a terminal of the mesh
-    #[command(after_help = "Example:\n  tasuki-agent enroll tsk1xyz...")]
+    #[command(after_help = "Example:\n  tasuki-agent enroll tk1...")]
     Enroll {
         /// The one-time token that 'tasuki-relay token terminal NAME' printed
         token: String,

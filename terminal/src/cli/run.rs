@@ -15,10 +15,10 @@ pub struct RunArgs {
     /// Who may use it: NAME=USER,... or NAME=* for every terminal of the mesh
     #[arg(long, value_name = "NAME=USER,...")]
     allow: Vec<String>,
-    /// Attach to these relays and no others; auto: to the nearest
+    /// Attach to one of these relays and no other; auto: of all
     #[arg(long, value_name = "auto|NAME,...")]
     relays: Option<String>,
-    /// Whether sessions may take a direct path: auto or never
+    /// Whether sessions may take a direct path: auto or never; this version has no direct paths
     #[arg(long, value_name = "auto|never")]
     direct: Option<String>,
     /// Seconds between keep-alives of the attachments
