@@ -42,7 +42,7 @@ pub const ATTRIBUTES: usize = 32;
 pub const ATTRIBUTE_BYTES: usize = 256;
 /// Advertised addresses of a relay.
 pub const RELAY_ADDRESSES: usize = 8;
-/// Incoming handshakes that wait, per endpoint; beyond: refused.
+/// Incoming handshakes under way; beyond: not answered.
 pub const INCOMING_HANDSHAKES: usize = 2_000;
 /// Bytes that one incoming handshake may buffer; beyond: dropped.
 pub const INCOMING_HANDSHAKE_BYTES: u64 = 16 * 1024;

@@ -32,7 +32,7 @@ use crate::io::registrar::{Registrar, local_routes, refusing_routes};
 use crate::io::requests::{Requests, Way};
 use crate::io::store::Store;
 use crate::io::{links, terminals};
-use crate::switch::Switch;
+use crate::switch::{Moved, Switch};
 
 /// Keys that outlive a restart, in the data directory.
 const ENDPOINT_KEYS: &str = "endpoint.key";
@@ -85,9 +85,14 @@ impl Running {
         let store = Store::open(&data)?;
         let incarnation = store.begin_incarnation().await?;
         let clock = Clock::system(store.clock_mark().await?);
-        let switch = Arc::new(Switch::start(config.listen, threads(), &rand::rng().random())?);
-
         let (events, inbox) = mpsc::channel(limits::CORE_INBOX);
+        let moving = events.clone();
+        // Where the inbox is full the table shows the earlier address until the next move.
+        let moved: Moved = Arc::new(move |handle, to| {
+            let _ = moving.try_send(Event::Moved(handle, to));
+        });
+        let secret = rand::rng().random();
+        let switch = Arc::new(Switch::start(config.listen, threads(), &secret, moved)?);
         let (records, made) = mpsc::channel(limits::LINK_QUEUE);
         let (admin, asked) = mpsc::channel(limits::TERMINAL_QUEUE);
         tokio::spawn(forward(made, events.clone(), Event::Authority));

@@ -283,6 +283,8 @@ fn unknown_messages_are_passed_over_and_oversized_ones_end_the_connection() {
         let mut link =
             raw::RawStream::connect(r1.listen(), server, r2.data(), Alpn::Link).await.unwrap();
         link.say_bytes(&[LinkStream::Calls as u8]).await.unwrap();
+        let mut gossip = link.connection.open_bi().await.unwrap();
+        gossip.0.write_all(&[LinkStream::Gossip as u8]).await.unwrap();
         let hello = LinkHello {
             protocol: PROTOCOL,
             software: "raw".into(),

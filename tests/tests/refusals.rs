@@ -95,8 +95,13 @@ fn calls_are_refused_with_a_code_and_advice() {
                     assert_eq!(call.caller.as_str(), "a");
                     let refusal = RefusalCode::TargetRefused.into();
                     let refuse = CallRefused { session: call.session, refusal, winner: None };
-                    return by_hand.say(&ToRelay::Refuse(refuse).to_envelope()).await.unwrap();
+                    by_hand.say(&ToRelay::Refuse(refuse).to_envelope()).await.unwrap();
+                    break;
                 }
+            }
+            // What was said leaves only while this runtime runs.
+            while !dial.is_finished() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
         dial.join().unwrap()

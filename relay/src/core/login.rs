@@ -55,6 +55,8 @@ pub enum Input {
     Logout(ConnId),
     /// Its connection is gone.
     Closed(ConnId),
+    /// It proved to be at another address.
+    Moved(ConnId, SocketAddr),
     /// It is in this many sessions over this relay.
     Communicating(ConnId, u32),
     /// The table holds a row of it at another relay.
@@ -147,6 +149,7 @@ impl Login {
                 self.detach(conn, RefusalCode::PeerLost);
                 self.attachments.remove(&conn);
             }
+            Input::Moved(conn, address) => self.handle_moved(conn, address),
             Input::Communicating(conn, sessions) => self.handle_count(conn, sessions, now),
             Input::Elsewhere(terminal, epoch, instance) => {
                 self.handle_elsewhere(&terminal, epoch, instance);
@@ -323,6 +326,19 @@ impl Login {
         self.outputs.push_back(Output::Write(terminal.clone(), row));
         self.outputs.push_back(Output::Send(conn, ToTerminal::LoggedIn(LoggedIn {})));
         self.outputs.push_back(Output::Attached(conn, terminal));
+    }
+
+    fn handle_moved(&mut self, conn: ConnId, address: SocketAddr) {
+        let Some(attachment) = self.attachments.get_mut(&conn) else { return };
+        attachment.address = address;
+        if let Phase::LoggedIn { row, written, .. } = &mut attachment.phase
+            && row.address != address
+        {
+            row.address = address;
+            *written = row.sessions;
+            let output = Output::Write(attachment.terminal.clone(), row.clone());
+            self.outputs.push_back(output);
+        }
     }
 
     fn handle_count(&mut self, conn: ConnId, sessions: u32, now: Instant) {

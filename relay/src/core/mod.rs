@@ -104,6 +104,8 @@ pub enum Input {
     Terminal(ConnId, ToRelay),
     /// It is gone.
     TerminalDown(ConnId),
+    /// It proved to be at another address, canonical.
+    TerminalMoved(ConnId, SocketAddr),
     /// A relay proved its identity and said Hello.
     LinkUp {
         /// The link.
@@ -231,6 +233,9 @@ impl Relay {
             Input::Terminal(conn, message) => self.handle_terminal(conn, message, now, wall_ms),
             Input::TerminalDown(conn) => {
                 self.login.handle(login::Input::Closed(conn), now, wall_ms);
+            }
+            Input::TerminalMoved(conn, address) => {
+                self.login.handle(login::Input::Moved(conn, address), now, wall_ms);
             }
             Input::LinkUp { link, name, dialled_here, incarnation, address } => {
                 let peer = self.id_of(&name);

@@ -171,6 +171,14 @@ impl Driver {
                 }
                 self.give(Input::TerminalDown(conn));
             }
+            Event::Moved(handle, to) => {
+                // Few move, and few move at once.
+                let mut terminals = self.terminals.iter();
+                let moved = terminals.find(|(_, terminal)| terminal.neighbour.handle() == handle);
+                if let Some((&conn, _)) = moved {
+                    self.give(Input::TerminalMoved(conn, canonical(to)));
+                }
+            }
             Event::LinkUp(up) => self.link_up(*up),
             Event::DialFailed(relay) => self.give(Input::DialFailed(relay)),
             Event::Peer(link, message) => self.give(Input::Peer(link, message)),

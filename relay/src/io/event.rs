@@ -1,5 +1,7 @@
 //! What the relay's tasks tell its driver: one inbox, of one enum.
 
+use std::net::SocketAddr;
+
 use tasuki_proto::control::{ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::Peer;
@@ -65,6 +67,8 @@ pub enum Event {
     Terminal(ConnId, ToRelay),
     /// It is gone.
     TerminalDown(ConnId),
+    /// The neighbour with this handle proved to be at another address.
+    Moved(tasuki_proto::Label, SocketAddr),
     /// A link stands.
     LinkUp(Box<LinkUp>),
     /// Dialling this relay came to nothing.

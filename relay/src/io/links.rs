@@ -18,7 +18,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::endpoint::Context;
 use super::event::{Event, LinkUp};
-use super::terminals::close;
+use super::terminals::{close, handshake};
 use crate::core::LinkId;
 
 /// Dialling one address, and the streams after a handshake, may take this long.
@@ -41,8 +41,7 @@ pub async fn accept(
 }
 
 async fn accepted(incoming: Incoming, hello: LinkHello, context: &Arc<Context>) {
-    let Ok(connecting) = incoming.accept() else { return };
-    let Ok(Ok(connection)) = timeout(SETUP, connecting).await else { return };
+    let Some(connection) = handshake(incoming, &context.handshakes).await else { return };
     let peer = match identify(&connection, None, context) {
         Ok(peer) => peer,
         Err(code) => return close(&connection, code),

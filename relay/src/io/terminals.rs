@@ -1,6 +1,7 @@
 //! Connections with terminals and newcomers: handshake, identity, the control stream.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -17,8 +18,10 @@ use super::endpoint::Context;
 use super::event::{Event, TerminalOrder, TerminalUp};
 use crate::core::ConnId;
 
-/// A handshake, and the first stream after it, must be done within this time.
+/// The first stream after a handshake must be there within this time.
 const SETUP: Duration = Duration::from_secs(10);
+/// A handshake must be done within this time.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The last words to a terminal may take this long.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -31,13 +34,39 @@ pub async fn accept(endpoint: quinn::Endpoint, context: Arc<Context>) {
 }
 
 async fn serve(incoming: Incoming, context: &Arc<Context>) {
-    let Ok(connecting) = incoming.accept() else { return };
-    let Ok(Ok(connection)) = timeout(SETUP, connecting).await else { return };
+    let Some(connection) = handshake(incoming, &context.handshakes).await else { return };
     match connection_alpn(&connection) {
         Ok(Alpn::Enrolment) => context.requests.serve_connection(connection).await,
         Ok(Alpn::Attachment) => attach(connection, context).await,
         _ => close(&connection, RefusalCode::ProtocolError),
     }
+}
+
+/// Lets a handshake begin. An address first proves that it receives (QUIC Retry, RFC 9000, section 8.1.2): so a
+/// stranger with a forged address gets less than he sent, and makes nothing be remembered (invariant 4). With
+/// [`limits::INCOMING_HANDSHAKES`] under way nobody is answered.
+pub(super) async fn handshake(
+    incoming: Incoming,
+    under_way: &Arc<AtomicUsize>,
+) -> Option<Connection> {
+    struct Slot(Arc<AtomicUsize>);
+    impl Drop for Slot {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    if !incoming.remote_address_validated() {
+        // Where it gets lost, the newcomer asks again.
+        let _ = incoming.retry();
+        return None;
+    }
+    let before = under_way.fetch_add(1, Ordering::Relaxed);
+    let _slot = Slot(under_way.clone());
+    if before >= limits::INCOMING_HANDSHAKES {
+        incoming.ignore();
+        return None;
+    }
+    timeout(HANDSHAKE, incoming.accept().ok()?).await.ok()?.ok()
 }
 
 /// Closes a connection with a code of ours.

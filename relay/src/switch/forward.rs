@@ -75,6 +75,8 @@ pub trait Sink {
     );
     /// A challenge or an echo.
     fn reply(&mut self, to: Address, frame: &[u8]);
+    /// A neighbour proved that it is elsewhere.
+    fn moved(&mut self, neighbour: &Arc<Neighbour>, to: Address);
     /// A QUIC packet for one of the relay's own endpoints.
     fn own(&mut self, class: CidClass, from: Address, ecn: Option<EcnCodepoint>, packet: &[u8]);
 }
@@ -117,7 +119,7 @@ impl Forwarder {
                     end
                 }
                 Some((FrameKind::Echo, handle)) => {
-                    self.echoed(handle, batch.source, datagram, now_ms);
+                    self.echoed(handle, batch.source, datagram, now_ms, sink);
                     end
                 }
                 None => {
@@ -180,15 +182,23 @@ impl Forwarder {
     }
 
     /// A neighbour proves an address.
-    fn echoed(&self, handle: Label, source: Address, datagram: &[u8], now_ms: u64) {
-        let good = match (frame::parse_proof(datagram), self.table.neighbour(handle)) {
-            (Some((cookie, proof)), Some(neighbour)) => {
-                neighbour.echoed(source, &cookie, &proof, &self.secret, now_ms)
-            }
-            _ => false,
+    fn echoed(
+        &self,
+        handle: Label,
+        source: Address,
+        datagram: &[u8],
+        now_ms: u64,
+        sink: &mut impl Sink,
+    ) {
+        let (Some((cookie, proof)), Some(neighbour)) =
+            (frame::parse_proof(datagram), self.table.neighbour(handle))
+        else {
+            return Drops::add(&self.drops.bad_proof, 1);
         };
-        if !good {
-            Drops::add(&self.drops.bad_proof, 1);
+        match neighbour.echoed(source, &cookie, &proof, &self.secret, now_ms) {
+            Some(true) => sink.moved(&neighbour, source),
+            Some(false) => {}
+            None => Drops::add(&self.drops.bad_proof, 1),
         }
     }
 

@@ -16,7 +16,7 @@ mod worker;
 pub use forward::{Batch, Drops, Forwarder, Sink};
 pub use neighbour::{Address, Neighbour};
 pub use table::{Entry, Table};
-pub use worker::Switch;
+pub use worker::{Moved, Switch};
 
 #[cfg(test)]
 mod tests;

@@ -75,7 +75,9 @@ impl Neighbour {
         self.proven.load().first().copied()
     }
 
-    fn prove(&self, source: Address) {
+    /// Whether it was elsewhere before.
+    fn prove(&self, source: Address) -> bool {
+        let before = self.current();
         self.proven.rcu(|addresses| {
             let mut next = Vec::with_capacity(limits::NEIGHBOUR_ADDRESSES);
             next.push(source);
@@ -84,6 +86,7 @@ impl Neighbour {
             next
         });
         self.one_by_one.store(false, Ordering::Relaxed);
+        before.is_some_and(|before| before.remote != source.remote)
     }
 
     /// Its connection says that it is there. Whether that is news.
@@ -122,7 +125,7 @@ impl Neighbour {
         Some(frame::challenge(self.handle, self.cookie(source, secret, now_ms / COOKIE_PERIOD_MS)))
     }
 
-    /// Takes an echo: whether it proves `source`.
+    /// Takes an echo: whether it proves `source`, and then whether the neighbour was elsewhere before.
     pub(super) fn echoed(
         &self,
         source: Address,
@@ -130,17 +133,13 @@ impl Neighbour {
         proof: &[u8; 16],
         secret: &ring::hmac::Key,
         now_ms: u64,
-    ) -> bool {
+    ) -> Option<bool> {
         use subtle::ConstantTimeEq;
         let period = now_ms / COOKIE_PERIOD_MS;
         let ours = [period, period.saturating_sub(1)]
             .iter()
             .any(|&p| bool::from(self.cookie(source, secret, p).ct_eq(cookie)));
-        let good = ours && self.key.verify(self.handle, cookie, proof);
-        if good {
-            self.prove(source);
-        }
-        good
+        (ours && self.key.verify(self.handle, cookie, proof)).then(|| self.prove(source))
     }
 
     /// Binds a challenge to the neighbour's address, handle and time, so that nothing is remembered for it. The

@@ -13,6 +13,7 @@ struct Seen {
     forwarded: Vec<(Address, Vec<u8>, usize)>,
     replies: Vec<(Address, Vec<u8>)>,
     own: Vec<(CidClass, Vec<u8>)>,
+    moved: Vec<Address>,
 }
 
 impl Sink for Seen {
@@ -29,6 +30,10 @@ impl Sink for Seen {
 
     fn reply(&mut self, to: Address, frame: &[u8]) {
         self.replies.push((to, frame.to_vec()));
+    }
+
+    fn moved(&mut self, _: &Arc<Neighbour>, to: Address) {
+        self.moved.push(to);
     }
 
     fn own(&mut self, class: CidClass, _: Address, _: Option<EcnCodepoint>, packet: &[u8]) {
@@ -157,7 +162,8 @@ fn a_neighbour_that_moved_goes_on_after_one_echo() {
     let mut world = World::new();
     let seen = world.give(address(1001), &mut data(1, b"a packet"), 100);
     let challenge = seen.replies[0].1.clone();
-    world.echo(address(1001), &challenge, &key(1));
+    let seen = world.echo(address(1001), &challenge, &key(1));
+    assert_eq!(seen.moved, [address(1001)]);
     assert_eq!(world.from.current(), Some(address(1001)));
     assert_eq!(world.give(address(1001), &mut data(1, b"a packet"), 100).forwarded.len(), 1);
     // The earlier address is still his, and asks again where he is.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
+use tasuki_proto::Label;
 use tasuki_proto::net::{CidClass, Inbox, Packet, UdpIo};
 
 use super::forward::{Batch, Drops, Forwarder, Sink};
@@ -18,6 +19,9 @@ use super::table::Table;
 const BATCH_BYTES: usize = 64 * 1024;
 /// How often a thread looks whether it shall end and whether a hint is due.
 const TICK: Duration = Duration::from_millis(50);
+
+/// Hears of the handle of a neighbour that moved, and where to.
+pub type Moved = Arc<dyn Fn(Label, SocketAddr) + Send + Sync>;
 
 /// A running switch.
 #[derive(Debug)]
@@ -36,11 +40,17 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Binds `threads` sockets to `listen` and starts a thread on each.
+    /// Binds `threads` sockets to `listen` and starts a thread on each. `moved` hears of neighbours that proved to be
+    /// elsewhere; it must not wait.
     ///
     /// # Errors
     /// The system's, with the address in its text.
-    pub fn start(listen: SocketAddr, threads: usize, secret: &[u8; 32]) -> io::Result<Switch> {
+    pub fn start(
+        listen: SocketAddr,
+        threads: usize,
+        secret: &[u8; 32],
+        moved: Moved,
+    ) -> io::Result<Switch> {
         // Alone first: a shared port would silently be shared with another process too.
         let mut sockets = vec![Arc::new(UdpIo::bind(listen, false)?)];
         if threads > 1 {
@@ -67,6 +77,7 @@ impl Switch {
                     drops: switch.drops.clone(),
                     links: switch.links.clone(),
                     terminals: switch.terminals.clone(),
+                    moved: moved.clone(),
                 },
                 stop: switch.stop.clone(),
                 challenges_hints: number == 0,
@@ -150,6 +161,7 @@ struct Out {
     drops: Arc<Drops>,
     links: Arc<Inbox>,
     terminals: Arc<Inbox>,
+    moved: Moved,
 }
 
 impl Sink for Out {
@@ -187,6 +199,10 @@ impl Sink for Out {
         if self.socket.send(to.remote, to.local, None, frame, None).is_err() {
             Drops::add(&self.drops.send_error, 1);
         }
+    }
+
+    fn moved(&mut self, neighbour: &Arc<Neighbour>, to: Address) {
+        (self.moved)(neighbour.handle(), to.remote);
     }
 
     fn own(&mut self, class: CidClass, from: Address, ecn: Option<EcnCodepoint>, packet: &[u8]) {

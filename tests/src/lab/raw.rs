@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -18,6 +18,7 @@ use tasuki_proto::codec::Envelope;
 use tasuki_proto::control::{Hello, Login, ToRelay, ToTerminal};
 use tasuki_proto::id::LoginEpoch;
 use tasuki_proto::limits::CONTROL_MESSAGE_BYTES;
+use tasuki_proto::net::{CidClass, client_config};
 use tasuki_proto::rows::AttachmentRole;
 use tasuki_proto::version::{Alpn, PROTOCOL};
 
@@ -59,7 +60,9 @@ pub fn endpoint(data: Option<&Path>, alpn: Alpn) -> Endpoint {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
     let runtime = quinn::default_runtime().expect("called within tokio");
     let mut endpoint = Endpoint::new(settings, None, socket, runtime).expect("an endpoint");
-    endpoint.set_default_client_config(ClientConfig::new(Arc::new(crypto)));
+    let class = if alpn == Alpn::Link { CidClass::Links } else { CidClass::Terminals };
+    let transport = quinn::TransportConfig::default();
+    endpoint.set_default_client_config(client_config(Arc::new(crypto), class, transport));
     endpoint
 }
 

@@ -603,7 +603,8 @@ async fn orders_over_the_local_socket_are_bounded_and_refused_elsewhere() {
     let (status, body) = post(routes(), "/local/v1/revoke", json!({ "name": "t9" })).await;
     assert_eq!((status, body["code"].as_str()), (404, Some("unknown-target")));
 
-    let elsewhere = refusing_routes(|| RelayName::new("r1").ok());
+    let elsewhere =
+        refusing_routes(|| Refusal::new(RefusalCode::NotRegistrar, "the registrar is r1"));
     let (status, body) = post(elsewhere, "/local/v1/tokens", json!({})).await;
     assert_eq!((status, body["code"].as_str()), (409, Some("not-registrar")));
     assert!(body["detail"].as_str().unwrap().contains("r1"));

@@ -41,6 +41,8 @@ pub(crate) struct Transfers(Mutex<HashMap<u64, Arc<Receiving>>>);
 struct Receiving {
     file: File,
     size: u64,
+    /// The file is there already: nothing may be written, but it may prove to be the same.
+    is_there: bool,
     state: Mutex<Incoming>,
 }
 
@@ -131,10 +133,11 @@ impl Inbox {
         let claim = self.claim(partial_name(peer, offer))?;
         let (folder, partial) = (self.folder.clone(), claim.path.clone());
         let (target, size, overwrite) = (parts.clone(), offer.size, offer.overwrite);
-        let (file, have) =
+        let (file, have, is_there) =
             blocking(move || prepare(&folder, &target, &partial, size, overwrite)).await?;
         let state = Mutex::new(Incoming::new(size, &have));
-        let entered = transfers.enter(offer.transfer, Receiving { file, size, state })?;
+        let receiving = Receiving { file, size, is_there, state };
+        let entered = transfers.enter(offer.transfer, receiving)?;
         if pipe::say(send, &Answer::Have(Have { hashes: have })).await.is_err() {
             return Ok(None);
         }
@@ -146,6 +149,9 @@ impl Inbox {
             return Err(RefusalCode::BadRequest.into());
         };
         lock(&entered.receiving.state).check(&finish.root)?;
+        if is_there {
+            return Ok(Some(parts.join("/")));
+        }
         let receiving = entered.receiving.clone();
         let (folder, partial) = (self.folder.clone(), claim.path.clone());
         let (target, mode) = (parts.clone(), file_mode(offer.mode));
@@ -207,6 +213,9 @@ async fn receive_part(
 ) -> Result<(), Refusal> {
     let (mut at, length) = segment(receiving.size, index)
         .ok_or_else(|| Refusal::new(RefusalCode::BadRequest, "no such segment"))?;
+    if receiving.is_there {
+        return Err(Refusal::new(RefusalCode::FileExists, "another file of that name"));
+    }
     lock(&receiving.state).begin(index)?;
     let short = || Refusal::new(RefusalCode::BadRequest, "segment cut short");
     let mut context = digest::Context::new(&digest::SHA256);
@@ -260,17 +269,26 @@ fn make_folders(base: &Path, parts: &[String]) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Opens the unfinished file and hashes what an earlier try left of it.
+/// Opens the unfinished file and hashes what an earlier try left of it; or the file itself (and says so), where one
+/// of that name and size is there and may not be replaced: sent again, it costs no bytes.
 fn prepare(
     inbox: &Path,
     parts: &[String],
     partial: &Path,
     size: u64,
     overwrite: bool,
-) -> Result<(File, Vec<Hash>), Refusal> {
+) -> Result<(File, Vec<Hash>, bool), Refusal> {
     let target: PathBuf = parts.iter().fold(inbox.to_path_buf(), |path, part| path.join(part));
-    if !overwrite && std::fs::symlink_metadata(&target).is_ok() {
-        return Err(Refusal::new(RefusalCode::FileExists, parts.join("/")));
+    if !overwrite && let Ok(there) = std::fs::symlink_metadata(&target) {
+        if !there.is_file() || there.len() != size {
+            return Err(Refusal::new(RefusalCode::FileExists, parts.join("/")));
+        }
+        let same = || {
+            let file = File::open(&target)?;
+            let have = hash_segments(&file, size)?;
+            Ok((file, have, true))
+        };
+        return same().map_err(|error: io::Error| failed(&error));
     }
     let open = || {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(inbox)?;
@@ -280,7 +298,7 @@ fn prepare(
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(partial)?;
         let have = hash_segments(&file, size)?;
-        Ok((file, have))
+        Ok((file, have, false))
     };
     open().map_err(|error| failed(&error))
 }
