@@ -98,7 +98,6 @@ impl QueueSocket {
                 stride: packet.bytes.len(),
                 ecn: packet.ecn,
                 dst_ip: packet.local,
-                ..RecvMeta::default()
             };
             count += 1;
         }

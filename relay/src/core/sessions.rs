@@ -1,6 +1,6 @@
 //! Calls and sessions: labels installed hop by hop, ends, refusals (architecture 7; C7 to C11, C13).
 //!
-//! Each relay on a route holds one [`Hop`] a session, between two neighbours: `prev` towards the caller and
+//! Each relay on a route holds one `Hop` a session, between two neighbours: `prev` towards the caller and
 //! `next` towards the callee. A call travels along its route and leaves at each hop the label that frames
 //! *towards the caller* shall carry; the acceptance travels back and leaves the labels *towards the callee*:
 //!

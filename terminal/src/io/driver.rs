@@ -32,6 +32,9 @@ const INBOX: usize = 1024;
 /// Ended sessions that `sessions` still shows.
 const SHOWN_ENDED: usize = 200;
 
+/// Keeps the relays of the mesh.
+pub type SaveContacts = Box<dyn Fn(&[RelayContact]) + Send>;
+
 /// What the lower half needs to know.
 pub struct Settings {
     /// Who this terminal is.
@@ -47,7 +50,7 @@ pub struct Settings {
     /// Where to bind the one UDP socket; usually `[::]:0`.
     pub listen: SocketAddr,
     /// Keeps the relays of the mesh for the next start.
-    pub save_contacts: Box<dyn Fn(&[RelayContact]) + Send>,
+    pub save_contacts: SaveContacts,
 }
 
 /// An attachment that is being made or stands.
@@ -445,7 +448,7 @@ impl Driver {
     fn handle_session(&mut self, event: SessionEvent) {
         let now = Instant::now();
         match event {
-            SessionEvent::Arrived(incoming) => self.sessions.arrived(incoming),
+            SessionEvent::Arrived(incoming) => self.sessions.arrived(*incoming),
             SessionEvent::Proven { session, connection, key } => {
                 if self.sessions.proven(session, connection, key) {
                     self.calls.handle(calls::Input::Proven(session), now);

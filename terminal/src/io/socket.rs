@@ -192,7 +192,7 @@ impl Socket {
             len: packed,
             stride: (stride - frame::HEAD).min(packed),
             ecn,
-            ..RecvMeta::default()
+            dst_ip: None,
         };
         true
     }
@@ -218,7 +218,7 @@ impl Socket {
             len: packed,
             stride: (stride - frame::HEAD).min(packed),
             ecn,
-            ..RecvMeta::default()
+            dst_ip: None,
         };
         self.spill.lock().unwrap_or_else(PoisonError::into_inner).push_back((meta, bytes));
     }

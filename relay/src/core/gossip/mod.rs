@@ -17,11 +17,11 @@
 //! - **Absence deletes.** A deletion is a tombstone with a lifetime. When the last holder discards it, nobody can
 //!   tell of it any more; so the holder remembers the highest sequence discarded, the origin's *horizon*. Who is
 //!   below the horizon is told everything from 0, and drops what it holds and was not told.
-//! - **Few copies** (Plumtree). Rows go only over links that asked for them ([`Want`]); over all others go
+//! - **Few copies** (Plumtree). Rows go only over links that asked for them (`Want`); over all others go
 //!   watermarks, at most [`Config::announce_interval`] apart. A relay asks one link per origin (its *parent* for that
 //!   origin: the origin itself where it is a neighbour, else whoever announced first), asks another when something
 //!   announced did not come within [`Config::graft_delay`], and tells a link whose rows came second to stop
-//!   ([`Prune`]). So the parents of one origin form a tree that follows latency and mends itself.
+//!   (`Prune`). So the parents of one origin form a tree that follows latency and mends itself.
 //! - **Batches form by themselves**: at most [`Config::sends_in_flight`] messages of a link are with the network;
 //!   what changes meanwhile goes into the next.
 //! - **Forgetting.** An origin that cannot be reached for [`Config::silence`] is dropped as a whole, watermark
@@ -29,7 +29,7 @@
 //!   drop it at different times do not hand it to each other for ever.
 //! - **Restart.** An origin that hears of a life of itself that is newer than the one it lives moves above it and
 //!   writes its rows again. A greater incarnation voids all rows of smaller ones.
-//! - **The authority's rows** are signed; see [`authority`] for when signatures are checked.
+//! - **The authority's rows** are signed; see `authority.rs` for when signatures are checked.
 //!
 //! # How to drive it
 //!

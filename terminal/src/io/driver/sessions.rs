@@ -40,7 +40,7 @@ const DATAGRAM_BYTES: usize = 4 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) enum SessionEvent {
     /// Somebody begins a handshake over a virtual address.
-    Arrived(Incoming),
+    Arrived(Box<Incoming>),
     /// The peer of a session is who it has to be.
     Proven { session: SessionId, connection: Connection, key: KeyFingerprint },
     /// The handshake failed, or the connection is over.
@@ -144,7 +144,7 @@ impl Sessions {
         let (accepting, arrived) = (endpoint.clone(), events.clone());
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
-                if arrived.send(SessionEvent::Arrived(incoming)).await.is_err() {
+                if arrived.send(SessionEvent::Arrived(Box::new(incoming))).await.is_err() {
                     break;
                 }
             }
@@ -209,7 +209,7 @@ impl Sessions {
             let proof = self.proof(session, expected);
             tokio::spawn(async move {
                 match connecting {
-                    Ok(connecting) => proof.run(async { connecting.await }).await,
+                    Ok(connecting) => proof.run(connecting).await,
                     Err(code) => proof.fail(code).await,
                 }
             });
@@ -239,7 +239,7 @@ impl Sessions {
         let proof = self.proof(session, NodeName::Terminal(entry.opened.peer.clone()));
         tokio::spawn(async move {
             match incoming.accept() {
-                Ok(connecting) => proof.run(async { connecting.await }).await,
+                Ok(connecting) => proof.run(connecting).await,
                 Err(_) => proof.fail(RefusalCode::PeerNotProven).await,
             }
         });
@@ -431,10 +431,7 @@ struct Proof {
 }
 
 impl Proof {
-    async fn run(
-        self,
-        handshake: impl Future<Output = Result<Connection, quinn::ConnectionError>>,
-    ) {
+    async fn run(self, handshake: quinn::Connecting) {
         let connection = match handshake.await {
             Ok(connection) => connection,
             Err(error) => {

@@ -58,7 +58,7 @@ impl RelaySpec {
         self
     }
 
-    /// Everybody reaches this relay over a line like this only; see [`Relay::line`].
+    /// Everybody reaches this relay over a line like this only; see `Relay::line`.
     pub fn behind(mut self, line: Impairment) -> Self {
         self.line = Some(line);
         self
