@@ -314,8 +314,8 @@ impl RelayConfig {
         let listen = layer.listen.unwrap_or(LISTEN);
         let advertise = advertised(listen, layer.advertise, &mut errors);
         let periods = Periods {
-            keep_alive: layer.keep_alive.unwrap_or(Duration::from_secs(10)),
-            idle: layer.idle.unwrap_or(Duration::from_secs(25)),
+            keep_alive: layer.keep_alive.unwrap_or(Duration::from_secs(9)),
+            idle: layer.idle.unwrap_or(Duration::from_secs(20)),
         };
         if periods.keep_alive.is_zero() || periods.keep_alive * 2 > periods.idle {
             errors.push("keep_alive_s: it must be at least 1 and at most half of idle_s".into());

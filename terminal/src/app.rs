@@ -2,12 +2,13 @@
 
 use std::io::ErrorKind;
 use std::net::Ipv6Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tasuki_proto::enrolment::{Enrolled, keep_renewed, load_relays, save_relays};
-use tasuki_proto::identity::{Clock, Identity, IdentityCell};
+use tasuki_proto::identity::{Clock, Identity, IdentityCell, write_private};
 use tasuki_proto::net::Periods;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -19,6 +20,10 @@ use crate::io::driver;
 use crate::io::ipc::server::IpcListener;
 use crate::io::services::Services;
 
+/// The time that has surely passed, s since 1970, in the data directory.
+const CLOCK_MARK: &str = "clock.mark";
+/// How often it is kept.
+const MARK_PERIOD: Duration = Duration::from_secs(3600);
 /// Accepted sessions that wait to be served.
 const INCOMING: usize = 64;
 /// How long the log-out at the end may take.
@@ -72,7 +77,10 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
     let identity = Identity::load(&data)?.with_context(|| {
         format!("not-enrolled: {}: run 'tasuki-agent enroll TOKEN' first", data.display())
     })?;
-    let (cell, clock) = (IdentityCell::new(identity), Clock::system(0));
+    let mark = data.join(CLOCK_MARK);
+    let kept = std::fs::read_to_string(&mark).ok().and_then(|text| text.trim().parse().ok());
+    let (cell, clock) = (IdentityCell::new(identity), Clock::system(kept.unwrap_or(0)));
+    tokio::spawn(keep_mark(mark, clock.clone(), cell.clone()));
     let (renewed, renewing_clock) = (cell.clone(), clock.clone());
     let renewing = data.clone();
     tokio::spawn(async move {
@@ -96,4 +104,14 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
             }
         }),
     })
+}
+
+async fn keep_mark(path: PathBuf, clock: Clock, cell: IdentityCell) {
+    loop {
+        let mark = clock.advance_mark(cell.get().not_after());
+        if let Err(error) = write_private(&path, format!("{mark}\n").as_bytes()) {
+            tracing::warn!(%error, "the clock's mark could not be kept");
+        }
+        tokio::time::sleep(MARK_PERIOD).await;
+    }
 }

@@ -17,9 +17,9 @@ use crate::core::access::{AccessRules, Allowed};
 /// The data directory of the system's daemon.
 pub const SYSTEM_DATA: &str = "/var/lib/tasuki-agent";
 /// How often an attachment is proven alive, unless configured.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub const KEEP_ALIVE: Duration = Duration::from_secs(9);
 /// How long an attachment may stay silent, unless configured: a dead agent shows within 30 s.
-pub const IDLE: Duration = Duration::from_secs(25);
+pub const IDLE: Duration = Duration::from_secs(20);
 
 /// What a service speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

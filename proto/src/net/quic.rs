@@ -67,7 +67,7 @@ pub struct Periods {
 
 impl Default for Periods {
     fn default() -> Self {
-        Self { keep_alive: Duration::from_secs(10), idle: Duration::from_secs(30) }
+        Self { keep_alive: Duration::from_secs(9), idle: Duration::from_secs(20) }
     }
 }
 

@@ -112,6 +112,8 @@ pub enum Input {
         link: LinkId,
         /// The relay's name.
         name: RelayName,
+        /// The key it proved.
+        key: KeyFingerprint,
         /// Whether this relay dialled.
         dialled_here: bool,
         /// Which life of the relay.
@@ -184,6 +186,7 @@ pub enum Output {
 struct Peer {
     relay: RelayId,
     name: RelayName,
+    key: KeyFingerprint,
     incarnation: Incarnation,
     address: SocketAddr,
     since_ms: u64,
@@ -237,11 +240,12 @@ impl Relay {
             Input::TerminalMoved(conn, address) => {
                 self.login.handle(login::Input::Moved(conn, address), now, wall_ms);
             }
-            Input::LinkUp { link, name, dialled_here, incarnation, address } => {
+            Input::LinkUp { link, name, key, dialled_here, incarnation, address } => {
                 let peer = self.id_of(&name);
                 let seen = Peer {
                     relay: peer,
                     name: name.clone(),
+                    key,
                     incarnation,
                     address,
                     since_ms: wall_ms,

@@ -463,6 +463,12 @@ impl Relay {
             directory::Output::Revoked(key) => {
                 self.outputs.push_back(Output::Revoked(key));
                 self.login.handle(login::Input::Revoked(key), now, wall_ms);
+                let relays: Vec<RelayId> =
+                    self.peers.values().filter(|p| p.key == key).map(|p| p.relay).collect();
+                for relay in relays {
+                    let code = RefusalCode::Revoked;
+                    self.links.handle(links::Input::Gone(relay, code), now);
+                }
                 let told = ToTerminal::Revoked(control::Revoked { keys: vec![key] });
                 for conn in self.login.logged_in() {
                     self.outputs.push_back(Output::ToTerminal(conn, told.clone()));

@@ -240,6 +240,7 @@ impl Driver {
         self.give(Input::LinkUp {
             link: up.link,
             name: up.name,
+            key: up.key,
             dialled_here: up.dialled_here,
             incarnation: up.hello.incarnation,
             address,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tasuki_proto::control::{ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
-use tasuki_proto::identity::Peer;
+use tasuki_proto::identity::{KeyFingerprint, Peer};
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::record::Record;
 use tasuki_proto::{RefusalCode, RelayId, RelayName, TerminalId};
@@ -50,6 +50,8 @@ pub struct LinkUp {
     pub dialled_here: bool,
     /// The handle that our challenges carry.
     pub handle: tasuki_proto::Label,
+    /// The key it proved.
+    pub key: KeyFingerprint,
     /// The connection.
     pub connection: quinn::Connection,
     /// Messages of the call stream.

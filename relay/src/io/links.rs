@@ -176,6 +176,7 @@ async fn run(
         hello: theirs,
         dialled_here: dialled.is_some(),
         handle,
+        key: peer.key,
         connection: connection.clone(),
         calls,
         gossip,

@@ -1,7 +1,8 @@
 //! The connection to a relay: dialling, identity, the control stream.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -10,7 +11,7 @@ use tasuki_proto::codec::Envelope;
 use tasuki_proto::control::{Hello, RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::frame::NeighbourKey;
 use tasuki_proto::identity::{
-    Clock, IdentityCell, NodeName, connection_refusal, identify_connection,
+    Clock, IdentityCell, KeyFingerprint, NodeName, connection_refusal, identify_connection,
 };
 use tasuki_proto::net::canonical;
 use tasuki_proto::{Refusal, RefusalCode, limits, version};
@@ -63,6 +64,8 @@ pub struct Context {
     pub socket: Arc<Socket>,
     /// Which process this is, chosen at random.
     pub instance: u64,
+    /// Revoked keys; the driver keeps them.
+    pub revoked: RwLock<HashSet<KeyFingerprint>>,
 }
 
 /// Dials a relay, says Hello, and carries messages until either side is done.
@@ -126,7 +129,10 @@ async fn dial(
         .await
         .map_err(failed)?;
     let now = context.clock.now_secs();
-    identify_connection(&connection, &identity, Some(&expected), &|_| false, now)?;
+    let revoked = |key: &KeyFingerprint| {
+        context.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(key)
+    };
+    identify_connection(&connection, &identity, Some(&expected), &revoked, now)?;
     let (mut send, recv) = connection.open_bi().await.map_err(failed)?;
     let hello = Hello {
         protocol: version::PROTOCOL,

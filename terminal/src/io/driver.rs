@@ -2,16 +2,16 @@
 
 mod sessions;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::Connection;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tasuki_proto::control::{List, Page, RelayContact, ToRelay, ToTerminal};
-use tasuki_proto::identity::{Clock, IdentityCell, KeyFingerprint};
+use tasuki_proto::identity::{Clock, IdentityCell};
 use tasuki_proto::net::{Periods, canonical};
 use tasuki_proto::{
     Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId, limits,
@@ -80,7 +80,6 @@ struct Driver {
     answers: BTreeMap<RequestId, oneshot::Sender<Result<Session, Refusal>>>,
     lists: BTreeMap<u64, oneshot::Sender<Result<Page, Refusal>>>,
     next_list: u64,
-    revoked: HashSet<KeyFingerprint>,
     ended: VecDeque<SessionView>,
 }
 
@@ -102,6 +101,7 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         endpoint: attachment_endpoint,
         socket: socket.clone(),
         instance,
+        revoked: RwLock::default(),
     });
     let me = settings.identity.get().terminal_id().cloned().ok_or_else(|| {
         anyhow::anyhow!("the data directory holds a relay's identity, not a terminal's")
@@ -131,7 +131,6 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         answers: BTreeMap::new(),
         lists: BTreeMap::new(),
         next_list: 1,
-        revoked: HashSet::new(),
         ended: VecDeque::new(),
         settings,
     };
@@ -439,8 +438,9 @@ impl Driver {
                     let code = RefusalCode::Revoked;
                     self.calls.handle(calls::Input::End { session, code }, now);
                 }
-                self.revoked.extend(revoked.keys);
-                self.sessions.set_revoked(&self.revoked);
+                let mut all = self.context.revoked.write().unwrap_or_else(PoisonError::into_inner);
+                all.extend(revoked.keys);
+                self.sessions.set_revoked(&all);
             }
         }
     }
