@@ -1,5 +1,5 @@
-//! Relay and relay: the messages that spread the table (architecture 4, C5, C6), on the link's gossip stream
-//! ([`crate::mesh::LinkStream::Gossip`]).
+//! Relay and relay: the messages that spread the table (architecture 4, C5, C6), on the link's gossip streams
+//! ([`crate::mesh::LinkStream::Gossip`], [`GossipMessage::stream`]).
 //!
 //! | kind | message | section 1 | section 2 |
 //! |---|---|---|---|
@@ -99,7 +99,7 @@ pub struct Prune {
     pub origin: RelayId,
 }
 
-/// A message of the gossip stream.
+/// A message of the gossip streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GossipMessage {
     /// Rows.
@@ -119,6 +119,18 @@ const PRUNE: u16 = 4;
 const WATERMARK_BYTES: usize = 24;
 
 impl GossipMessage {
+    /// Which of the link's gossip streams carries it. What is said of one origin stays in order; beyond that a packet
+    /// that was lost holds up only the origins of its stream.
+    pub fn stream(&self) -> usize {
+        let origin = match self {
+            Self::Rows(rows) => rows.span.origin,
+            Self::Want(want) => want.origin,
+            Self::Prune(prune) => prune.origin,
+            Self::Watermarks(_) => return 0,
+        };
+        (origin.0 % limits::GOSSIP_STREAMS as u64) as usize
+    }
+
     /// The message in its envelope.
     pub fn to_envelope(&self) -> Envelope {
         let (kind, body) = match self {

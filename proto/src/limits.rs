@@ -111,6 +111,8 @@ pub const HTTP_PAGE_BYTES: usize = 4 * 1024 * 1024;
 pub const HTTP_REPLY_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of records after which a gossip message takes no further record; the rest goes into the next message.
 pub const GOSSIP_CHUNK_BYTES: usize = 64 * 1024;
+/// Streams that the gossip of one link is spread over, by origin.
+pub const GOSSIP_STREAMS: usize = 16;
 /// Origins in one message of watermarks; beyond: the link ends.
 pub const GOSSIP_WATERMARKS: usize = 4096;
 /// Origins that a table holds, the authority included; rows of further ones are dropped and counted.

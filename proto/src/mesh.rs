@@ -17,7 +17,7 @@ use crate::id::{Incarnation, Label, RelayId, RelayName, ServiceName, SessionId, 
 pub enum LinkStream {
     /// [`ToPeer`] messages.
     Calls = 1,
-    /// [`crate::gossip`] messages.
+    /// [`crate::gossip`] messages; a link has [`crate::limits::GOSSIP_STREAMS`] of them.
     Gossip = 2,
     /// One request to the registrar; the second byte says how many more links it may cross.
     Request = 3,

@@ -13,6 +13,7 @@ use rand::{Rng, RngCore, SeedableRng};
 use tasuki_proto::control::{List, ToRelay, ToTerminal};
 use tasuki_proto::frame::{FrameKind, PROOF_FRAME, head};
 use tasuki_proto::id::{Incarnation, Label};
+use tasuki_proto::limits;
 use tasuki_proto::mesh::{LinkHello, LinkStream, ToPeer};
 use tasuki_proto::version::{Alpn, PROTOCOL};
 use tasuki_tests::lab::programs::TcpService;
@@ -283,8 +284,12 @@ fn unknown_messages_are_passed_over_and_oversized_ones_end_the_connection() {
         let mut link =
             raw::RawStream::connect(r1.listen(), server, r2.data(), Alpn::Link).await.unwrap();
         link.say_bytes(&[LinkStream::Calls as u8]).await.unwrap();
-        let mut gossip = link.connection.open_bi().await.unwrap();
-        gossip.0.write_all(&[LinkStream::Gossip as u8]).await.unwrap();
+        let mut gossip = Vec::new();
+        for _ in 0..limits::GOSSIP_STREAMS {
+            let mut stream = link.connection.open_bi().await.unwrap();
+            stream.0.write_all(&[LinkStream::Gossip as u8]).await.unwrap();
+            gossip.push(stream);
+        }
         let hello = LinkHello {
             protocol: PROTOCOL,
             software: "raw".into(),

@@ -9,6 +9,10 @@ use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use rand::Rng;
 
 use super::cid::{CidClass, ClassCids};
+use crate::limits;
+
+/// Streams of a link: calls, gossip, and requests to the registrar.
+const LINK_STREAMS: u32 = 1 + limits::GOSSIP_STREAMS as u32 + 63;
 
 /// Keys that outlive a restart, so that peers of the earlier process are told at once that it is gone.
 #[derive(Clone)]
@@ -123,7 +127,7 @@ pub fn attachment_transport(periods: Periods) -> TransportConfig {
 pub fn link_transport(periods: Periods) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(64))
+        .max_concurrent_bidi_streams(VarInt::from_u32(LINK_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(2 * 1024 * 1024))
         .receive_window(VarInt::from_u32(8 * 1024 * 1024))

@@ -82,7 +82,8 @@ pub async fn dial(
 
 struct Streams {
     calls: (SendStream, RecvStream),
-    gossip: (SendStream, RecvStream),
+    /// [`limits::GOSSIP_STREAMS`].
+    gossip: Vec<(SendStream, RecvStream)>,
 }
 
 async fn connect(
@@ -121,27 +122,34 @@ fn identify(
         .map(|(_, peer)| peer)
 }
 
-/// The dialling side opens both streams.
+/// The dialling side opens the streams.
 async fn ask(connection: &Connection) -> anyhow::Result<Streams> {
     let mut calls = connection.open_bi().await?;
     calls.0.write_all(&[LinkStream::Calls as u8]).await?;
-    let mut gossip = connection.open_bi().await?;
-    gossip.0.write_all(&[LinkStream::Gossip as u8]).await?;
+    let mut gossip = Vec::with_capacity(limits::GOSSIP_STREAMS);
+    for _ in 0..limits::GOSSIP_STREAMS {
+        let mut stream = connection.open_bi().await?;
+        stream.0.write_all(&[LinkStream::Gossip as u8]).await?;
+        gossip.push(stream);
+    }
     Ok(Streams { calls, gossip })
 }
 
 /// The dialled side takes them in whatever order they come.
 async fn answer(connection: &Connection) -> anyhow::Result<Streams> {
-    let (mut calls, mut gossip) = (None, None);
+    let (mut calls, mut gossip) = (None, Vec::with_capacity(limits::GOSSIP_STREAMS));
     loop {
         let mut stream = connection.accept_bi().await?;
         match LinkStream::from_byte(stream.1.read_u8().await?) {
             Some(LinkStream::Calls) if calls.is_none() => calls = Some(stream),
-            Some(LinkStream::Gossip) if gossip.is_none() => gossip = Some(stream),
+            Some(LinkStream::Gossip) if gossip.len() < limits::GOSSIP_STREAMS => {
+                gossip.push(stream)
+            }
             _ => anyhow::bail!("a stream out of order"),
         }
-        if let (Some(_), Some(_)) = (&calls, &gossip) {
-            let (Some(calls), Some(gossip)) = (calls, gossip) else { anyhow::bail!("unreachable") };
+        if gossip.len() == limits::GOSSIP_STREAMS
+            && let Some(calls) = calls.take()
+        {
             return Ok(Streams { calls, gossip });
         }
     }
@@ -185,11 +193,11 @@ async fn run(
         return close(&connection, RefusalCode::ShuttingDown);
     }
     let (calls_send, calls_recv) = streams.calls;
-    let (gossip_send, gossip_recv) = streams.gossip;
+    let (gossip_send, gossip_recv): (Vec<_>, Vec<_>) = streams.gossip.into_iter().unzip();
     let events = &context.events;
     let code = tokio::select! {
         code = read(calls_recv, |envelope| Ok(ToPeer::from_envelope(envelope)?.map(|m| Event::Peer(link, m))), events) => code,
-        code = read(gossip_recv, |envelope| Ok(GossipMessage::from_envelope(envelope)?.map(|m| Event::Gossip(link, m))), events) => code,
+        code = read_gossip(gossip_recv, link, events) => code,
         code = write_calls(calls_send, calls_inbox) => code,
         code = write_gossip(gossip_send, gossip_inbox, link, events) => code,
         code = serve_requests(&connection, context) => code,
@@ -269,13 +277,30 @@ async fn write_calls(mut stream: SendStream, mut inbox: mpsc::Receiver<ToPeer>) 
     RefusalCode::ShuttingDown
 }
 
+/// Reads all gossip streams until one of them ends.
+async fn read_gossip(
+    streams: Vec<RecvStream>,
+    link: LinkId,
+    events: &mpsc::Sender<Event>,
+) -> RefusalCode {
+    let readers = streams.into_iter().map(|stream| {
+        let decode = |envelope: &Envelope| {
+            Ok(GossipMessage::from_envelope(envelope)?.map(|m| Event::Gossip(link, m)))
+        };
+        Box::pin(read(stream, decode, events))
+    });
+    futures_util::future::select_all(readers).await.0
+}
+
+/// Writes each message to the stream of its origin ([`GossipMessage::stream`]).
 async fn write_gossip(
-    mut stream: SendStream,
+    mut streams: Vec<SendStream>,
     mut inbox: mpsc::Receiver<GossipMessage>,
     link: LinkId,
     events: &mpsc::Sender<Event>,
 ) -> RefusalCode {
     while let Some(message) = inbox.recv().await {
+        let Some(stream) = streams.get_mut(message.stream()) else { break };
         if stream.write_chunk(message.to_envelope().to_bytes()).await.is_err() {
             return RefusalCode::RouteLost;
         }

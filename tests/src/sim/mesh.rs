@@ -62,6 +62,7 @@ struct SimLink {
 enum Event {
     Deliver { to: usize, link: usize, generation: u64, bytes: Bytes },
     Taken { from: usize, link: usize, generation: u64 },
+    Resend { link: usize, way: usize, generation: u64 },
     Lost { at: usize, link: usize, generation: u64 },
     Wake { node: usize, life: u64 },
     Routes { node: usize, life: u64 },
@@ -129,7 +130,7 @@ impl Mesh {
                 wanted: true,
                 up: false,
                 generation: 0,
-                ways: [Direction::default(); 2],
+                ways: Default::default(),
             })
             .collect();
         Mesh {
@@ -439,7 +440,7 @@ impl Mesh {
             }
             link.up = true;
             link.generation += 1;
-            link.ways = [Direction::default(); 2];
+            link.ways = Default::default();
             let id = self.link_id(index);
             for (here, there) in [(a, b), (b, a)] {
                 let peer = self.nodes[there].id;
@@ -489,6 +490,13 @@ impl Mesh {
             Event::Taken { from, link, generation } => {
                 if current(self, link, generation) {
                     self.input(from, Input::Sent(self.link_id(link)));
+                }
+            }
+            Event::Resend { link, way, generation } => {
+                if current(self, link, generation) {
+                    let state = &mut self.links[link];
+                    state.ways[way].resend(&state.model, self.now, &mut self.rng);
+                    self.schedule_passage(link, way);
                 }
             }
             Event::Lost { at, link, generation } => {
@@ -546,13 +554,24 @@ impl Mesh {
     }
 
     fn transmit(&mut self, from: usize, link: usize, message: &GossipMessage) {
-        let bytes = message.to_envelope().to_bytes();
+        let bytes = (message.stream(), message.to_envelope().to_bytes());
         let state = &mut self.links[link];
         let way = usize::from(state.ends[0] != from);
-        let (to, generation) = (state.ends[1 - way], state.generation);
-        let passage = state.model.send(&mut state.ways[way], bytes.len(), self.now, &mut self.rng);
-        self.schedule(passage.taken, Event::Taken { from, link, generation });
-        self.schedule(passage.arrives, Event::Deliver { to, link, generation, bytes });
+        let generation = state.generation;
+        let taken = state.ways[way].send(&state.model, bytes, self.now, &mut self.rng);
+        self.schedule(taken, Event::Taken { from, link, generation });
+        self.schedule_passage(link, way);
+    }
+
+    /// Schedules what arrives over one direction of a link, and what is sent again.
+    fn schedule_passage(&mut self, link: usize, way: usize) {
+        let (to, generation) = (self.links[link].ends[1 - way], self.links[link].generation);
+        while let Some((at, bytes)) = self.links[link].ways[way].next_arrival() {
+            self.schedule(at, Event::Deliver { to, link, generation, bytes });
+        }
+        if let Some(at) = self.links[link].ways[way].next_resend() {
+            self.schedule(at, Event::Resend { link, way, generation });
+        }
     }
 
     /// Does what a relay wants, and wakes it when it wants to be.

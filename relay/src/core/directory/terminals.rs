@@ -57,21 +57,25 @@ impl Directory {
     /// Where a terminal is. Current is the highest log-in among the attachments at reachable relays.
     pub fn lookup(&self, table: &mut Table, id: &TerminalId) -> Lookup {
         let key = id.as_str().as_bytes();
-        let known = table.authority_row(RecordKind::ACCOUNT, key).is_some();
         let mut best: Option<Location> = None;
-        let mut attached = false;
-        for found in self.attachments(table, key) {
-            attached = true;
-            let here = Location {
-                relay: found.relay,
-                epoch: found.row.epoch,
-                instance: found.row.instance,
-                role: found.row.role,
-                address: found.row.address,
-            };
-            if found.reachable && best.is_none_or(|best| rank(&here) > rank(&best)) {
-                best = Some(here);
+        let (mut known, mut unchecked, mut attached) = (false, false, false);
+        for row in table.live_of_key(key) {
+            if row.kind() == RecordKind::ACCOUNT && row.origin() == RelayId::AUTHORITY {
+                unchecked = table.is_unchecked(row);
+                known = !unchecked;
+            } else if row.kind() == RecordKind::ATTACHMENT
+                && let Some(here) = location(row)
+            {
+                attached = true;
+                if best.is_none_or(|best| rank(&here) > rank(&best))
+                    && self.is_reachable(here.relay)
+                {
+                    best = Some(here);
+                }
             }
+        }
+        if unchecked {
+            known = table.authority_row(RecordKind::ACCOUNT, key).is_some();
         }
         match best {
             _ if !known => {
@@ -98,16 +102,10 @@ impl Directory {
 
     /// The current attachments of a terminal at reachable relays, the primary first.
     pub fn locations(&self, table: &Table, id: &TerminalId) -> Vec<Location> {
-        let mut all: Vec<Location> = self
-            .attachments(table, id.as_str().as_bytes())
-            .filter(|found| found.reachable)
-            .map(|found| Location {
-                relay: found.relay,
-                epoch: found.row.epoch,
-                instance: found.row.instance,
-                role: found.row.role,
-                address: found.row.address,
-            })
+        let mut all: Vec<Location> = table
+            .live(RecordKind::ATTACHMENT, id.as_str().as_bytes())
+            .filter(|record| self.is_reachable(record.origin()))
+            .filter_map(location)
             .collect();
         all.sort_by_key(|location| Reverse(rank(location)));
         if let Some(first) = all.first().copied() {
@@ -219,6 +217,18 @@ impl Directory {
         let next = if range.next().is_some() { last.cloned() } else { None };
         (items, next)
     }
+}
+
+/// The place that a row of an attachment tells of.
+fn location(record: &Record) -> Option<Location> {
+    let row: AttachmentRow = rows::read(record.payload()).ok()?;
+    Some(Location {
+        relay: record.origin(),
+        epoch: row.epoch,
+        instance: row.instance,
+        role: row.role,
+        address: row.address,
+    })
 }
 
 /// Attachments in the order of preference: the newest log-in, in it the primary, and among equals the same one at

@@ -24,6 +24,9 @@
 //!   (`Prune`). So the parents of one origin form a tree that follows latency and mends itself.
 //! - **Batches form by themselves**: at most [`Config::sends_in_flight`] messages of a link are with the network;
 //!   what changes meanwhile goes into the next.
+//! - **Streams.** What is said of one origin arrives in order; between origins, and between announcements and rows,
+//!   there is no order. So a link spreads its messages over several streams by origin ([`GossipMessage::stream`]), and
+//!   a lost packet delays the origins of one stream instead of all that pass the link.
 //! - **Forgetting.** An origin that cannot be reached for [`Config::silence`] is dropped as a whole, watermark
 //!   included. For as long again only something newer than what was dropped brings it back, so that relays that
 //!   drop it at different times do not hand it to each other for ever.
@@ -136,7 +139,7 @@ pub struct Write {
 /// What happens to gossip.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// A link to this relay stands; its gossip stream is open.
+    /// A link to this relay stands; its gossip streams are open.
     LinkUp(LinkId, RelayId),
     /// A link is gone.
     LinkDown(LinkId),
@@ -160,7 +163,7 @@ pub enum Input {
 /// What gossip wants done, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Send this over that link's gossip stream, then report [`Input::Sent`].
+    /// Send this over the stream of that link that [`GossipMessage::stream`] names, then report [`Input::Sent`].
     Send(LinkId, GossipMessage),
     /// A row came (`old` is `None`), was replaced, or went (`new` is `None`). Tombstones come and go like rows.
     ///
