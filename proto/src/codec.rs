@@ -28,8 +28,8 @@ pub enum DecodeError {
     TooLarge,
 }
 
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard().with_limit::<{ crate::limits::DECODE_BYTES }>()
+fn config<const LIMIT: usize>() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<LIMIT>()
 }
 
 /// `value` as bincode bytes.
@@ -38,16 +38,25 @@ fn config() -> impl bincode::config::Config {
 /// Never for the types of this crate: their encoding cannot fail.
 #[allow(clippy::expect_used)]
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    bincode::serde::encode_to_vec(value, config()).expect("our own types can be encoded")
+    bincode::serde::encode_to_vec(value, config::<{ usize::MAX }>())
+        .expect("our own types can be encoded")
 }
 
-/// The value that `bytes` hold, all of them.
+/// The value that `bytes` hold, all of them. What they claim to become is bounded by how many they are, so that a few
+/// bytes cannot make much be allocated.
 ///
 /// # Errors
 /// [`DecodeError`] when the bytes do not hold exactly one value of this type.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    let (value, used) =
-        bincode::serde::decode_from_slice(bytes, config()).map_err(|_| DecodeError::Malformed)?;
+    const SMALL: usize = 4 * 1024;
+    const MEDIUM: usize = 64 * 1024;
+    const LARGE: usize = crate::limits::DECODE_BYTES;
+    let decoded = match bytes.len() {
+        0..SMALL => bincode::serde::decode_from_slice(bytes, config::<{ 64 * SMALL }>()),
+        SMALL..MEDIUM => bincode::serde::decode_from_slice(bytes, config::<{ 32 * MEDIUM }>()),
+        _ => bincode::serde::decode_from_slice(bytes, config::<LARGE>()),
+    };
+    let (value, used) = decoded.map_err(|_| DecodeError::Malformed)?;
     if used == bytes.len() { Ok(value) } else { Err(DecodeError::Length) }
 }
 
@@ -247,6 +256,16 @@ mod tests {
         assert_eq!(optional::<u64>(&body, 2), Ok(0));
         assert_eq!(required::<u32>(&body, 2), Err(DecodeError::Missing));
         assert_eq!(section(&body[..body.len() - 1], 1), Err(DecodeError::Length));
+    }
+
+    #[test]
+    fn few_bytes_cannot_claim_much() {
+        // A string of 1 MiB, of which one byte is there.
+        let mut bytes = encode(&(1_u32 << 20));
+        bytes.push(b'x');
+        assert_eq!(decode::<String>(&bytes), Err(DecodeError::Malformed));
+        let long = "x".repeat(100_000);
+        assert_eq!(decode::<String>(&encode(&long)), Ok(long));
     }
 
     #[test]
