@@ -68,6 +68,21 @@ pub fn relabel(frame: &mut [u8], label: Label) {
     }
 }
 
+/// In datagrams that the kernel joined, each `stride` bytes and the last perhaps shorter: where the run of frames
+/// with the same head as the one at `at` ends.
+///
+/// # Panics
+/// When there is no whole head at `at`.
+#[inline]
+pub fn run_end(bytes: &[u8], at: usize, stride: usize) -> usize {
+    let head = &bytes[at..at + HEAD];
+    let mut end = (at + stride).min(bytes.len());
+    while bytes[end..].starts_with(head) {
+        end = (end + stride).min(bytes.len());
+    }
+    end
+}
+
 /// A challenge and an echo are both this long: the reply is never larger than the request (invariant 4).
 pub const PROOF_FRAME: usize = HEAD + 16 + 16;
 
@@ -166,6 +181,17 @@ mod tests {
         assert_eq!(parse(&[1, 0, 0, 0, 0, 0, 0, 0]), None);
         assert_eq!(parse(&[0, 0, 0, 0, 0, 0, 0, 1]), None);
         assert_eq!(parse(&[0x41, 0, 0, 0, 0, 0, 0, 1]), None);
+    }
+
+    #[test]
+    fn a_run_ends_where_the_head_differs() {
+        let (a, b) = (Label::new(1).unwrap(), Label::new(2).unwrap());
+        let frames = [a, a, b].map(|label| [&head(FrameKind::Data, label)[..], b"xx"].concat());
+        let bytes = frames.concat();
+        assert_eq!(run_end(&bytes, 0, 10), 20);
+        assert_eq!(run_end(&bytes, 20, 10), 30);
+        assert_eq!(run_end(&bytes[..29], 20, 10), 29);
+        assert_eq!(run_end(&bytes[..18], 0, 10), 18, "a last frame without payload");
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Forwarder {
             }
             at = match frame::parse(datagram) {
                 Some((FrameKind::Data, label)) => {
-                    let end = run_end(batch.bytes, at, stride);
+                    let end = frame::run_end(batch.bytes, at, stride);
                     let frames = &mut batch.bytes[at..end];
                     self.data(label, batch.source, batch.ecn, frames, stride, now_ms, sink);
                     end
@@ -210,14 +210,4 @@ impl Forwarder {
             }
         }
     }
-}
-
-/// Where the run of frames with the same head as the one at `at` ends.
-fn run_end(bytes: &[u8], at: usize, stride: usize) -> usize {
-    let head = &bytes[at..at + frame::HEAD];
-    let mut end = (at + stride).min(bytes.len());
-    while bytes[end..].starts_with(head) {
-        end = (end + stride).min(bytes.len());
-    }
-    end
 }

@@ -169,7 +169,7 @@ impl Socket {
             }
             match frame::parse(datagram) {
                 Some((FrameKind::Data, label)) => {
-                    let end = run_end(&buffer[..length], at, stride);
+                    let end = frame::run_end(&buffer[..length], at, stride);
                     if let Some(session) = self.session_of(label, source) {
                         if first.is_none() && !*spilled {
                             first = Some((session, take_heads(buffer, at..end, stride)));
@@ -297,16 +297,6 @@ fn count(counter: &AtomicU64) {
 
 fn is_offload_error(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
-}
-
-/// Where the run of frames with the same head as the one at `at` ends.
-fn run_end(bytes: &[u8], at: usize, stride: usize) -> usize {
-    let head = &bytes[at..at + frame::HEAD];
-    let mut end = (at + stride).min(bytes.len());
-    while bytes[end..].starts_with(head) {
-        end = (end + stride).min(bytes.len());
-    }
-    end
 }
 
 /// Moves the payloads of a run of frames to the front of `buffer`; returns their length.
