@@ -111,8 +111,8 @@ impl Relay {
         if self.login.is_draining() {
             return Some("draining".to_owned());
         }
-        if !self.links.is_complete() {
-            return Some("not linked with every relay that it should be".to_owned());
+        if self.links.is_cut_off() {
+            return Some("linked with none of the relays that it should be".to_owned());
         }
         if self.directory.account_of_relay(self.own).is_none() {
             return Some("the table has not arrived".to_owned());

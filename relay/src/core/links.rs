@@ -202,10 +202,11 @@ impl Links {
         })
     }
 
-    /// Whether every relay that this one wishes to link with has a link (readyz).
-    pub fn is_complete(&self) -> bool {
-        let mut wished = self.peer_by_id.iter().filter(|(id, peer)| self.is_wished(**id, peer));
-        wished.all(|(_, peer)| peer.link.is_some())
+    /// Whether this relay wishes for links and has none of them (readyz). A peer that is down does not make it unfit
+    /// for terminals as long as another one is there.
+    pub fn is_cut_off(&self) -> bool {
+        let wished = || self.peer_by_id.iter().filter(|(id, peer)| self.is_wished(**id, peer));
+        wished().next().is_some() && wished().all(|(_, peer)| peer.link.is_none())
     }
 
     fn handle_known(

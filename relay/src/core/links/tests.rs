@@ -92,7 +92,9 @@ fn names_count_in_both_directions() {
     assert_eq!(outputs, [Output::Close(LinkId(7), RefusalCode::LinkNotWanted)]);
     assert!(!r.feed(up(8, 2, false, 1)).is_empty());
     assert_eq!(r.links.link_with(RelayId(2)), Some(LinkId(8)));
-    assert!(r.links.is_complete());
+    assert!(!r.links.is_cut_off());
+    r.feed(Input::Down(LinkId(8), None));
+    assert!(r.links.is_cut_off());
 }
 
 #[test]
