@@ -80,7 +80,7 @@ impl Table {
 
     /// All live rows of a key, of whatever kind and writer; in no order that means anything.
     ///
-    /// Rows lie about in memory. So the heads of the first [`TOGETHER`] are fetched side by side, without a branch on
+    /// Rows lie about in memory. So the heads of the first `TOGETHER` are fetched side by side, without a branch on
     /// what they hold, before the first is looked at: the processor waits for all of them at once.
     pub fn live_of_key<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Record> + 'a {
         let mut slots = self.by_key.iter_hash(hash_of(self.seed, key));
