@@ -209,3 +209,37 @@ fn relays_without_configuration_find_each_other() {
         assert!(samples.clone().count() > 5 && samples.clone().all(|l| l.starts_with("tasuki_")));
     }
 }
+
+/// A revoked relay is cut off at once, its links too, and is not let in again; its terminals become unreachable.
+#[test]
+fn a_revoked_relay_is_cut_off() {
+    let mesh = MeshSpec::line(&["r1", "r2", "r3"])
+        .terminal(TerminalSpec::new("a").at(&["r1"]))
+        .terminal(TerminalSpec::new("b").at(&["r3"]))
+        .start();
+    mesh.wait_tables_equal(SOON);
+    let linked = || -> Result<Vec<String>, String> {
+        let status = mesh.relay("r2").api.json("/api/v1/status")?;
+        let links = status["links"].as_array().ok_or("no links")?.clone();
+        Ok(links.iter().filter_map(|link| link["relay"].as_str().map(str::to_owned)).collect())
+    };
+    assert_eq!(linked().unwrap(), ["r1", "r3"]);
+    let start = Instant::now();
+    mesh.registrar().verb(&["revoke", "r3", "--relay"]).ok();
+    let cut = || match linked()? {
+        links if links == ["r1"] => Ok(()),
+        links => Err(format!("{links:?}")),
+    };
+    eventually("r2 has cut its link with r3", AT_ONCE, cut);
+    println!("a revoked relay's link is cut after {:?}", start.elapsed());
+    eventually("its terminal is unreachable", SOON, || {
+        let row = mesh.relay("r1").row("b")?;
+        if row["state"] == "unreachable" { Ok(()) } else { Err(row.to_string()) }
+    });
+    // Long enough for r3 to have dialled again several times.
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        cut().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
