@@ -451,7 +451,7 @@ mod tests {
         assert_eq!(config.status, "127.0.0.1:2".parse().unwrap());
         assert_eq!(config.advertise, ["r1.example:4433"]);
         assert_eq!(config.links, "r2".parse().unwrap());
-        assert_eq!(config.periods.keep_alive, Duration::from_secs(10));
+        assert_eq!(config.periods.keep_alive, Duration::from_secs(9));
     }
 
     #[test]
