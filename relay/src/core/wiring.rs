@@ -36,7 +36,7 @@ pub(super) struct Orphan {
     link: LinkId,
     incarnation: Incarnation,
     pub(super) until: Instant,
-    /// What its sessions had to say meanwhile.
+    /// What its sessions had to say meanwhile, at most [`limits::LINK_QUEUE`] messages.
     unsaid: Vec<ToPeer>,
 }
 
@@ -519,7 +519,12 @@ impl Relay {
                 let mut orphans = self.orphan_by_relay.values_mut();
                 match orphans.find(|orphan| orphan.link == link) {
                     Some(orphan) => {
-                        orphan.unsaid.push(message);
+                        if orphan.unsaid.len() < limits::LINK_QUEUE {
+                            orphan.unsaid.push(message);
+                        } else {
+                            // As a link that is too slow: its sessions end at once.
+                            orphan.until = now;
+                        }
                         return;
                     }
                     None => Output::ToPeer(link, message),
