@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
@@ -162,19 +163,24 @@ impl AsRawFd for Registered {
     }
 }
 
-/// What tokio shall wake for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wake {
-    /// Another thread reads the socket.
-    Writable,
-    /// Reads and writes.
-    Both,
+/// Has tokio watch a copy of the socket's descriptor.
+fn watch(io: &UdpIo, interest: Interest) -> io::Result<AsyncFd<Registered>> {
+    let copy = io.as_fd().try_clone_to_owned()?;
+    // Deprecated since a caller may hand in a descriptor that dies early; this one is owned and private.
+    #[allow(deprecated)]
+    AsyncFd::with_interest(Registered(copy), interest)
 }
 
-/// A UDP socket that tokio watches.
+/// A UDP socket for tasks of tokio.
+///
+/// The kernel tells of writability each time that a sent packet leaves its buffer, which would wake tokio some
+/// ten thousand times a second for nothing. So that is watched only while a send did not fit.
 pub struct AsyncUdp {
     io: Arc<UdpIo>,
-    fd: AsyncFd<Registered>,
+    /// `None` where another thread reads the socket.
+    readable: Option<AsyncFd<Registered>>,
+    /// The last send did not fit.
+    blocked: AtomicBool,
 }
 
 impl std::fmt::Debug for AsyncUdp {
@@ -184,20 +190,18 @@ impl std::fmt::Debug for AsyncUdp {
 }
 
 impl AsyncUdp {
-    /// Registers the socket with the running tokio.
+    /// A socket that tasks read and write; needs a running tokio.
     ///
     /// # Errors
     /// The system's.
-    pub fn new(io: Arc<UdpIo>, wake: Wake) -> io::Result<AsyncUdp> {
-        let copy = io.as_fd().try_clone_to_owned()?;
-        let interest = match wake {
-            Wake::Writable => Interest::WRITABLE,
-            Wake::Both => Interest::READABLE | Interest::WRITABLE,
-        };
-        // Deprecated since a caller may hand in a descriptor that dies early; this one is owned and private.
-        #[allow(deprecated)]
-        let fd = AsyncFd::with_interest(Registered(copy), interest)?;
-        Ok(AsyncUdp { io, fd })
+    pub fn new(io: Arc<UdpIo>) -> io::Result<AsyncUdp> {
+        let readable = Some(watch(&io, Interest::READABLE)?);
+        Ok(AsyncUdp { io, readable, blocked: AtomicBool::new(false) })
+    }
+
+    /// A socket that tasks only write, and a thread of its own reads.
+    pub fn write_only(io: Arc<UdpIo>) -> AsyncUdp {
+        AsyncUdp { io, readable: None, blocked: AtomicBool::new(false) }
     }
 
     /// The socket.
@@ -205,7 +209,7 @@ impl AsyncUdp {
         &self.io
     }
 
-    /// Receives, or has the task woken when something is there.
+    /// Receives, or has the task woken when something is there; never, on a socket that is only written.
     ///
     /// # Errors
     /// The system's.
@@ -215,38 +219,37 @@ impl AsyncUdp {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        let Some(readable) = &self.readable else { return Poll::Pending };
         loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            let mut guard = ready!(readable.poll_read_ready(cx))?;
             if let Ok(result) = guard.try_io(|_| self.io.recv(bufs, meta)) {
                 return Poll::Ready(result);
             }
         }
     }
 
-    /// Runs `send`; when it would block, readiness is cleared so that [`AsyncUdp::poller`] waits.
+    /// Runs `send`; when it would block, [`AsyncUdp::poller`] waits.
     ///
     /// # Errors
     /// What `send` gives.
     pub fn try_send(&self, send: impl FnOnce(&UdpIo) -> io::Result<()>) -> io::Result<()> {
-        match send(&self.io) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.fd.try_io(Interest::WRITABLE, |_| Err(error))
-            }
-            result => result,
+        let result = send(&self.io);
+        if matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            self.blocked.store(true, Ordering::Relaxed);
         }
+        result
     }
 
-    /// Waits for writability on behalf of one quinn connection.
+    /// Waits for writability on behalf of one task.
     pub fn poller(self: Arc<Self>) -> Pin<Box<dyn quinn::UdpPoller>> {
-        Box::pin(Poller { socket: self, waiting: None })
+        Box::pin(Poller { socket: self, writable: None })
     }
 }
 
-type Writable = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
-
 struct Poller {
     socket: Arc<AsyncUdp>,
-    waiting: Option<Writable>,
+    /// There while a send did not fit.
+    writable: Option<AsyncFd<Registered>>,
 }
 
 impl std::fmt::Debug for Poller {
@@ -256,14 +259,27 @@ impl std::fmt::Debug for Poller {
 }
 
 impl quinn::UdpPoller for Poller {
-    fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let waiting = this.waiting.get_or_insert_with(|| {
-            let socket = this.socket.clone();
-            Box::pin(async move { socket.fd.writable().await.map(|_| ()) })
-        });
-        let result = ready!(waiting.as_mut().poll(cx));
-        this.waiting = None;
-        Poll::Ready(result)
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.socket.blocked.load(Ordering::Relaxed) {
+            this.writable = None;
+            return Poll::Ready(Ok(()));
+        }
+        let writable = match &this.writable {
+            Some(writable) => writable,
+            // Where the socket is writable by now, its registration says so at once.
+            None => match watch(&this.socket.io, Interest::WRITABLE) {
+                Ok(writable) => this.writable.insert(writable),
+                // Out of files. quinn would end the connection on an error.
+                Err(_) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            },
+        };
+        let _ = ready!(writable.poll_write_ready(cx))?;
+        this.writable = None;
+        this.socket.blocked.store(false, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 }

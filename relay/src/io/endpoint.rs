@@ -9,8 +9,8 @@ use quinn::{Endpoint, ServerConfig, TokioRuntime};
 use tasuki_proto::identity::{Clock, IdentityCell, KeyFingerprint, quinn_server_config};
 use tasuki_proto::limits;
 use tasuki_proto::net::{
-    AsyncUdp, CidClass, EndpointKeys, Periods, QueueSocket, Wake, attachment_transport,
-    client_config, endpoint_config, link_transport,
+    AsyncUdp, CidClass, EndpointKeys, Periods, QueueSocket, attachment_transport, client_config,
+    endpoint_config, link_transport,
 };
 use tasuki_proto::version::Alpn;
 use tokio::sync::mpsc;
@@ -79,7 +79,7 @@ impl Endpoints {
     /// # Errors
     /// The system's, or an unusable identity.
     pub fn open(switch: &Switch, keys: &EndpointKeys, context: &Context) -> anyhow::Result<Self> {
-        let udp = Arc::new(AsyncUdp::new(switch.socket().clone(), Wake::Writable)?);
+        let udp = Arc::new(AsyncUdp::write_only(switch.socket().clone()));
         let server = |alpns: &[Alpn], transport| -> anyhow::Result<ServerConfig> {
             let mut config = quinn_server_config(&context.identity, alpns, &context.clock)?;
             config
