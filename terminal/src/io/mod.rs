@@ -6,6 +6,7 @@ pub mod driver;
 pub mod ipc;
 pub mod services;
 pub mod socket;
+mod turn;
 
 #[cfg(test)]
 pub(crate) mod testing;

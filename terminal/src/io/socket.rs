@@ -22,10 +22,9 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use rustc_hash::FxBuildHasher;
 use tasuki_proto::Label;
 use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
-use tasuki_proto::net::{AsyncUdp, Inbox, Packet, UdpIo, Wake};
+use tasuki_proto::net::{AsyncUdp, Inbox, Packet, UdpIo};
 
-/// The largest UDP payload that one segmented send may carry.
-const SEND_BYTES: usize = 65_507;
+use super::turn::{self, Run};
 
 /// The address that stands for session number `n` of this process: in a prefix of unique local addresses
 /// (RFC 4193), never on the wire.
@@ -92,14 +91,15 @@ impl Socket {
     /// The system's.
     pub fn bind(address: SocketAddr) -> io::Result<Socket> {
         let io = Arc::new(UdpIo::bind(address, false)?);
+        let one_by_one = io.gso_segments() < 2;
         Ok(Socket {
-            udp: Arc::new(AsyncUdp::new(io, Wake::Both)?),
+            udp: Arc::new(AsyncUdp::new(io)?),
             attachments: Arc::default(),
             arriving_by_label: DashMap::default(),
             paths_by_session: DashMap::default(),
             challengers: DashMap::default(),
             spill: Mutex::default(),
-            one_by_one: AtomicBool::new(false),
+            one_by_one: AtomicBool::new(one_by_one),
             drops: Drops::default(),
         })
     }
@@ -249,44 +249,60 @@ impl Socket {
         filled
     }
 
-    /// Sends a session's packets as frames.
-    fn send(&self, transmit: &Transmit<'_>, scratch: &mut Vec<u8>) -> io::Result<()> {
+    /// Sends a session's packets as frames, or joins them with what this turn sends already.
+    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let Some(path) = self.paths_by_session.get(&transmit.destination).map(|path| *path) else {
             count(&self.drops.no_path);
             return Ok(());
         };
         let head = frame::head(FrameKind::Data, path.label_out);
-        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-        scratch.clear();
-        for packet in transmit.contents.chunks(segment) {
-            scratch.extend_from_slice(&head);
-            scratch.extend_from_slice(packet);
-        }
-        let stride = segment + frame::HEAD;
-        let several = scratch.len() > stride;
-        if several && scratch.len() <= SEND_BYTES && !self.one_by_one.load(Ordering::Relaxed) {
-            let sent = self
-                .udp
-                .try_send(|io| io.send(path.relay, None, transmit.ecn, scratch, Some(stride)));
-            match sent {
+        turn::with_run(|run, in_turn| {
+            if !run.takes(path.relay, transmit) {
+                self.flush(run)?;
+            }
+            run.push(path.relay, head, transmit);
+            if !in_turn {
+                let sent = self.flush(run);
+                run.clear();
+                return sent;
+            }
+            if run.is_full() {
+                // What does not fit stays in the run, and the next call is told so.
+                let _ = self.flush(run);
+            }
+            Ok(())
+        })
+    }
+
+    /// Sends a run of frames and empties it.
+    ///
+    /// # Errors
+    /// `WouldBlock`, with the run as it was.
+    pub(crate) fn flush(&self, run: &mut Run) -> io::Result<()> {
+        let Some(to) = run.to() else { return Ok(()) };
+        let (bytes, stride, ecn) = (run.bytes(), run.stride(), run.ecn());
+        if bytes.len() > stride && !self.one_by_one.load(Ordering::Relaxed) {
+            match self.udp.try_send(|io| io.send(to, None, ecn, bytes, Some(stride))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 Err(error) if is_offload_error(&error) => {
                     self.one_by_one.store(true, Ordering::Relaxed);
                 }
-                _ => return Ok(()),
+                _ => {
+                    run.clear();
+                    return Ok(());
+                }
             }
         }
-        for (n, datagram) in scratch.chunks(stride).enumerate() {
-            let sent =
-                self.udp.try_send(|io| io.send(path.relay, None, transmit.ecn, datagram, None));
-            match sent {
-                // Once a part is out, the rest counts as lost: quinn would send all of it again.
+        for (n, datagram) in bytes.chunks(stride).enumerate() {
+            match self.udp.try_send(|io| io.send(to, None, ecn, datagram, None)) {
+                // Once a part is out, the rest counts as lost: all of it would go again.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && n == 0 => {
                     return Err(error);
                 }
                 _ => {}
             }
         }
+        run.clear();
         Ok(())
     }
 }
@@ -322,10 +338,7 @@ impl quinn::AsyncUdpSocket for SessionSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        thread_local! {
-            static SCRATCH: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
-        }
-        SCRATCH.with_borrow_mut(|scratch| self.0.send(transmit, scratch))
+        self.0.send(transmit)
     }
 
     fn poll_recv(

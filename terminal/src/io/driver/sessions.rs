@@ -22,6 +22,7 @@ use super::Settings;
 use crate::agent::{PathView, Release, Session, SessionGuard, SessionView};
 use crate::core::calls::{Calls, Opened, RequestId, SessionState};
 use crate::io::socket::{Path, SessionSocket, Socket, virtual_address};
+use crate::io::turn::Runtime;
 
 /// Nothing for this long from the other terminal ends a session.
 const IDLE: Duration = Duration::from_secs(90);
@@ -106,7 +107,7 @@ pub(super) fn open_endpoints(
         endpoint_config(CidClass::Terminals, &keys),
         Some(server),
         Arc::new(SessionSocket(socket.clone())),
-        Arc::new(TokioRuntime),
+        Arc::new(Runtime(socket.clone())),
     )?;
     let mut client = quinn_client_config(&settings.identity, Alpn::Session, &settings.clock)?;
     client.transport_config(transport);
