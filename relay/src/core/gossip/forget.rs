@@ -142,7 +142,7 @@ impl Gossip {
             self.counters.unknown_terms += 1;
             return false;
         }
-        let genuine = self.table.authority.verify(first);
+        let genuine = self.table.authority.verify(first.by_ref());
         if !genuine {
             self.counters.forged += 1;
             self.outputs.push_back(Output::Cut(link, RefusalCode::ProtocolError));
