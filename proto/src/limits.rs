@@ -138,6 +138,8 @@ pub const SESSION_ANSWER_BYTES: usize = 1024;
 pub const SESSION_HAVE_BYTES: usize = FILE_SEGMENTS * 32 + 64;
 /// How long a stream may take to say what it is for; then it is reset.
 pub const STREAM_BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Paths of a session whose congestion control is remembered; of others it begins anew.
+pub const SESSION_PATHS: usize = 4;
 /// Streams that one peer may have open in one session; further ones are refused with `busy`.
 pub const STREAMS_PER_SESSION: usize = 1_000;
 /// Bidirectional streams that QUIC lets a peer open in one session: some more than are served, so that a refusal
