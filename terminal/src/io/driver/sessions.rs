@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::{
-    ClientConfig, Connection, Endpoint, Incoming, SendStream, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, TransportConfig,
+    VarInt,
 };
 use tasuki_proto::identity::{
     Clock, IdentityCell, KeyFingerprint, NodeName, Peer, connection_refusal, identify_connection,
@@ -22,7 +22,7 @@ use tasuki_proto::{RefusalCode, SessionId, TerminalId, limits};
 use tokio::sync::{mpsc, watch};
 
 use super::Settings;
-use crate::agent::{PathView, Release, Session, SessionGuard, SessionView};
+use crate::agent::{PathView, Releases, Session, SessionGuard, SessionView};
 use crate::core::calls::{Calls, Opened, RequestId, SessionState};
 use crate::io::congestion::CurrentPath;
 use crate::io::socket::{Path, SessionSocket, Socket, virtual_address};
@@ -61,7 +61,8 @@ struct Entry {
     connection: Option<Connection>,
     key: Option<KeyFingerprint>,
     ended: watch::Sender<Option<RefusalCode>>,
-    uses: Option<mpsc::UnboundedSender<bool>>,
+    /// Whether this side uses the session, once there is something to tell.
+    uses: Option<watch::Sender<bool>>,
 }
 
 /// The opened sessions of this terminal.
@@ -346,7 +347,7 @@ impl Sessions {
         &self,
         session: SessionId,
         request: Option<RequestId>,
-        releases: &mpsc::UnboundedSender<Release>,
+        releases: &Releases,
     ) -> Option<Session> {
         let guard = Arc::new(SessionGuard { request, releases: releases.clone() });
         let entry = self.entries.get(&session)?;
@@ -361,17 +362,18 @@ impl Sessions {
         })
     }
 
-    /// Tells the peer, in order and reliably, whether this side uses the session.
+    /// Tells the peer, in order and reliably, whether this side uses the session; of several words that follow each
+    /// other faster than they leave, the last.
     pub(super) fn tell_use(&mut self, session: SessionId, using: bool) {
         let Some(entry) = self.entries.get_mut(&session) else { return };
         let Some(connection) = entry.connection.clone() else { return };
-        let uses = entry.uses.get_or_insert_with(|| {
-            // At most one word a user that comes or goes.
-            let (uses, inbox) = mpsc::unbounded_channel();
-            tokio::spawn(write_uses(connection, inbox));
-            uses
-        });
-        let _ = uses.send(using);
+        if let Some(uses) = &entry.uses {
+            uses.send_replace(using);
+        } else {
+            let (uses, word) = watch::channel(using);
+            tokio::spawn(write_uses(connection, word));
+            entry.uses = Some(uses);
+        }
     }
 
     pub(super) fn views(&self, calls: &Calls) -> Vec<SessionView> {
@@ -533,14 +535,11 @@ async fn watch_connection(
     let _ = events.send(SessionEvent::Failed { session, code }).await;
 }
 
-async fn write_uses(connection: Connection, mut inbox: mpsc::UnboundedReceiver<bool>) {
-    let mut stream: Option<SendStream> = None;
-    while let Some(using) = inbox.recv().await {
-        if stream.is_none() {
-            stream = connection.open_uni().await.ok();
-        }
-        let Some(stream) = &mut stream else { return };
-        if stream.write_all(&[u8::from(using)]).await.is_err() {
+async fn write_uses(connection: Connection, mut word: watch::Receiver<bool>) {
+    let Ok(mut stream) = connection.open_uni().await else { return };
+    loop {
+        let using = *word.borrow_and_update();
+        if stream.write_all(&[u8::from(using)]).await.is_err() || word.changed().await.is_err() {
             return;
         }
     }

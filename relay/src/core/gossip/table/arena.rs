@@ -15,16 +15,14 @@ use tasuki_proto::record;
 
 /// Bytes between two places where a row can begin.
 const UNIT: usize = 16;
-/// Bytes of a page.
-const PAGE: usize = 128 * 1024;
+/// Bytes of a page: 128 KiB.
+const PAGE: usize = record::LONGEST.next_power_of_two();
 /// Bytes that are asked of the kernel at once; they take real memory where they are written.
 const CHUNK: usize = 16 * 1024 * 1024;
 /// Bytes that come from memory at once.
 const LINE: usize = 64;
 /// Chunks whose every place has an [`Address`] of its own: 64 GiB.
 const CHUNKS: usize = (UNIT << 32) / CHUNK;
-
-const _: () = assert!(record::LONGEST <= PAGE);
 
 /// Where a row lies, in units from the first chunk's beginning.
 pub(super) type Address = u32;
