@@ -30,6 +30,14 @@ pub const TERMINAL_QUEUE: usize = 256;
 pub const LINK_QUEUE: usize = 4096;
 /// Events waiting for a relay's core; senders wait.
 pub const CORE_INBOX: usize = 4096;
+/// Requests, events of attachments and events of sessions that wait for an agent's driver, each; senders wait.
+pub const AGENT_INBOX: usize = 1024;
+/// Accepted sessions that wait for an agent's services; a task for each waits.
+pub const ACCEPTED_SESSIONS_QUEUE: usize = 64;
+/// Ended sessions that an agent still shows; the oldest makes room.
+pub const ENDED_SESSIONS_SHOWN_BY_AGENT: usize = 200;
+/// Ended sessions that a relay still shows; the oldest makes room.
+pub const ENDED_SESSIONS_SHOWN_BY_RELAY: usize = 2_000;
 /// Sessions of one terminal, pending ones included; further calls are refused with `busy`.
 pub const SESSIONS_PER_TERMINAL: usize = 1024;
 /// Sessions over one relay; further calls are refused with `busy`.
@@ -56,6 +64,8 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 /// Fresh calls for one request whose call was merged into one that came to nothing; then `no-answer`.
 pub const REDIALS: u8 = 2;
+/// Merged calls from one to the session that serves it; only a lying peer needs more.
+pub const MERGED_CALLS: usize = 16;
 /// Finished sessions that a terminal remembers to understand late messages; the oldest makes room.
 pub const FINISHED_SESSIONS: usize = 4096;
 /// Characters of the detail of a refusal that are kept of what a peer sent.
@@ -119,6 +129,8 @@ pub const GOSSIP_WATERMARKS: usize = 4096;
 pub const GOSSIP_ORIGINS: usize = 4096;
 /// Rows of one origin; further ones are dropped and counted, and the link that brings them is cut.
 pub const GOSSIP_ROWS_PER_ORIGIN: usize = 8 * 1024 * 1024;
+/// Lifetimes of rows that were replaced, besides twice as many as there are rows; beyond: swept out.
+pub const GOSSIP_LOOSE_LIFETIMES: usize = 65_536;
 /// How far an origin's incarnation or sequence may jump at once; beyond: dropped and counted.
 pub const VERSION_JUMP: u64 = 1 << 40;
 /// The highest incarnation that is believed of an origin of which nothing was known; beyond: dropped and counted.
@@ -128,6 +140,8 @@ pub const PAGE_SCAN: usize = 4096;
 
 /// Revoked keys told to a terminal in one message; more go into further messages.
 pub const REVOKED_KEYS_TOLD: usize = 4096;
+/// Rows and sessions that wait to be written; the core waits.
+pub const STORE_BACKLOG: usize = 4096;
 /// Rows and sessions written in one go; what waits longer is written next.
 pub const STORE_BATCH: usize = 1024;
 /// Bytes of the first message of a session's stream; beyond: the stream is reset.
@@ -138,6 +152,8 @@ pub const SESSION_ANSWER_BYTES: usize = 1024;
 pub const SESSION_HAVE_BYTES: usize = FILE_SEGMENTS * 32 + 64;
 /// How long a stream may take to say what it is for; then it is reset.
 pub const STREAM_BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Paths of a session whose congestion control is remembered; of others it begins anew.
+pub const SESSION_PATHS: usize = 4;
 /// Streams that one peer may have open in one session; further ones are refused with `busy`.
 pub const STREAMS_PER_SESSION: usize = 1_000;
 /// Bidirectional streams that QUIC lets a peer open in one session: some more than are served, so that a refusal

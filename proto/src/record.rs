@@ -70,6 +70,8 @@ const SIGNED: u8 = 1;
 const TOMBSTONE: u8 = 2;
 const HEAD: usize = 49;
 const SIGNATURE: usize = 64;
+/// The longest record, in bytes.
+pub const LONGEST: usize = HEAD + u8::MAX as usize + limits::RECORD_PAYLOAD_BYTES + SIGNATURE;
 const DOMAIN: &[u8] = b"tasuki record v1\0";
 
 /// What goes into a new record.
@@ -155,7 +157,7 @@ impl Record {
     /// # Errors
     /// [`DecodeError`] when they are not sound in shape or over a limit.
     pub fn from_bytes(bytes: Bytes) -> Result<Record, DecodeError> {
-        let length = Self::measure(&bytes)?;
+        let length = RecordRef::measure(&bytes)?;
         if bytes.len() == length { Ok(Record(bytes)) } else { Err(DecodeError::Length) }
     }
 
@@ -164,13 +166,100 @@ impl Record {
     /// # Errors
     /// [`DecodeError`] when no sound record stands there.
     pub fn take(bytes: &mut Bytes) -> Result<Record, DecodeError> {
-        let length = Self::measure(bytes)?;
+        let length = RecordRef::measure(bytes)?;
         if bytes.len() < length {
             return Err(DecodeError::Length);
         }
         Ok(Record(bytes.split_to(length)))
     }
 
+    /// The record as it stands on the wire and in stores.
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// The same record, borrowed.
+    pub fn by_ref(&self) -> RecordRef<'_> {
+        RecordRef(&self.0)
+    }
+
+    /// See [`RecordRef::origin`].
+    pub fn origin(&self) -> RelayId {
+        self.by_ref().origin()
+    }
+
+    /// See [`RecordRef::kind`].
+    pub fn kind(&self) -> RecordKind {
+        self.by_ref().kind()
+    }
+
+    /// See [`RecordRef::version`].
+    pub fn version(&self) -> Version {
+        self.by_ref().version()
+    }
+
+    /// See [`RecordRef::wall_ms`].
+    pub fn wall_ms(&self) -> u64 {
+        self.by_ref().wall_ms()
+    }
+
+    /// See [`RecordRef::scope`].
+    pub fn scope(&self) -> u32 {
+        self.by_ref().scope()
+    }
+
+    /// See [`RecordRef::lifetime_secs`].
+    pub fn lifetime_secs(&self) -> u32 {
+        self.by_ref().lifetime_secs()
+    }
+
+    /// See [`RecordRef::is_tombstone`].
+    pub fn is_tombstone(&self) -> bool {
+        self.by_ref().is_tombstone()
+    }
+
+    /// See [`RecordRef::key`].
+    pub fn key(&self) -> &[u8] {
+        self.by_ref().key()
+    }
+
+    /// See [`RecordRef::payload`].
+    pub fn payload(&self) -> &[u8] {
+        self.by_ref().payload()
+    }
+
+    /// See [`RecordRef::is_signed_by`].
+    pub fn is_signed_by(&self, mesh: &MeshId, key: &[u8]) -> bool {
+        self.by_ref().is_signed_by(mesh, key)
+    }
+}
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.by_ref().fmt(f)
+    }
+}
+
+/// A record whose bytes lie elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RecordRef<'a>(&'a [u8]);
+
+impl<'a> RecordRef<'a> {
+    /// The record that `bytes` begin with.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when no sound record stands there.
+    pub fn first(bytes: &'a [u8]) -> Result<RecordRef<'a>, DecodeError> {
+        let length = Self::measure(bytes)?;
+        bytes.get(..length).map(RecordRef).ok_or(DecodeError::Length)
+    }
+
+    /// The record in memory of its own.
+    pub fn to_record(self) -> Record {
+        Record(Bytes::copy_from_slice(self.0))
+    }
+
+    /// How long the record is whose head stands at the front of `bytes`.
     fn measure(bytes: &[u8]) -> Result<usize, DecodeError> {
         let head = bytes.first_chunk::<HEAD>().ok_or(DecodeError::Length)?;
         if head[0] != FORMAT || head[1] & !(SIGNED | TOMBSTONE) != 0 {
@@ -184,82 +273,82 @@ impl Record {
         Ok(HEAD + usize::from(head[44]) + payload + signature)
     }
 
-    fn u64_at(&self, at: usize) -> u64 {
+    fn u64_at(self, at: usize) -> u64 {
         let mut out = [0; 8];
         out.copy_from_slice(&self.0[at..at + 8]);
         u64::from_be_bytes(out)
     }
 
-    fn u32_at(&self, at: usize) -> u32 {
+    fn u32_at(self, at: usize) -> u32 {
         let mut out = [0; 4];
         out.copy_from_slice(&self.0[at..at + 4]);
         u32::from_be_bytes(out)
     }
 
     /// The record as it stands on the wire and in stores.
-    pub fn as_bytes(&self) -> &Bytes {
-        &self.0
+    pub fn as_bytes(self) -> &'a [u8] {
+        self.0
     }
 
     /// Who wrote it.
-    pub fn origin(&self) -> RelayId {
+    pub fn origin(self) -> RelayId {
         RelayId(self.u64_at(4))
     }
 
     /// What it is about.
-    pub fn kind(&self) -> RecordKind {
+    pub fn kind(self) -> RecordKind {
         RecordKind(u16::from_be_bytes([self.0[2], self.0[3]]))
     }
 
     /// Its version.
-    pub fn version(&self) -> Version {
+    pub fn version(self) -> Version {
         Version { incarnation: Incarnation(self.u64_at(12)), sequence: self.u64_at(20) }
     }
 
     /// When it was written by its origin's clock, ms since 1970; for people only.
-    pub fn wall_ms(&self) -> u64 {
+    pub fn wall_ms(self) -> u64 {
         self.u64_at(28)
     }
 
     /// Its scope; 0 is the whole mesh.
-    pub fn scope(&self) -> u32 {
+    pub fn scope(self) -> u32 {
         self.u32_at(36)
     }
 
     /// Seconds after which a holder forgets it; 0: never.
-    pub fn lifetime_secs(&self) -> u32 {
+    pub fn lifetime_secs(self) -> u32 {
         self.u32_at(40)
     }
 
     /// Whether it says that the row is gone.
-    pub fn is_tombstone(&self) -> bool {
+    pub fn is_tombstone(self) -> bool {
         self.0[1] & TOMBSTONE != 0
     }
 
     /// Which one of its kind and origin.
-    pub fn key(&self) -> &[u8] {
+    pub fn key(self) -> &'a [u8] {
         &self.0[HEAD..HEAD + usize::from(self.0[44])]
     }
 
     /// Its payload.
-    pub fn payload(&self) -> &[u8] {
+    pub fn payload(self) -> &'a [u8] {
         let start = HEAD + usize::from(self.0[44]);
         &self.0[start..start + self.u32_at(45) as usize]
     }
 
     /// Whether it carries a valid signature for `mesh` under the Ed25519 public key `key` (32 bytes).
-    pub fn is_signed_by(&self, mesh: &MeshId, key: &[u8]) -> bool {
+    pub fn is_signed_by(self, mesh: &MeshId, key: &[u8]) -> bool {
         if self.0[1] & SIGNED == 0 {
             return false;
         }
         let (content, signature) = self.0.split_at(self.0.len() - SIGNATURE);
         ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, key)
-            .verify(&Self::to_sign(mesh, content), signature)
+            .verify(&Record::to_sign(mesh, content), signature)
             .is_ok()
     }
 }
 
-impl std::fmt::Debug for Record {
+impl std::fmt::Debug for RecordRef<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let version = self.version();
         write!(

@@ -1,5 +1,6 @@
 //! The running agent as the rest of the program sees it: call, be called, list, log in and out.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,13 +35,46 @@ pub struct Session {
     pub(crate) guard: Arc<SessionGuard>,
 }
 
-/// What the holders of sessions and calls give back. At most one for each of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Release {
-    /// The local user of this request needs nothing more.
-    Done(RequestId),
-    /// Somebody here ends a session for all its users.
-    End(SessionId, RefusalCode),
+/// What the holders of sessions and calls gave back and nobody has taken yet: each once, however often it is said.
+#[derive(Debug, Default)]
+pub(crate) struct Released {
+    /// Sessions that somebody here ends for all their users.
+    pub(crate) ended: BTreeMap<SessionId, RefusalCode>,
+    /// Requests whose local user needs nothing more.
+    pub(crate) done: BTreeSet<RequestId>,
+}
+
+/// Where it is given back. Nobody waits, since a drop cannot.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Releases(watch::Sender<Released>);
+
+impl Releases {
+    /// Shows that something was given back, and that nobody can any more.
+    pub(crate) fn watch(&self) -> watch::Receiver<Released> {
+        self.0.subscribe()
+    }
+
+    /// Takes what was given back.
+    pub(crate) fn take(&self) -> Released {
+        let mut taken = Released::default();
+        self.0.send_if_modified(|released| {
+            taken = std::mem::take(released);
+            false
+        });
+        taken
+    }
+
+    fn done(&self, request: RequestId) {
+        self.0.send_modify(|released| {
+            released.done.insert(request);
+        });
+    }
+
+    fn end(&self, session: SessionId, code: RefusalCode) {
+        self.0.send_modify(|released| {
+            released.ended.entry(session).or_insert(code);
+        });
+    }
 }
 
 /// Tells when the local user of a request is done.
@@ -48,13 +82,13 @@ pub(crate) enum Release {
 pub(crate) struct SessionGuard {
     /// The call that the session answers; `None` for a session that the other side uses.
     pub(crate) request: Option<RequestId>,
-    pub(crate) releases: mpsc::UnboundedSender<Release>,
+    pub(crate) releases: Releases,
 }
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         if let Some(request) = self.request {
-            let _ = self.releases.send(Release::Done(request));
+            self.releases.done(request);
         }
     }
 }
@@ -62,7 +96,7 @@ impl Drop for SessionGuard {
 impl Session {
     /// Ends the session on both sides, for all its users. A user that is merely done drops the session instead.
     pub fn end(&self, code: RefusalCode) {
-        let _ = self.guard.releases.send(Release::End(self.id, code));
+        self.guard.releases.end(self.id, code);
     }
 }
 
@@ -164,7 +198,7 @@ pub struct AttachmentStatus {
 #[derive(Debug, Clone)]
 pub struct Agent {
     pub(crate) inbox: mpsc::Sender<AgentRequest>,
-    pub(crate) releases: mpsc::UnboundedSender<Release>,
+    pub(crate) releases: Releases,
     pub(crate) requests: Arc<AtomicU64>,
 }
 
@@ -192,10 +226,7 @@ pub(crate) enum AgentRequest {
 }
 
 impl Agent {
-    pub(crate) fn new(
-        inbox: mpsc::Sender<AgentRequest>,
-        releases: mpsc::UnboundedSender<Release>,
-    ) -> Self {
+    pub(crate) fn new(inbox: mpsc::Sender<AgentRequest>, releases: Releases) -> Self {
         Self { inbox, releases, requests: Arc::new(AtomicU64::new(1)) }
     }
 

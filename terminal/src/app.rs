@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tasuki_proto::enrolment::{Enrolled, keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, write_private};
+use tasuki_proto::limits;
 use tasuki_proto::net::Periods;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -24,8 +25,6 @@ use crate::io::services::Services;
 const CLOCK_MARK: &str = "clock.mark";
 /// How often it is kept.
 const MARK_PERIOD: Duration = Duration::from_secs(3600);
-/// Accepted sessions that wait to be served.
-const INCOMING: usize = 64;
 /// How long the log-out at the end may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -49,7 +48,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     })?;
     let access = Arc::new(config.access.clone());
-    let (sessions, incoming) = mpsc::channel(INCOMING);
+    let (sessions, incoming) = mpsc::channel(limits::ACCEPTED_SESSIONS_QUEUE);
     let upper = Upper { access: access.clone(), incoming: sessions };
     let agent = driver::start(lower_half(&config)?, upper).context("the agent could not start")?;
     let services = Services::new(access, config.exposed.clone(), config.data.join("inbox"));

@@ -449,6 +449,35 @@ fn gossip_messages() {
     });
 }
 
+/// How many streams of a link carry gossip, and which of them carries what.
+#[test]
+fn streams_of_gossip() {
+    let origin = RelayId(0x0102_0304_0506_0708);
+    let span = gossip::Span {
+        origin,
+        incarnation: Incarnation(3),
+        from: 8,
+        to: 9,
+        horizon: 0,
+        last: true,
+    };
+    let want = |origin| gossip::Want { origin, incarnation: Incarnation(3), watermark: 9 };
+    let marks = gossip::Watermarks { origins: vec![(origin, Version::default())] };
+    let messages = [
+        ("rows", GossipMessage::Rows(gossip::Rows { span, records: Bytes::new() })),
+        ("want", GossipMessage::Want(want(origin))),
+        ("prune", GossipMessage::Prune(gossip::Prune { origin })),
+        ("watermarks", GossipMessage::Watermarks(marks)),
+        ("of-the-authority", GossipMessage::Want(want(RelayId::AUTHORITY))),
+        ("of-the-first-relay", GossipMessage::Want(want(RelayId(1)))),
+        ("of-the-sixteenth-relay", GossipMessage::Want(want(RelayId(16)))),
+        ("of-the-last-relay", GossipMessage::Want(want(RelayId(u64::MAX)))),
+    ];
+    let mut built: Vectors = vec![("streams", vec![limits::GOSSIP_STREAMS as u8])];
+    built.extend(messages.iter().map(|(name, message)| (*name, vec![message.stream() as u8])));
+    compare("gossip-stream", None, &built);
+}
+
 #[test]
 fn enrolment_messages() {
     let newcomer = enrolment::Newcomer {

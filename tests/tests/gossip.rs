@@ -15,7 +15,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tasuki_proto::gossip::{GossipMessage, Rows, Span};
-use tasuki_proto::record::{Draft, Record, RecordKind, Version};
+use tasuki_proto::record::{Draft, Record, RecordKind, RecordRef, Version};
 use tasuki_proto::{Incarnation, RelayId, TerminalId};
 use tasuki_relay::core::directory::Lookup;
 use tasuki_tests::sim::topology::Topology;
@@ -204,7 +204,7 @@ fn a_relay_without_its_state_comes_back_above_its_old_incarnation() {
         mesh.run_until_equal(5 * SECOND);
         let now = mesh.gossip(0).table().watermark(mesh.id(2));
         assert!(now.incarnation > old.incarnation, "{now:?} {old:?}");
-        let rows: Vec<&Record> =
+        let rows: Vec<RecordRef<'_>> =
             mesh.gossip(0).table().live(RecordKind::ATTACHMENT, b"t-3").collect();
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].payload(), b"new");
@@ -373,7 +373,7 @@ fn whatever_happens_tables_agree_afterwards() {
         for (node, rows) in written.iter().enumerate() {
             for (key, payload) in rows {
                 let row = mesh.gossip(0).table().get(mesh.id(node), RecordKind::ATTACHMENT, key);
-                let held = row.filter(|row| !row.is_tombstone()).map(Record::payload);
+                let held = row.filter(|row| !row.is_tombstone()).map(RecordRef::payload);
                 assert_eq!(held, payload.as_deref(), "seed {seed}, relay {node}");
             }
         }

@@ -120,6 +120,34 @@ fn calls_are_refused_with_a_code_and_advice() {
     drop(by_hand);
 }
 
+/// A relay that carries as many sessions as it may refuses further calls, and takes calls again when one is over.
+#[test]
+fn a_full_relay_refuses_a_call_as_busy() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("relay.toml");
+    std::fs::write(&config, "sessions = 1\n").unwrap();
+    let echo = TcpService::echo(None);
+    let url = format!("tcp://{}", echo.address());
+    let mesh = MeshSpec::new()
+        .relay(RelaySpec::new("r1").run_flags(&["--config", config.to_str().unwrap()]))
+        .terminal(TerminalSpec::new("a").at(&["r1"]))
+        .terminal(TerminalSpec::new("b").at(&["r1"]).offers("echo", &url))
+        .terminal(TerminalSpec::new("c").at(&["r1"]))
+        .start();
+    let mut first = mesh.terminal("a").dial("b/echo");
+    first.write(b"one").unwrap();
+    assert_eq!(first.read_exact(3, SOON).unwrap(), b"one");
+    dial_refused(&mesh, "c", "b/echo", RefusalCode::Busy);
+    // The session that runs does not notice.
+    first.write(b"two").unwrap();
+    assert_eq!(first.read_exact(3, SOON).unwrap(), b"two");
+    drop(first);
+    mesh.wait_no_sessions(SOON);
+    let mut next = mesh.terminal("c").dial("b/echo");
+    next.write(b"three").unwrap();
+    assert_eq!(next.read_exact(5, SOON).unwrap(), b"three");
+}
+
 /// C2: the refusals of tokens and identities.
 #[test]
 fn strangers_are_refused_with_a_code_and_advice() {

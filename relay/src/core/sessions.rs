@@ -223,8 +223,6 @@ struct Hop {
 
 /// A relay adds this to the terminals' own time-out, so that the caller's terminal is the one that gives up.
 const MARGIN: Duration = Duration::from_secs(2);
-/// Sessions that are over and still shown.
-const SHOWN_ENDED: usize = 2_000;
 
 #[derive(Debug, Default)]
 struct PerTerminal {
@@ -661,7 +659,7 @@ impl Sessions {
         if self.ended.insert(session, view).is_none() {
             self.ended_order.push_back(session);
         }
-        while self.ended_order.len() > SHOWN_ENDED {
+        while self.ended_order.len() > limits::ENDED_SESSIONS_SHOWN_BY_RELAY {
             if let Some(oldest) = self.ended_order.pop_front() {
                 self.ended.remove(&oldest);
             }

@@ -25,9 +25,6 @@ use crate::core::sessions::{Finished, Forwarding, Neighbour as Next};
 use crate::core::{ConnId, Input, LinkId, Output, Relay};
 use crate::switch::{Address, Entry, Neighbour, Switch};
 
-/// Rows and sessions that wait for the disk; beyond, the driver waits.
-const STORE_QUEUE: usize = 4096;
-
 /// How long a link that another one replaced is still read.
 const DUPLICATE_REST: Duration = Duration::from_millis(200);
 
@@ -110,7 +107,7 @@ impl Driver {
         store: store::Store,
         contacts: watch::Sender<Vec<RelayContact>>,
     ) -> Self {
-        let (keep, kept) = mpsc::channel(STORE_QUEUE);
+        let (keep, kept) = mpsc::channel(limits::STORE_BACKLOG);
         tokio::spawn(keep_all(store, kept));
         Self {
             core,

@@ -17,20 +17,16 @@ use tasuki_proto::{
     Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId, limits,
     version,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::sessions::{SessionEvent, Sessions};
 use super::attachment::{self, Order};
 use crate::agent::{
-    Agent, AgentRequest, AttachmentStatus, Release, Session, SessionView, StatusView, Upper,
+    Agent, AgentRequest, AttachmentStatus, Released, Releases, Session, SessionView, StatusView,
+    Upper,
 };
 use crate::core::calls::{self, Calls, RequestId};
 use crate::core::login::{self, AttachId, Login, RelayChoice};
-
-/// Messages from attachments and sessions that wait for the driver.
-const INBOX: usize = 1024;
-/// Ended sessions that `sessions` still shows.
-const SHOWN_ENDED: usize = 200;
 
 /// Keeps the relays of the mesh.
 pub type SaveContacts = Box<dyn Fn(&[RelayContact]) + Send>;
@@ -76,7 +72,7 @@ struct Driver {
     attachment_events: mpsc::Sender<attachment::Event>,
     sessions: Sessions,
     upper: Upper,
-    releases: mpsc::UnboundedSender<Release>,
+    releases: Releases,
     answers: BTreeMap<RequestId, oneshot::Sender<Result<Session, Refusal>>>,
     lists: BTreeMap<u64, oneshot::Sender<Result<Page, Refusal>>>,
     next_list: u64,
@@ -90,11 +86,11 @@ struct Driver {
 pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
     let (socket, session_endpoint, attachment_endpoint) = sessions::open_endpoints(&settings)?;
     let instance = rand::rng().random::<u64>().max(1);
-    let (inbox, requests) = mpsc::channel(INBOX);
-    // Bounded by the number of calls and sessions; a guard's drop cannot wait.
-    let (releases, released) = mpsc::unbounded_channel();
-    let (attachment_events, attachment_inbox) = mpsc::channel(INBOX);
-    let (session_events, session_inbox) = mpsc::channel(INBOX);
+    let (inbox, requests) = mpsc::channel(limits::AGENT_INBOX);
+    let releases = Releases::default();
+    let released = releases.watch();
+    let (attachment_events, attachment_inbox) = mpsc::channel(limits::AGENT_INBOX);
+    let (session_events, session_inbox) = mpsc::channel(limits::AGENT_INBOX);
     let context = Arc::new(attachment::Context {
         identity: settings.identity.clone(),
         clock: settings.clock.clone(),
@@ -146,7 +142,7 @@ impl Driver {
     async fn run(
         mut self,
         mut requests: mpsc::Receiver<AgentRequest>,
-        mut released: mpsc::UnboundedReceiver<Release>,
+        mut released: watch::Receiver<Released>,
         mut attachments: mpsc::Receiver<attachment::Event>,
         mut sessions: mpsc::Receiver<SessionEvent>,
     ) {
@@ -166,16 +162,7 @@ impl Driver {
                     Some(event) => self.handle_session(event),
                     None => break,
                 },
-                release = released.recv() => match release {
-                    Some(Release::Done(request)) => {
-                        self.answers.remove(&request);
-                        self.calls.handle(calls::Input::Done(request), Instant::now());
-                    }
-                    Some(Release::End(session, code)) => {
-                        self.calls.handle(calls::Input::End { session, code }, Instant::now());
-                    }
-                    None => break,
-                },
+                Ok(()) = released.changed() => self.handle_released(),
                 request = requests.recv() => match request {
                     Some(request) => self.handle_request(request),
                     None => break,
@@ -192,6 +179,17 @@ impl Driver {
             }
         }
         self.farewell().await;
+    }
+
+    fn handle_released(&mut self) {
+        let released = self.releases.take();
+        for (session, code) in released.ended {
+            self.calls.handle(calls::Input::End { session, code }, Instant::now());
+        }
+        for request in released.done {
+            self.answers.remove(&request);
+            self.calls.handle(calls::Input::Done(request), Instant::now());
+        }
     }
 
     /// Logs out before the process ends, so that the mesh need not wait for silence.
@@ -292,7 +290,7 @@ impl Driver {
             calls::Output::Close { session, code, .. } => {
                 if let Some(view) = self.sessions.close(session, code, wall_ms()) {
                     self.ended.push_back(view);
-                    while self.ended.len() > SHOWN_ENDED {
+                    while self.ended.len() > limits::ENDED_SESSIONS_SHOWN_BY_AGENT {
                         self.ended.pop_front();
                     }
                 }

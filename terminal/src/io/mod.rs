@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "this layer is where clocks and sockets belong")]
 
 pub mod attachment;
+mod congestion;
 pub mod driver;
 pub mod ipc;
 pub mod services;

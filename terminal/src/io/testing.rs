@@ -16,7 +16,7 @@ use tasuki_proto::{Refusal, RefusalCode, RelayId, ServiceName, SessionId, Termin
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{
-    Agent, AgentRequest, PathView, Release, Session, SessionGuard, SessionView, StatusView,
+    Agent, AgentRequest, PathView, Releases, Session, SessionGuard, SessionView, StatusView,
 };
 use crate::config::{Config, RawConfig};
 use crate::core::calls::RequestId;
@@ -89,15 +89,16 @@ fn end(
     outgoing: bool,
     connection: Connection,
 ) -> Session {
-    let (releases, mut wanted) = mpsc::unbounded_channel();
+    let releases = Releases::default();
+    let mut wanted = releases.watch();
     let (over, ended) = watch::channel(None);
     let wire = connection.clone();
     tokio::spawn(async move {
         let code = tokio::select! {
-            release = wanted.recv() => match release {
-                Some(Release::End(_, code)) => Some(code),
-                _ => Some(RefusalCode::EndedByCaller),
-            },
+            _ = wanted.changed() => {
+                let code = wanted.borrow().ended.get(&id).copied();
+                Some(code.unwrap_or(RefusalCode::EndedByCaller))
+            }
             _ = wire.closed() => Some(RefusalCode::PeerLost),
         };
         wire.close(VarInt::from_u32(0), b"");
@@ -172,7 +173,7 @@ impl Mesh {
         self.places.lock().unwrap().insert(terminal(name), (config, calls));
         let (inbox, requests) = mpsc::channel(16);
         tokio::spawn(self.clone().drive(terminal(name), requests));
-        let agent = Agent::new(inbox, mpsc::unbounded_channel().0);
+        let agent = Agent::new(inbox, Releases::default());
         Node { agent, services, folder }
     }
 

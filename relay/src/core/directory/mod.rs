@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::identity::KeyFingerprint;
-use tasuki_proto::record::{Record, RecordKind};
+use tasuki_proto::record::{Record, RecordKind, RecordRef};
 use tasuki_proto::rows::{self, AttachmentRow, LinksRow, LoadRow, RelayAccountRow, RelayRow};
 use tasuki_proto::{LoginEpoch, MeshId, RelayId, RelayName, TerminalId};
 
@@ -209,7 +209,7 @@ impl Directory {
             Some(row) => relay.updated.insert(kind, row.wall_ms()),
             None => relay.updated.remove(&kind),
         };
-        let payload = held.map(Record::payload);
+        let payload = held.map(RecordRef::payload);
         if kind == RecordKind::RELAY {
             let row = payload.and_then(|payload| rows::read::<RelayRow>(payload).ok());
             let row = row.filter(|row| RelayId::of(&self.mesh, &row.name) == origin);
@@ -255,8 +255,8 @@ impl Directory {
         if here.is_tombstone() {
             return;
         }
-        let read = |record: &Record| rows::read::<AttachmentRow>(record.payload()).ok();
-        let (Some(here), Some(there)) = (read(here), read(new)) else { return };
+        let read = |payload: &[u8]| rows::read::<AttachmentRow>(payload).ok();
+        let (Some(here), Some(there)) = (read(here.payload()), read(new.payload())) else { return };
         if (there.epoch, there.instance) <= (here.epoch, here.instance) {
             return;
         }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::net::SocketAddr;
 use std::ops::Bound;
 
-use tasuki_proto::record::{Record, RecordKind};
+use tasuki_proto::record::{RecordKind, RecordRef};
 use tasuki_proto::rows::{self, AccountRow, AttachmentRole, AttachmentRow};
 use tasuki_proto::view::{AttachmentView, TerminalFilter, TerminalState, TerminalView};
 use tasuki_proto::{LoginEpoch, RelayId, TerminalId, limits};
@@ -49,7 +49,7 @@ pub enum Lookup {
 struct Attachment<'a> {
     relay: RelayId,
     reachable: bool,
-    record: &'a Record,
+    record: RecordRef<'a>,
     row: AttachmentRow,
 }
 
@@ -220,7 +220,7 @@ impl Directory {
 }
 
 /// The place that a row of an attachment tells of.
-fn location(record: &Record) -> Option<Location> {
+fn location(record: RecordRef<'_>) -> Option<Location> {
     let row: AttachmentRow = rows::read(record.payload()).ok()?;
     Some(Location {
         relay: record.origin(),

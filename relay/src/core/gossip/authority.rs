@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use tasuki_proto::record::Record;
+use tasuki_proto::record::RecordRef;
 use tasuki_proto::{Incarnation, MeshId};
 
 use crate::core::LinkId;
@@ -59,14 +59,14 @@ impl Authority {
     }
 
     /// Checks a signature and remembers nothing.
-    pub(super) fn verify(&self, row: &Record) -> bool {
+    pub(super) fn verify(&self, row: RecordRef<'_>) -> bool {
         self.keys
             .get(&row.version().incarnation)
             .is_some_and(|key| row.is_signed_by(&self.mesh, key))
     }
 
     /// Checks a signature unless that was done.
-    pub(super) fn is_genuine(&mut self, row: &Record) -> bool {
+    pub(super) fn is_genuine(&mut self, row: RecordRef<'_>) -> bool {
         let sequence = row.version().sequence;
         if self.is_checked(sequence) {
             return true;

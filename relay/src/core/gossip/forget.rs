@@ -4,15 +4,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tasuki_proto::record::{Record, Version};
-use tasuki_proto::{Incarnation, RefusalCode, RelayId};
+use tasuki_proto::{Incarnation, RefusalCode, RelayId, limits};
 
 use super::{Gossip, Output, Timer};
 use crate::core::LinkId;
 
 /// Lifetimes end in steps of this.
 const STEP: Duration = Duration::from_secs(1);
-/// So many lifetimes of rows that were replaced are kept before they are swept out.
-const LOOSE_LIFETIMES: usize = 65_536;
 
 impl Gossip {
     pub(super) fn start_lifetime(&mut self, record: &Record, now: Instant) {
@@ -24,7 +22,7 @@ impl Gossip {
         let end = end + Duration::from_secs(u64::from(record.lifetime_secs()));
         self.lifetimes.entry(end).or_default().push((record.origin(), record.version().sequence));
         self.lifetime_count += 1;
-        if self.lifetime_count > 2 * self.table.row_count() + LOOSE_LIFETIMES {
+        if self.lifetime_count > 2 * self.table.row_count() + limits::GOSSIP_LOOSE_LIFETIMES {
             self.sweep_lifetimes();
         }
         if let Some(first) = self.lifetimes.first_key_value() {
@@ -108,7 +106,7 @@ impl Gossip {
         // Nobody remembers it longer than the silence that each waits, from when each first missed it.
         self.graves.insert(origin, version);
         self.timers.set(Timer::Grave(origin), now + self.config.silence);
-        if self.graves.len() > tasuki_proto::limits::GOSSIP_ORIGINS
+        if self.graves.len() > limits::GOSSIP_ORIGINS
             && let Some((first, _)) = self.graves.pop_first()
         {
             self.timers.clear(Timer::Grave(first));
@@ -142,7 +140,7 @@ impl Gossip {
             self.counters.unknown_terms += 1;
             return false;
         }
-        let genuine = self.table.authority.verify(first);
+        let genuine = self.table.authority.verify(first.by_ref());
         if !genuine {
             self.counters.forged += 1;
             self.outputs.push_back(Output::Cut(link, RefusalCode::ProtocolError));

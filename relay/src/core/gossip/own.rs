@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use tasuki_proto::record::{Draft, Record, Version};
+use tasuki_proto::record::{Draft, Record, RecordRef, Version};
 use tasuki_proto::{Incarnation, limits};
 
 use super::{Gossip, Output, Write};
@@ -14,7 +14,7 @@ impl Gossip {
             return;
         }
         let held = self.table.get(self.config.relay, write.kind, &write.key);
-        if held.is_none_or(Record::is_tombstone) && write.payload.is_none() {
+        if held.is_none_or(RecordRef::is_tombstone) && write.payload.is_none() {
             return;
         }
         let same = held.is_some_and(|row| {
@@ -61,8 +61,11 @@ impl Gossip {
             return;
         }
         let above = Incarnation(version.incarnation.0 + 1);
-        let rows: Vec<Record> =
-            self.table.rows_between(self.config.relay, 0, u64::MAX).cloned().collect();
+        let rows: Vec<Record> = self
+            .table
+            .rows_between(self.config.relay, 0, u64::MAX)
+            .map(RecordRef::to_record)
+            .collect();
         self.outputs.push_back(Output::OwnIncarnation(above));
         self.begin_incarnation(self.config.relay, above);
         for row in rows {

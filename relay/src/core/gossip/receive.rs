@@ -252,7 +252,7 @@ impl Gossip {
             if origin == RelayId::AUTHORITY
                 && self.table.get(origin, record.kind(), record.key()).is_some()
             {
-                if !self.table.authority.verify(record) {
+                if !self.table.authority.verify(record.by_ref()) {
                     self.counters.forged += 1;
                     self.cut(link);
                     return false;

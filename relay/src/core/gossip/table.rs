@@ -1,27 +1,30 @@
 //! The rows of the connection-info table, held once for everybody (C4).
 //!
-//! Gossip writes it, [`crate::core::directory`] reads it. A row is kept as the verbatim [`Record`] in an allocation
-//! of its own exact size. Two indexes lead to it: by the hash of its key, over all kinds and origins (so that one
-//! probe finds a terminal's account and all its attachments), and per origin by sequence.
+//! Gossip writes it, [`crate::core::directory`] reads it. A row is kept verbatim in memory of the
+//! table's own ([`arena`]). Two indexes lead to it: by the hash of its key, over all kinds and origins (so that one probe
+//! finds a terminal's account and all its attachments), and per origin by sequence.
 //!
 //! Invariants: one row for each (origin, kind, key); one incarnation for each origin; the index by sequence holds
 //! exactly the rows.
 
+mod arena;
+mod index;
+
 use std::collections::BTreeMap;
 use std::hash::Hasher;
 
-use bytes::Bytes;
-use hashbrown::HashTable;
 use rustc_hash::FxHasher;
-use tasuki_proto::record::{Record, RecordKind, Version};
+use tasuki_proto::record::{Record, RecordKind, RecordRef, Version};
 use tasuki_proto::{Incarnation, RelayId};
 
+use self::arena::{Address, Arena};
+use self::index::Index;
 use super::authority::Authority;
 
-/// Rows in one page of the slab: growing it never copies rows.
-const PAGE: usize = 4096;
 /// Rows of one key that are fetched side by side: an account and the attachments of most terminals.
 const TOGETHER: usize = 8;
+/// An odd number near 2^64 divided by the golden ratio: takes what all bits of a hash say into its upper ones.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// One origin's rows, and how far they are known.
 #[derive(Debug, Default)]
@@ -29,16 +32,14 @@ pub struct OriginRows {
     incarnation: Incarnation,
     watermark: u64,
     horizon: u64,
-    by_sequence: BTreeMap<u64, u32>,
+    by_sequence: BTreeMap<u64, Address>,
 }
 
 /// All rows.
 #[derive(Debug)]
 pub struct Table {
-    pages: Vec<Vec<Option<Record>>>,
-    used: u32,
-    free: Vec<u32>,
-    by_key: HashTable<u32>,
+    arena: Arena,
+    by_key: Index,
     seed: usize,
     origins: BTreeMap<RelayId, OriginRows>,
     live: usize,
@@ -49,10 +50,8 @@ pub struct Table {
 impl Table {
     pub(super) fn new(seed: u64, authority: Authority) -> Table {
         Table {
-            pages: Vec::new(),
-            used: 0,
-            free: Vec::new(),
-            by_key: HashTable::new(),
+            arena: Arena::new(),
+            by_key: Index::new(),
             seed: seed as usize,
             origins: BTreeMap::new(),
             live: 0,
@@ -62,64 +61,61 @@ impl Table {
     }
 
     /// The row of (origin, kind, key), tombstones included.
-    pub fn get(&self, origin: RelayId, kind: RecordKind, key: &[u8]) -> Option<&Record> {
-        self.slot_of(origin, kind, key).map(|slot| self.row(slot))
+    pub fn get(&self, origin: RelayId, kind: RecordKind, key: &[u8]) -> Option<RecordRef<'_>> {
+        self.address_of(origin, kind, key).map(|at| self.row(at))
     }
 
-    /// The live rows of (kind, key), whoever wrote them; in no order that means anything.
+    /// The live rows of (kind, key), whoever wrote them; in no order that means anything. The key is not empty.
     pub fn live<'a>(
         &'a self,
         kind: RecordKind,
         key: &'a [u8],
-    ) -> impl Iterator<Item = &'a Record> + 'a {
-        self.by_key
-            .iter_hash(hash_of(self.seed, key))
-            .map(|slot| self.row(*slot))
+    ) -> impl Iterator<Item = RecordRef<'a>> + 'a {
+        self.of_key(key)
+            .map(|at| self.row(at))
             .filter(move |row| row.kind() == kind && row.key() == key && !row.is_tombstone())
     }
 
-    /// All live rows of a key, of whatever kind and writer; in no order that means anything.
+    /// All live rows of a key, which is not empty, of whatever kind and writer; in no order that means anything.
     ///
-    /// Rows lie about in memory. So the heads of the first `TOGETHER` are fetched side by side, without a branch on
-    /// what they hold, before the first is looked at: the processor waits for all of them at once.
-    pub fn live_of_key<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Record> + 'a {
-        let mut slots = self.by_key.iter_hash(hash_of(self.seed, key));
+    /// Rows lie about in memory. So the first `TOGETHER` are touched side by side, without a branch on what they hold,
+    /// before the first is looked at: the processor waits for all of them at once.
+    pub fn live_of_key<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = RecordRef<'a>> + 'a {
+        let mut places = self.of_key(key);
         let mut first = [None; TOGETHER];
-        for (place, slot) in first.iter_mut().zip(&mut slots) {
-            let row = self.row(*slot);
-            *place = Some((row, row.is_tombstone(), row.key().len()));
+        for (place, at) in first.iter_mut().zip(&mut places) {
+            self.arena.touch(at);
+            *place = Some(at);
         }
-        let rest =
-            slots.map(|slot| self.row(*slot)).map(|row| (row, row.is_tombstone(), row.key().len()));
         first
             .into_iter()
             .flatten()
-            .chain(rest)
-            .filter(move |(row, dead, length)| !dead && *length == key.len() && row.key() == key)
-            .map(|(row, _, _)| row)
+            .chain(places)
+            .map(|at| self.row(at))
+            .filter(move |row| row.key() == key && !row.is_tombstone())
     }
 
-    /// The latest wall-clock time of the tombstones of (kind, key), whoever wrote them; 0 where there is none.
+    /// The latest wall-clock time of the tombstones of (kind, key), whoever wrote them; 0 where there is none. The key is
+    /// not empty.
     pub fn last_tombstone(&self, kind: RecordKind, key: &[u8]) -> u64 {
-        self.by_key
-            .iter_hash(hash_of(self.seed, key))
-            .map(|slot| self.row(*slot))
+        self.of_key(key)
+            .map(|at| self.row(at))
             .filter(|row| row.kind() == kind && row.key() == key && row.is_tombstone())
-            .map(Record::wall_ms)
+            .map(RecordRef::wall_ms)
             .max()
             .unwrap_or(0)
     }
 
     /// The authority's live row of (kind, key), its signature checked: at first use, then remembered. A row whose
     /// signature does not hold is as good as absent, and is dropped soon after.
-    pub fn authority_row(&mut self, kind: RecordKind, key: &[u8]) -> Option<&Record> {
-        let slot = self.slot_of(RelayId::AUTHORITY, kind, key)?;
-        let row = self.pages[slot as usize / PAGE][slot as usize % PAGE].as_ref()?;
+    pub fn authority_row(&mut self, kind: RecordKind, key: &[u8]) -> Option<RecordRef<'_>> {
+        let at = self.address_of(RelayId::AUTHORITY, kind, key)?;
+        let row = in_arena(&self.arena, at);
         (!row.is_tombstone() && self.authority.is_genuine(row)).then_some(row)
     }
 
     /// Whether reading this row of the authority would have to check its signature first.
-    pub fn is_unchecked(&self, row: &Record) -> bool {
+    pub fn is_unchecked(&self, row: RecordRef<'_>) -> bool {
         row.origin() == RelayId::AUTHORITY && !self.authority.is_checked(row.version().sequence)
     }
 
@@ -129,19 +125,19 @@ impl Table {
         origin: RelayId,
         from: u64,
         to: u64,
-    ) -> impl Iterator<Item = &Record> + '_ {
+    ) -> impl Iterator<Item = RecordRef<'_>> + '_ {
         let range = (from < to).then_some(from + 1..=to);
         let rows = self.origins.get(&origin);
         rows.zip(range)
             .into_iter()
             .flat_map(|(rows, range)| rows.by_sequence.range(range))
-            .map(|(_, slot)| self.row(*slot))
+            .map(|(_, at)| self.row(*at))
     }
 
     /// The row of an origin with this sequence.
-    pub(super) fn at(&self, origin: RelayId, sequence: u64) -> Option<&Record> {
-        let slot = self.origins.get(&origin)?.by_sequence.get(&sequence)?;
-        Some(self.row(*slot))
+    pub(super) fn at(&self, origin: RelayId, sequence: u64) -> Option<RecordRef<'_>> {
+        let at = self.origins.get(&origin)?.by_sequence.get(&sequence)?;
+        Some(self.row(*at))
     }
 
     /// All origins of which something is known, in order.
@@ -243,44 +239,34 @@ impl Table {
     /// versions; the incarnation is the origin's.
     pub(super) fn insert(&mut self, record: &Record) -> Option<Record> {
         let (origin, version) = (record.origin(), record.version());
-        let hash = hash_of(self.seed, record.key());
-        // A slice would keep the whole message that brought it.
-        let own = copy_of(record);
-        self.count(&own, true);
-        let old = match self.slot_of(origin, record.kind(), record.key()) {
-            Some(slot) => {
-                let old = self.pages[slot as usize / PAGE][slot as usize % PAGE].replace(own);
-                if let (Some(old), Some(rows)) = (&old, self.origins.get_mut(&origin)) {
-                    rows.by_sequence.remove(&old.version().sequence);
-                    rows.by_sequence.insert(version.sequence, slot);
-                }
-                old
-            }
-            None => {
-                let slot = self.take_slot(own);
-                let (pages, seed) = (&self.pages, self.seed);
-                self.by_key.insert_unique(hash, slot, |slot| {
-                    hash_of(seed, in_pages(pages, *slot).map_or(&[], Record::key))
-                });
-                self.origins.entry(origin).or_default().by_sequence.insert(version.sequence, slot);
-                None
-            }
-        };
-        if let Some(old) = &old {
-            self.count(old, false);
+        let hash = hash_of(self.seed, origin, record.key());
+        self.count(record, true);
+        let held = self.address_of(origin, record.kind(), record.key());
+        let old = held.map(|at| {
+            let old = self.row(at).to_record();
+            self.arena.take(at);
+            self.count(&old, false);
+            old
+        });
+        let at = self.arena.put(record.as_bytes());
+        match held {
+            Some(before) => self.by_key.replace(hash, before, at),
+            None => self.by_key.insert(hash, at),
         }
+        let rows = self.origins.entry(origin).or_default();
+        if let Some(old) = &old {
+            rows.by_sequence.remove(&old.version().sequence);
+        }
+        rows.by_sequence.insert(version.sequence, at);
         old
     }
 
     /// Takes a row out.
     pub(super) fn remove(&mut self, origin: RelayId, sequence: u64) -> Option<Record> {
-        let slot = self.origins.get_mut(&origin)?.by_sequence.remove(&sequence)?;
-        let hash = hash_of(self.seed, self.row(slot).key());
-        if let Ok(entry) = self.by_key.find_entry(hash, |other| *other == slot) {
-            entry.remove();
-        }
-        let old = self.pages[slot as usize / PAGE][slot as usize % PAGE].take()?;
-        self.free.push(slot);
+        let at = self.origins.get_mut(&origin)?.by_sequence.remove(&sequence)?;
+        let old = self.row(at).to_record();
+        self.by_key.remove(hash_of(self.seed, origin, old.key()), at);
+        self.arena.take(at);
         self.count(&old, false);
         Some(old)
     }
@@ -291,8 +277,8 @@ impl Table {
         let Some(rows) = self.origins.get(&RelayId::AUTHORITY) else { return (Vec::new(), None) };
         let mut good = Vec::new();
         let mut left = budget;
-        for (sequence, slot) in rows.by_sequence.range(self.authority.prefix() + 1..) {
-            let Some(row) = in_pages(&self.pages, *slot) else { continue };
+        for (sequence, at) in rows.by_sequence.range(self.authority.prefix() + 1..) {
+            let row = in_arena(&self.arena, *at);
             if !self.authority.is_checked(*sequence) {
                 if left == 0 {
                     return (good, None);
@@ -303,7 +289,7 @@ impl Table {
                 }
             }
             self.authority.advance(*sequence);
-            good.push(copy_of(row));
+            good.push(row.to_record());
         }
         (good, None)
     }
@@ -319,33 +305,20 @@ impl Table {
         })
     }
 
-    fn row(&self, slot: u32) -> &Record {
-        self.pages[slot as usize / PAGE][slot as usize % PAGE]
-            .as_ref()
-            .unwrap_or_else(|| unreachable!("an index leads to a row"))
+    fn row(&self, at: Address) -> RecordRef<'_> {
+        in_arena(&self.arena, at)
     }
 
-    fn slot_of(&self, origin: RelayId, kind: RecordKind, key: &[u8]) -> Option<u32> {
-        self.by_key
-            .find(hash_of(self.seed, key), |slot| {
-                let row = self.row(*slot);
-                row.origin() == origin && row.kind() == kind && row.key() == key
-            })
-            .copied()
+    fn address_of(&self, origin: RelayId, kind: RecordKind, key: &[u8]) -> Option<Address> {
+        self.by_key.get(hash_of(self.seed, origin, key)).find(|at| {
+            let row = self.row(*at);
+            row.origin() == origin && row.kind() == kind && row.key() == key
+        })
     }
 
-    fn take_slot(&mut self, record: Record) -> u32 {
-        if let Some(slot) = self.free.pop() {
-            self.pages[slot as usize / PAGE][slot as usize % PAGE] = Some(record);
-            return slot;
-        }
-        let slot = self.used;
-        if slot as usize / PAGE == self.pages.len() {
-            self.pages.push(Vec::with_capacity(PAGE));
-        }
-        self.pages[slot as usize / PAGE].push(Some(record));
-        self.used += 1;
-        slot
+    /// Where all rows of a key lie, and perhaps others.
+    fn of_key(&self, key: &[u8]) -> impl Iterator<Item = Address> + '_ {
+        self.by_key.get(hash_of(self.seed, RelayId::AUTHORITY, key))
     }
 
     fn count(&mut self, record: &Record, comes: bool) {
@@ -363,20 +336,19 @@ impl Table {
     }
 }
 
-fn in_pages(pages: &[Vec<Option<Record>>], slot: u32) -> Option<&Record> {
-    pages[slot as usize / PAGE][slot as usize % PAGE].as_ref()
+fn in_arena(arena: &Arena, at: Address) -> RecordRef<'_> {
+    RecordRef::first(arena.at(at)).unwrap_or_else(|_| unreachable!("an index leads to a row"))
 }
 
-/// The record in memory of its own.
-fn copy_of(record: &Record) -> Record {
-    Record::from_bytes(Bytes::copy_from_slice(record.as_bytes()))
-        .unwrap_or_else(|_| unreachable!("a record's bytes are a record"))
-}
-
-fn hash_of(seed: usize, key: &[u8]) -> u64 {
+/// Rows of one key have one hash, whoever wrote them. Only those without a key, which every origin has and nobody asks
+/// for together, have one for each origin.
+fn hash_of(seed: usize, origin: RelayId, key: &[u8]) -> u32 {
     let mut hasher = FxHasher::with_seed(seed);
     hasher.write(key);
-    hasher.finish()
+    if key.is_empty() {
+        hasher.write_u64(origin.0);
+    }
+    (hasher.finish().wrapping_mul(SPREAD) >> 32) as u32
 }
 
 /// The same at every relay and in every version of the software.

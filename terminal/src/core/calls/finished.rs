@@ -3,10 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use tasuki_proto::SessionId;
-use tasuki_proto::limits::FINISHED_SESSIONS;
-
-/// The most hops from a merged call to the session that serves it; only a lying peer needs more.
-const HOPS: usize = 16;
+use tasuki_proto::limits::{FINISHED_SESSIONS, MERGED_CALLS};
 
 /// The last [`FINISHED_SESSIONS`] finished sessions, and which one took the place of those that were merged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -52,7 +49,7 @@ impl Finished {
     /// Follows the merges from `session` on.
     pub(super) fn trace(&self, session: SessionId) -> Trace {
         let mut at = session;
-        for _ in 0..HOPS {
+        for _ in 0..MERGED_CALLS {
             match self.by_session.get(&at) {
                 None => return Trace::At(at),
                 Some(None) => return Trace::Over,

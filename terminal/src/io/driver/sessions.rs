@@ -4,9 +4,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use quinn::{Connection, Endpoint, Incoming, SendStream, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, TransportConfig,
+    VarInt,
+};
 use tasuki_proto::identity::{
     Clock, IdentityCell, KeyFingerprint, NodeName, Peer, connection_refusal, identify_connection,
     quinn_client_config, quinn_server_config,
@@ -19,8 +22,9 @@ use tasuki_proto::{RefusalCode, SessionId, TerminalId, limits};
 use tokio::sync::{mpsc, watch};
 
 use super::Settings;
-use crate::agent::{PathView, Release, Session, SessionGuard, SessionView};
+use crate::agent::{PathView, Releases, Session, SessionGuard, SessionView};
 use crate::core::calls::{Calls, Opened, RequestId, SessionState};
+use crate::io::congestion::CurrentPath;
 use crate::io::socket::{Path, SessionSocket, Socket, virtual_address};
 use crate::io::turn::Runtime;
 
@@ -53,11 +57,13 @@ pub(super) enum SessionEvent {
 struct Entry {
     opened: Opened,
     address: SocketAddr,
+    path: CurrentPath,
     started_ms: u64,
     connection: Option<Connection>,
     key: Option<KeyFingerprint>,
     ended: watch::Sender<Option<RefusalCode>>,
-    uses: Option<mpsc::UnboundedSender<bool>>,
+    /// Whether this side uses the session, once there is something to tell.
+    uses: Option<watch::Sender<bool>>,
 }
 
 /// The opened sessions of this terminal.
@@ -65,6 +71,7 @@ pub(super) struct Sessions {
     me: TerminalId,
     socket: Arc<Socket>,
     endpoint: Endpoint,
+    configs: Configs,
     identity: IdentityCell,
     clock: Clock,
     events: mpsc::Sender<SessionEvent>,
@@ -74,7 +81,7 @@ pub(super) struct Sessions {
     next_address: u64,
 }
 
-fn transport() -> TransportConfig {
+fn transport(path: &CurrentPath) -> Arc<TransportConfig> {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
     discovery.upper_bound(PACKET_BYTES);
     let mut transport = TransportConfig::default();
@@ -88,30 +95,49 @@ fn transport() -> TransportConfig {
         .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BYTES)
         .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(path.controllers())
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(IDLE.try_into().ok());
-    transport
+    Arc::new(transport)
+}
+
+/// What the connections of sessions have in common; each gets a transport of its own, with its congestion control.
+#[derive(Debug)]
+pub(super) struct Configs {
+    client: ClientConfig,
+    server: ServerConfig,
+}
+
+impl Configs {
+    fn client(&self, path: &CurrentPath) -> ClientConfig {
+        let mut config = self.client.clone();
+        config.transport_config(transport(path));
+        config
+    }
+
+    fn server(&self, path: &CurrentPath) -> Arc<ServerConfig> {
+        let mut config = self.server.clone();
+        config.transport_config(transport(path));
+        Arc::new(config)
+    }
 }
 
 /// One UDP socket, and the two endpoints over it: sessions, which sees only virtual addresses and so never a
 /// stranger, and attachments, which only dials.
 pub(super) fn open_endpoints(
     settings: &Settings,
-) -> anyhow::Result<(Arc<Socket>, Endpoint, Endpoint)> {
+) -> anyhow::Result<(Arc<Socket>, (Endpoint, Configs), Endpoint)> {
     let socket = Arc::new(Socket::bind(settings.listen)?);
     let keys = EndpointKeys::random();
-    let transport = Arc::new(transport());
     let mut server = quinn_server_config(&settings.identity, &[Alpn::Session], &settings.clock)?;
-    server.transport_config(transport.clone()).migration(false);
-    let mut sessions = Endpoint::new_with_abstract_socket(
+    server.migration(false);
+    let client = quinn_client_config(&settings.identity, Alpn::Session, &settings.clock)?;
+    let sessions = Endpoint::new_with_abstract_socket(
         endpoint_config(CidClass::Terminals, &keys),
-        Some(server),
+        Some(server.clone()),
         Arc::new(SessionSocket(socket.clone())),
         Arc::new(Runtime(socket.clone())),
     )?;
-    let mut client = quinn_client_config(&settings.identity, Alpn::Session, &settings.clock)?;
-    client.transport_config(transport);
-    sessions.set_default_client_config(client);
 
     let mut attachments = Endpoint::new_with_abstract_socket(
         endpoint_config(CidClass::Terminals, &keys),
@@ -130,14 +156,14 @@ pub(super) fn open_endpoints(
         CidClass::Terminals,
         attachment_transport(settings.periods),
     ));
-    Ok((socket, sessions, attachments))
+    Ok((socket, (sessions, Configs { client, server }), attachments))
 }
 
 impl Sessions {
     pub(super) fn new(
         me: TerminalId,
         socket: Arc<Socket>,
-        endpoint: Endpoint,
+        (endpoint, configs): (Endpoint, Configs),
         identity: IdentityCell,
         clock: Clock,
         events: mpsc::Sender<SessionEvent>,
@@ -154,6 +180,7 @@ impl Sessions {
             me,
             socket,
             endpoint,
+            configs,
             identity,
             clock,
             events,
@@ -198,14 +225,19 @@ impl Sessions {
         let address = virtual_address(self.next_address);
         self.next_address += 1;
         let (label_in, label_out) = (opened.label_in, opened.label_out);
-        self.socket.set_path(address, Path { relay, label_in, label_out });
+        let path = CurrentPath::default();
+        self.set_path(address, &path, Path { relay, label_in, label_out });
         let session = opened.session;
         self.session_by_address.insert(address, session);
         if opened.outgoing {
             let expected = NodeName::Terminal(opened.peer.clone());
             let connecting = self
                 .endpoint
-                .connect(address, &expected.dns_name(self.identity.get().mesh()))
+                .connect_with(
+                    self.configs.client(&path),
+                    address,
+                    &expected.dns_name(self.identity.get().mesh()),
+                )
                 .map_err(|_| RefusalCode::BadRequest);
             let proof = self.proof(session, expected);
             tokio::spawn(async move {
@@ -218,6 +250,7 @@ impl Sessions {
         let entry = Entry {
             opened,
             address,
+            path,
             started_ms: wall_ms,
             connection: None,
             key: None,
@@ -225,6 +258,12 @@ impl Sessions {
             uses: None,
         };
         self.entries.insert(session, entry);
+    }
+
+    /// Directs the packets of a session, and tells its congestion control.
+    fn set_path(&self, session: SocketAddr, current: &CurrentPath, path: Path) {
+        current.switch(path, Instant::now());
+        self.socket.set_path(session, path);
     }
 
     /// A handshake begins over a virtual address: of the session that it stands for, or of none.
@@ -238,8 +277,9 @@ impl Sessions {
             return incoming.ignore();
         }
         let proof = self.proof(session, NodeName::Terminal(entry.opened.peer.clone()));
+        let config = self.configs.server(&entry.path);
         tokio::spawn(async move {
-            match incoming.accept() {
+            match incoming.accept_with(config) {
                 Ok(connecting) => proof.run(connecting).await,
                 Err(_) => proof.fail(RefusalCode::PeerNotProven).await,
             }
@@ -308,7 +348,7 @@ impl Sessions {
         &self,
         session: SessionId,
         request: Option<RequestId>,
-        releases: &mpsc::UnboundedSender<Release>,
+        releases: &Releases,
     ) -> Option<Session> {
         let guard = Arc::new(SessionGuard { request, releases: releases.clone() });
         let entry = self.entries.get(&session)?;
@@ -323,17 +363,18 @@ impl Sessions {
         })
     }
 
-    /// Tells the peer, in order and reliably, whether this side uses the session.
+    /// Tells the peer, in order and reliably, whether this side uses the session; of several words that follow each
+    /// other faster than they leave, the last.
     pub(super) fn tell_use(&mut self, session: SessionId, using: bool) {
         let Some(entry) = self.entries.get_mut(&session) else { return };
         let Some(connection) = entry.connection.clone() else { return };
-        let uses = entry.uses.get_or_insert_with(|| {
-            // At most one word a user that comes or goes.
-            let (uses, inbox) = mpsc::unbounded_channel();
-            tokio::spawn(write_uses(connection, inbox));
-            uses
-        });
-        let _ = uses.send(using);
+        if let Some(uses) = &entry.uses {
+            uses.send_replace(using);
+        } else {
+            let (uses, word) = watch::channel(using);
+            tokio::spawn(write_uses(connection, word));
+            entry.uses = Some(uses);
+        }
     }
 
     pub(super) fn views(&self, calls: &Calls) -> Vec<SessionView> {
@@ -495,14 +536,11 @@ async fn watch_connection(
     let _ = events.send(SessionEvent::Failed { session, code }).await;
 }
 
-async fn write_uses(connection: Connection, mut inbox: mpsc::UnboundedReceiver<bool>) {
-    let mut stream: Option<SendStream> = None;
-    while let Some(using) = inbox.recv().await {
-        if stream.is_none() {
-            stream = connection.open_uni().await.ok();
-        }
-        let Some(stream) = &mut stream else { return };
-        if stream.write_all(&[u8::from(using)]).await.is_err() {
+async fn write_uses(connection: Connection, mut word: watch::Receiver<bool>) {
+    let Ok(mut stream) = connection.open_uni().await else { return };
+    loop {
+        let using = *word.borrow_and_update();
+        if stream.write_all(&[u8::from(using)]).await.is_err() || word.changed().await.is_err() {
             return;
         }
     }
