@@ -38,6 +38,9 @@ const PACKET_BYTES: u16 = 1_444;
 const STREAM_WINDOW: u32 = 2_359_296;
 /// Bytes in flight on one connection: 100 ms at 1.3 Gbit/s.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// One acknowledgement covers so many packets of a bulk transfer (draft-ietf-quic-ack-frequency); lost or disordered
+/// ones are told of at once, the last ones after 25 ms.
+const ACK_PACKETS: u32 = 10;
 /// Bytes of datagrams that wait, each way.
 const DATAGRAM_BYTES: usize = 4 * 1024 * 1024;
 
@@ -84,8 +87,11 @@ pub(super) struct Sessions {
 fn transport(path: &CurrentPath) -> Arc<TransportConfig> {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
     discovery.upper_bound(PACKET_BYTES);
+    let mut acks = quinn::AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(ACK_PACKETS.into());
     let mut transport = TransportConfig::default();
     transport
+        .ack_frequency_config(Some(acks))
         .max_concurrent_bidi_streams(VarInt::from_u32(limits::QUIC_STREAMS_PER_SESSION))
         // One says whether this side uses the session.
         .max_concurrent_uni_streams(VarInt::from_u32(1))
