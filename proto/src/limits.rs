@@ -50,8 +50,10 @@ pub const ATTRIBUTES: usize = 32;
 pub const ATTRIBUTE_BYTES: usize = 256;
 /// Advertised addresses of a relay.
 pub const RELAY_ADDRESSES: usize = 8;
-/// Incoming handshakes under way; beyond: not answered.
+/// Incoming handshakes under way at one endpoint; beyond: not answered.
 pub const INCOMING_HANDSHAKES: usize = 2_000;
+/// Handshakes of the last half second that one endpoint carries out; beyond: not answered, the client asks again.
+pub const HANDSHAKES_AT_ONCE: usize = 128;
 /// Bytes that one incoming handshake may buffer; beyond: dropped.
 pub const INCOMING_HANDSHAKE_BYTES: u64 = 16 * 1024;
 /// Bytes that all incoming handshakes together may buffer; beyond: dropped.

@@ -28,12 +28,12 @@ pub struct Packet {
     pub bytes: Box<[u8]>,
 }
 
-/// The packets that wait for one endpoint. Those of established connections come first and have a queue of
-/// their own, so that a storm of handshakes delays only handshakes; at [`limits::ENDPOINT_QUEUE`] they drop.
+/// The packets that wait for one endpoint, in three queues of [`limits::ENDPOINT_QUEUE`], each dropping at its end:
+/// those of established connections go first, then those of handshakes under way, last those that begin one. So
+/// a storm of newcomers delays newcomers, and what was begun is brought to its end.
 #[derive(Debug)]
 pub struct Inbox {
-    established: ArrayQueue<Packet>,
-    handshakes: ArrayQueue<Packet>,
+    queues: [ArrayQueue<Packet>; 3],
     waker: AtomicWaker,
     dropped: AtomicU64,
 }
@@ -41,21 +41,56 @@ pub struct Inbox {
 impl Default for Inbox {
     fn default() -> Self {
         Inbox {
-            established: ArrayQueue::new(limits::ENDPOINT_QUEUE),
-            handshakes: ArrayQueue::new(limits::ENDPOINT_QUEUE),
+            queues: std::array::from_fn(|_| ArrayQueue::new(limits::ENDPOINT_QUEUE)),
             waker: AtomicWaker::new(),
             dropped: AtomicU64::new(0),
         }
     }
 }
 
+/// Which queue a packet waits in.
+fn stage(packet: &[u8]) -> usize {
+    // RFC 9000, section 17.2: the highest bit marks a long header, so a connection that is being set up; the next
+    // but one are its type, 0 for Initial.
+    match packet.first() {
+        Some(first) if first & 0x80 == 0 => 0,
+        Some(first) if first & 0x30 == 0 && !is_followed(packet).unwrap_or(false) => 2,
+        _ => 1,
+    }
+}
+
+/// Whether another packet follows an Initial packet in the same datagram (RFC 9000, section 12.2): only with keys for
+/// it, so in a handshake that the server has answered. `None` where it is cut off.
+fn is_followed(initial: &[u8]) -> Option<bool> {
+    // First byte and version; destination and source connection ids; token; length.
+    let mut rest = initial.get(5..)?;
+    for _ in 0..2 {
+        let (&length, after) = rest.split_first()?;
+        rest = after.get(usize::from(length)..)?;
+    }
+    let token = take_varint(&mut rest)?;
+    rest = rest.get(usize::try_from(token).ok()?..)?;
+    let length = take_varint(&mut rest)?;
+    Some(u64::try_from(rest.len()).ok()? > length)
+}
+
+/// RFC 9000, section 16.
+fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let (&first, mut rest) = bytes.split_first()?;
+    let mut value = u64::from(first & 0x3f);
+    for _ in 1..1 << (first >> 6) {
+        let (&next, after) = rest.split_first()?;
+        value = value << 8 | u64::from(next);
+        rest = after;
+    }
+    *bytes = rest;
+    Some(value)
+}
+
 impl Inbox {
-    /// Hands over a packet; drops it, counted, when the queue is full.
+    /// Hands over a packet; drops it, counted, when its queue is full.
     pub fn push(&self, packet: Packet) {
-        // RFC 9000, section 17.2: the highest bit marks a long header, so a connection that is being set up.
-        let handshake = packet.bytes.first().is_some_and(|byte| byte & 0x80 != 0);
-        let queue = if handshake { &self.handshakes } else { &self.established };
-        if queue.push(packet).is_err() {
+        if self.queues[stage(&packet.bytes)].push(packet).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         } else {
             self.waker.wake();
@@ -68,7 +103,7 @@ impl Inbox {
     }
 
     fn pop(&self) -> Option<Packet> {
-        self.established.pop().or_else(|| self.handshakes.pop())
+        self.queues.iter().find_map(ArrayQueue::pop)
     }
 }
 
@@ -135,5 +170,45 @@ impl quinn::AsyncUdpSocket for QueueSocket {
 
     fn may_fragment(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn initial(token: &[u8], payload: usize, after: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0xc0, 0, 0, 0, 1, 2, 7, 7, 0, 0x40, token.len() as u8];
+        packet.extend_from_slice(token);
+        packet.extend_from_slice(&(payload as u16 | 0x4000).to_be_bytes());
+        packet.extend(std::iter::repeat_n(0xee, payload));
+        packet.extend_from_slice(after);
+        packet
+    }
+
+    #[test]
+    fn what_was_begun_goes_before_what_begins() {
+        let (short, handshake) = (vec![0x40, 1], vec![0xe0, 0, 0, 0, 1]);
+        let begins = initial(&[5; 40], 1100, &[]);
+        let answers = initial(&[5; 40], 30, &handshake);
+        let inbox = Inbox::default();
+        for bytes in [&begins, &handshake, &answers, &short] {
+            let bytes = bytes.clone().into();
+            let source = "127.0.0.1:1".parse().unwrap();
+            inbox.push(Packet { source, local: None, ecn: None, bytes });
+        }
+        let order: Vec<_> = std::iter::from_fn(|| inbox.pop()).map(|p| p.bytes.to_vec()).collect();
+        assert_eq!(order, [short, handshake, answers, begins]);
+    }
+
+    #[test]
+    fn a_cut_off_packet_begins_something_at_most() {
+        let whole = initial(&[5; 40], 30, &[0xe0, 0, 0, 0, 1]);
+        for end in 1..whole.len() - 5 {
+            assert_eq!(stage(&whole[..end]), 2, "{end}");
+        }
+        assert_eq!(stage(&whole), 1);
+        assert_eq!(stage(&[0xff; 64]), 1);
+        assert_eq!(stage(&[0xc0; 64]), 2);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use quinn::{Endpoint, ServerConfig, TokioRuntime};
@@ -34,8 +34,6 @@ pub struct Context {
     pub requests: Requests,
     /// Keep-alive and idle time.
     pub periods: Periods,
-    /// Incoming handshakes that are not done.
-    pub handshakes: Arc<AtomicUsize>,
     numbers: AtomicU64,
 }
 
@@ -49,8 +47,7 @@ impl Context {
         periods: Periods,
     ) -> Self {
         let (revoked, numbers) = (ArcSwap::default(), AtomicU64::new(1));
-        let handshakes = Arc::default();
-        Self { identity, clock, revoked, events, requests, periods, handshakes, numbers }
+        Self { identity, clock, revoked, events, requests, periods, numbers }
     }
 
     /// A number that this process never uses twice.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rand::Rng;
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::gossip::GossipMessage;
@@ -16,9 +16,10 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 
+use super::admission::{Admission, Handshake};
 use super::endpoint::Context;
 use super::event::{Event, LinkUp};
-use super::terminals::{close, handshake};
+use super::terminals::close;
 use crate::core::LinkId;
 
 /// Dialling one address, and the streams after a handshake, may take this long.
@@ -34,14 +35,17 @@ pub async fn accept(
     hello: Arc<dyn Fn() -> LinkHello + Send + Sync>,
     context: Arc<Context>,
 ) {
+    let admission = Admission::default();
     while let Some(incoming) = endpoint.accept().await {
-        let (hello, context) = (hello(), context.clone());
-        tokio::spawn(async move { accepted(incoming, hello, &context).await });
+        if let Some(handshake) = admission.admit(incoming) {
+            let (hello, context) = (hello(), context.clone());
+            tokio::spawn(async move { accepted(handshake, hello, &context).await });
+        }
     }
 }
 
-async fn accepted(incoming: Incoming, hello: LinkHello, context: &Arc<Context>) {
-    let Some(connection) = handshake(incoming, &context.handshakes).await else { return };
+async fn accepted(handshake: Handshake, hello: LinkHello, context: &Arc<Context>) {
+    let Some(connection) = handshake.finish().await else { return };
     let peer = match identify(&connection, None, context) {
         Ok(peer) => peer,
         Err(code) => return close(&connection, code),

@@ -1,6 +1,7 @@
 //! What acts: sockets, tasks, clocks, files.
 #![allow(clippy::disallowed_methods, reason = "this layer is where clocks and sockets belong")]
 
+mod admission;
 pub mod driver;
 pub mod endpoint;
 pub mod event;

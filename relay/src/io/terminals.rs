@@ -1,11 +1,10 @@
 //! Connections with terminals and newcomers: handshake, identity, the control stream.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use quinn::{Connection, Incoming, RecvStream, SendStream};
+use quinn::{Connection, RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::control::ToRelay;
 use tasuki_proto::identity::{connection_alpn, identify_connection};
@@ -14,59 +13,34 @@ use tasuki_proto::{RefusalCode, limits};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::admission::{Admission, Handshake};
 use super::endpoint::Context;
 use super::event::{Event, TerminalOrder, TerminalUp};
 use crate::core::ConnId;
 
 /// The first stream after a handshake must be there within this time.
 const SETUP: Duration = Duration::from_secs(10);
-/// A handshake must be done within this time.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The last words to a terminal may take this long.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Takes connections until the endpoint is closed.
 pub async fn accept(endpoint: quinn::Endpoint, context: Arc<Context>) {
+    let admission = Admission::default();
     while let Some(incoming) = endpoint.accept().await {
-        let context = context.clone();
-        tokio::spawn(async move { serve(incoming, &context).await });
+        if let Some(handshake) = admission.admit(incoming) {
+            let context = context.clone();
+            tokio::spawn(async move { serve(handshake, &context).await });
+        }
     }
 }
 
-async fn serve(incoming: Incoming, context: &Arc<Context>) {
-    let Some(connection) = handshake(incoming, &context.handshakes).await else { return };
+async fn serve(handshake: Handshake, context: &Arc<Context>) {
+    let Some(connection) = handshake.finish().await else { return };
     match connection_alpn(&connection) {
         Ok(Alpn::Enrolment) => context.requests.serve_connection(connection).await,
         Ok(Alpn::Attachment) => attach(connection, context).await,
         _ => close(&connection, RefusalCode::ProtocolError),
     }
-}
-
-/// Lets a handshake begin. An address first proves that it receives (QUIC Retry, RFC 9000, section 8.1.2): so a
-/// stranger with a forged address gets less than he sent, and makes nothing be remembered (invariant 4). With
-/// [`limits::INCOMING_HANDSHAKES`] under way nobody is answered.
-pub(super) async fn handshake(
-    incoming: Incoming,
-    under_way: &Arc<AtomicUsize>,
-) -> Option<Connection> {
-    struct Slot(Arc<AtomicUsize>);
-    impl Drop for Slot {
-        fn drop(&mut self) {
-            self.0.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-    if !incoming.remote_address_validated() {
-        // Where it gets lost, the newcomer asks again.
-        let _ = incoming.retry();
-        return None;
-    }
-    let before = under_way.fetch_add(1, Ordering::Relaxed);
-    let _slot = Slot(under_way.clone());
-    if before >= limits::INCOMING_HANDSHAKES {
-        incoming.ignore();
-        return None;
-    }
-    timeout(HANDSHAKE, incoming.accept().ok()?).await.ok()?.ok()
 }
 
 /// Closes a connection with a code of ours.
