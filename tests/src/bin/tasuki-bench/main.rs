@@ -5,9 +5,14 @@
 
 mod bench;
 mod bulk;
+mod call;
+mod caller;
 mod connect;
 mod echo;
 mod gossip;
+mod helper;
+mod herd;
+mod idle;
 mod ours;
 mod peers;
 mod procs;
@@ -15,6 +20,7 @@ mod report;
 mod rounds;
 mod side;
 mod site;
+mod storm;
 mod table;
 
 use anyhow::Result;
@@ -54,13 +60,25 @@ enum Verb {
     Echo(echo::Flags),
     /// New TCP connections, each with one echo (P5).
     Connect(bench::Flags),
+    /// New sessions: call, accept, handshake, first byte (P6).
+    Call(call::Flags),
+    /// Idle terminals: memory and keep-alive (P7).
+    Idle(idle::Flags),
+    /// Thousands log in at once while a bulk transfer runs (P8).
+    Storm(storm::Flags),
+    /// Calls, for `call`.
+    #[command(hide = true)]
+    Caller(caller::Flags),
+    /// Terminals, for `idle` and `storm`.
+    #[command(hide = true)]
+    Herd(herd::Flags),
     /// Gossip of 50 relays in the simulator: copies of an update, convergence, a healed partition (P9, P10).
     Gossip(gossip::Flags),
     /// A table of a million rows: memory, look-ups, a newcomer (P11).
     Table(table::Flags),
 }
 
-const NAMES: [&str; 5] = ["bulk", "echo", "connect", "gossip", "table"];
+const NAMES: [&str; 8] = ["bulk", "echo", "connect", "call", "idle", "storm", "gossip", "table"];
 
 fn main() -> Result<()> {
     let Cli { verb, options } = Cli::parse();
@@ -70,6 +88,11 @@ fn main() -> Result<()> {
             NAMES.iter().for_each(|name| println!("{name}"));
             return Ok(());
         }
+        Verb::Caller(flags) => return caller::run(&flags),
+        Verb::Herd(flags) => return herd::run(&flags),
+        Verb::Call(flags) => procs::guarded(move || call::run(&options, &flags))?,
+        Verb::Idle(flags) => procs::guarded(move || idle::run(&options, &flags))?,
+        Verb::Storm(flags) => procs::guarded(move || storm::run(&options, &flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
         Verb::Table(flags) => table::run(&options, &flags)?,
         Verb::Bulk(flags) => procs::guarded(move || bulk::run(&options, &flags))?,
