@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 
 use crate::ours::{DIRECT, Ours, name};
 use crate::peers::{Peers, SideFlags};
+use crate::procs::caught;
 use crate::report::Report;
 use crate::rounds::RoundFlags;
 use crate::side::Side;
@@ -51,7 +52,7 @@ impl Bench {
     /// Measures every side once, in turn. What fails is said, and named in the report.
     pub(crate) fn round(&mut self, mut measure: impl FnMut(&Site, &Side) -> Result<()>) {
         for side in self.ours.sides.iter().chain(&self.peers.sides) {
-            if let Err(error) = measure(&self.site, side) {
+            if let Err(error) = caught(|| measure(&self.site, side)) {
                 eprintln!("FAILED: {}: {error:#}", side.name);
                 self.errors.push(format!("{}: {error:#}", side.name));
             }

@@ -17,8 +17,6 @@ use crate::site::Site;
 
 /// Making keys, certificates and accounts.
 const REGISTER: Duration = Duration::from_secs(180);
-/// Log-ins at once, so that what is measured is not a storm.
-const AT_ONCE: usize = 64;
 /// How long everybody's log-in may take.
 const ALL_IN: Duration = Duration::from_secs(300);
 /// How long everybody's log-out may take.
@@ -36,6 +34,9 @@ pub(crate) struct Flags {
     /// UDP sockets that they share.
     #[arg(long, default_value_t = 32)]
     sockets: usize,
+    /// Log-ins at once: few, so that what is measured is not a storm.
+    #[arg(long, default_value_t = 64)]
+    at_once: usize,
 }
 
 pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
@@ -48,7 +49,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let pid = [relay.pid().unwrap_or_default()];
     let before = settled(|| relay.rss());
     let cpu_before = cpu_seconds(&pid);
-    let answer = log_in(&mut herd, AT_ONCE, ALL_IN)?;
+    let answer = log_in(&mut herd, flags.at_once, ALL_IN)?;
     eprintln!("{answer}");
     ensure!(number(&answer, "logged_in")? as usize == flags.terminals, "not everybody: {answer}");
     let login_cpu = cpu_seconds(&pid) - cpu_before;

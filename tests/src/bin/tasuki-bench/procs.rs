@@ -86,6 +86,18 @@ pub(crate) fn guarded<T: Send + 'static>(
     measuring.join().map_err(|_| anyhow::anyhow!("failed: see above"))?
 }
 
+/// Runs what may panic, as the laboratory does where something does not come to pass, and makes an error of it.
+///
+/// # Errors
+/// Those of `action`; and when it panics.
+pub(crate) fn caught<T>(action: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(action)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+        Err(anyhow::anyhow!("{}", text.lines().next().unwrap_or_default()))
+    })
+}
+
 fn end_on_signal(folder: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -121,6 +133,13 @@ mod tests {
         let all = [stat(1, 0), stat(5, 1), stat(6, 5), stat(7, 6), stat(8, 9), stat(9, 8)];
         let pids: Vec<u32> = with_descendants(&all, &[5]).map(|stat| stat.pid).collect();
         assert_eq!(pids, [5, 6, 7]);
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let error = caught::<()>(|| panic!("no {}\nmore", "way")).unwrap_err();
+        assert_eq!(error.to_string(), "no way");
+        assert_eq!(caught(|| Ok(1)).unwrap(), 1);
     }
 
     #[test]

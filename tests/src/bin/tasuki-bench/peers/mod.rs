@@ -1,5 +1,6 @@
 //! Other systems, in the same rounds as ours. What is not installed is named as missing.
 
+mod iroh;
 mod rathole;
 mod ssh;
 
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use crate::procs::caught;
 use crate::side::Side;
 use crate::site::{Services, Site};
 
@@ -42,7 +44,7 @@ impl Peers {
         if flags.wants("no_tunnel") {
             peers.sides.push(no_tunnel(site, services));
         }
-        let starts: [(&str, Start); 5] = [
+        let starts: [(&str, Start); 6] = [
             ("ssh_r", |site, services| ssh::start(site, services, false)),
             ("ssh_rl", |site, services| ssh::start(site, services, true)),
             ("rathole", |site, services| rathole::start(site, services, rathole::Transport::Plain)),
@@ -52,9 +54,14 @@ impl Peers {
             ("rathole_noise", |site, services| {
                 rathole::start(site, services, rathole::Transport::Noise)
             }),
+            ("iroh", iroh::start),
         ];
         for (name, start) in starts.into_iter().filter(|(name, _)| flags.wants(name)) {
-            match start(site, services).and_then(|side| side.wait(site).map(|()| side)) {
+            let started = caught(|| {
+                let side = start(site, services)?;
+                side.wait(site).map(|()| side)
+            });
+            match started {
                 Ok(side) => peers.sides.push(side),
                 Err(why) => {
                     eprintln!("MISSING: {name}: {why:#}");
