@@ -59,6 +59,11 @@ impl Bench {
         }
     }
 
+    /// The names of our sides.
+    pub(crate) fn ours(&self) -> Vec<String> {
+        self.ours.sides.iter().map(|side| side.name.clone()).collect()
+    }
+
     /// What took part, what is missing, what failed; to be completed with the figures. Ends everything.
     pub(crate) fn finish(self, rounds: usize) -> Result<Report> {
         let missing: Vec<&str> = self.peers.missing.iter().map(|(name, _)| name.as_str()).collect();

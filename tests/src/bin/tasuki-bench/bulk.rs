@@ -39,11 +39,9 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
         });
         rounds = round + 1;
     }
-    let first = bench.ours.sides.first().map(|side| side.name.clone());
+    let ours = bench.ours();
     let mut report = figures.report(bench.finish(rounds)?);
-    if let Some(first) = first {
-        report = figures.report_ratios(report, &first, RATE, "rate");
-        report = figures.report_ratios(report, &first, RELAY_COST, "relay_cpu");
-    }
+    report = figures.report_ratios(report, &ours, RATE, "rate");
+    report = figures.report_ratios(report, &ours, RELAY_COST, "relay_cpu");
     Ok(report)
 }

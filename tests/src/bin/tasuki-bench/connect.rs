@@ -36,12 +36,10 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
         });
         rounds = round + 1;
     }
-    let first = bench.ours.sides.first().map(|side| side.name.clone());
+    let ours = bench.ours();
     let mut report = figures.report(bench.finish(rounds)?);
-    if let Some(first) = first {
-        report = figures.report_ratios(report, &first, "8_connections_per_s", "8_connections");
-        report = figures.report_ratios(report, &first, "1_connections_per_s", "1_connections");
-    }
+    report = figures.report_ratios(report, &ours, "8_connections_per_s", "8_connections");
+    report = figures.report_ratios(report, &ours, "1_connections_per_s", "1_connections");
     Ok(report)
 }
 

@@ -54,12 +54,10 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
         }
         rounds = round + 1;
     }
-    let first = bench.ours.sides.first().map(|side| side.name.clone());
+    let ours = bench.ours();
     let mut report = figures.report(bench.finish(rounds)?);
-    if let Some(first) = first {
-        report = figures.report_ratios(report, &first, "p50_us", "p50");
-        report = figures.report_ratios(report, &first, "p99_us", "p99");
-    }
+    report = figures.report_ratios(report, &ours, "p50_us", "p50");
+    report = figures.report_ratios(report, &ours, "p99_us", "p99");
     Ok(report)
 }
 

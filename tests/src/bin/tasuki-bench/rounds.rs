@@ -101,15 +101,20 @@ impl Figures {
         })
     }
 
-    /// Adds the median of the ratio of `side` to every other side as `SIDE_per_BASE_NAME_ratio`, with its ends.
+    /// Adds ratios, each the median over the rounds with its ends: of the first of our sides to every peer, and of our
+    /// other sides to the first, as `SIDE_per_BASE_NAME_ratio`.
     pub(crate) fn report_ratios(
         &self,
         mut report: Report,
-        side: &str,
+        ours: &[String],
         figure: &str,
         name: &str,
     ) -> Report {
-        for (base, _) in self.order.iter().filter(|(base, other)| other == figure && base != side) {
+        let Some((first, others)) = ours.split_first() else { return report };
+        let sides = self.order.iter().filter(|(_, other)| other == figure).map(|(side, _)| side);
+        let peers = sides.filter(|side| !ours.contains(side));
+        let pairs = peers.map(|peer| (first, peer)).chain(others.iter().map(|side| (side, first)));
+        for (side, base) in pairs {
             if let Some(spread) = self.ratio(side, base, figure) {
                 report = report
                     .with(&format!("{side}_per_{base}_{name}_ratio"), spread.median)
