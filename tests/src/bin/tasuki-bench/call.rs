@@ -33,10 +33,10 @@ pub(crate) struct Flags {
 }
 
 /// One route.
-struct Side {
+pub(crate) struct Side {
     name: String,
     relays: Vec<u32>,
-    callers: Helper,
+    pub(crate) callers: Helper,
 }
 
 pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
@@ -69,7 +69,8 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     Ok(figures.report(report))
 }
 
-fn start(site: &Site, mesh: &mut Mesh, relays: usize) -> Result<Side> {
+/// Callers at the first relay of a mesh and callees at the last of the route.
+pub(crate) fn start(site: &Site, mesh: &mut Mesh, relays: usize) -> Result<Side> {
     let far = format!("r{relays}");
     let add = |mesh: &mut Mesh, spec: TerminalSpec, callee: bool| {
         let at = if callee { &site.callee } else { &site.caller };
@@ -136,7 +137,7 @@ fn measure(
 
 /// Sessions and labels that the relays still hold, once they had time to let them go. `None` for labels where no
 /// relay shows how many there are.
-fn left_over(mesh: &Mesh) -> (f64, Option<f64>) {
+pub(crate) fn left_over(mesh: &Mesh) -> (f64, Option<f64>) {
     let begun = Instant::now();
     loop {
         let (mut sessions, mut labels) = (0.0, None);

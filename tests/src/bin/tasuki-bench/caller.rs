@@ -125,6 +125,7 @@ async fn call(
     let made = done.times.len();
     ensure!(done.sessions.len() == made, "two calls shared a session");
     Ok(json!({
+        "elapsed_s": elapsed,
         "sessions_per_s": made as f64 / elapsed,
         "p50_ms": percentile(&done.times, 0.5) as f64 / 1000.0,
         "p99_ms": percentile(&done.times, 0.99) as f64 / 1000.0,

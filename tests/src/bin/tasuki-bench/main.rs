@@ -9,10 +9,12 @@ mod call;
 mod caller;
 mod connect;
 mod echo;
+mod flood;
 mod gossip;
 mod helper;
 mod herd;
 mod idle;
+mod mixed;
 mod ours;
 mod peers;
 mod procs;
@@ -66,6 +68,8 @@ enum Verb {
     Idle(idle::Flags),
     /// Thousands log in at once while a bulk transfer runs (P8).
     Storm(storm::Flags),
+    /// All of it at once for minutes: stable figures, no failures, no growth.
+    Mixed(mixed::Flags),
     /// Calls, for `call`.
     #[command(hide = true)]
     Caller(caller::Flags),
@@ -78,7 +82,8 @@ enum Verb {
     Table(table::Flags),
 }
 
-const NAMES: [&str; 8] = ["bulk", "echo", "connect", "call", "idle", "storm", "gossip", "table"];
+const NAMES: [&str; 9] =
+    ["bulk", "echo", "connect", "call", "idle", "storm", "mixed", "gossip", "table"];
 
 fn main() -> Result<()> {
     let Cli { verb, options } = Cli::parse();
@@ -92,6 +97,7 @@ fn main() -> Result<()> {
         Verb::Herd(flags) => return herd::run(&flags),
         Verb::Call(flags) => procs::guarded(move || call::run(&options, &flags))?,
         Verb::Idle(flags) => procs::guarded(move || idle::run(&options, &flags))?,
+        Verb::Mixed(flags) => procs::guarded(move || mixed::run(&options, &flags))?,
         Verb::Storm(flags) => procs::guarded(move || storm::run(&options, &flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
         Verb::Table(flags) => table::run(&options, &flags)?,

@@ -79,6 +79,12 @@ impl Figures {
         self.values.get(&(side.to_owned(), figure.to_owned()))
     }
 
+    /// By how much a figure is higher in the last round than in the second: the first still fills what stays.
+    pub(crate) fn change(&self, side: &str, figure: &str) -> Option<f64> {
+        let values = self.get(side, figure)?;
+        Some(values.values().next_back()? - values.values().nth(1)?)
+    }
+
     /// The spread of the ratio of two sides, taken round by round.
     fn ratio(&self, side: &str, base: &str, figure: &str) -> Option<Spread> {
         let (ours, theirs) = (self.get(side, figure)?, self.get(base, figure)?);
@@ -160,6 +166,16 @@ mod tests {
         let ratio = figures.ratio("a", "b", "gbit_per_s").unwrap();
         assert_eq!((ratio.median, ratio.min, ratio.max), (3.0, 2.0, 4.0));
         assert_eq!(figures.ratio("a", "c", "gbit_per_s"), None);
+    }
+
+    #[test]
+    fn change_leaves_the_first_round_out() {
+        let mut figures = Figures::default();
+        figures.put(0, "a", "rss_mib", 1.0);
+        assert_eq!(figures.change("a", "rss_mib"), None);
+        figures.put(1, "a", "rss_mib", 5.0);
+        figures.put(2, "a", "rss_mib", 5.5);
+        assert_eq!(figures.change("a", "rss_mib"), Some(0.5));
     }
 
     #[test]

@@ -1,18 +1,13 @@
 //! A storm: thousands of terminals log in at once while one bulk transfer runs (P8).
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tasuki_tests::lab::TerminalSpec;
-use tasuki_tests::lab::programs::TcpService;
 use tasuki_tests::lab::wait::SOON;
 
 use crate::Options;
+use crate::flood::{Flood, sink};
 use crate::helper::number;
 use crate::idle::{ALL_OUT, gather, log_in, wait_logged_out};
 use crate::ours::relays_in_line;
@@ -20,11 +15,8 @@ use crate::report::Report;
 use crate::rounds::{Figures, RoundFlags};
 use crate::site::Site;
 
-const BLOCK: usize = 128 * 1024;
-/// How often the transfer is looked at.
-const LOOK: Duration = Duration::from_millis(20);
 /// How long a storm may take; who is not in by then has failed.
-const ALL_IN: Duration = Duration::from_secs(120);
+const ALL_IN: Duration = Duration::from_secs(90);
 const SIDE: &str = "storm";
 
 #[derive(Debug, Clone, clap::Args)]
@@ -44,8 +36,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let site = Site::new(false, 1)?;
     let mut mesh = relays_in_line(&site, 1);
     let mut herd = gather(&mesh, flags.terminals, flags.sockets)?;
-    let received = Arc::new(AtomicU64::new(0));
-    let sink = sink(received.clone());
+    let (sink, meter) = sink();
     mesh.add_terminal(
         TerminalSpec::new("callee")
             .flags(&["--direct", "never"])
@@ -56,7 +47,6 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     mesh.wait_state("caller", "logged-in", SOON);
     let (_forward, address) = mesh.terminal("caller").forward("callee/bulk");
     let flood = Flood::start(address)?;
-    let meter = Meter { received };
     meter.wait_for_first(SOON)?;
     let (mut figures, mut rounds) = (Figures::default(), 0);
     for round in flags.rounds.iter() {
@@ -93,94 +83,4 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let report =
         Report::default().with("rounds", rounds as f64).with("terminals", flags.terminals as f64);
     Ok(figures.report(report))
-}
-
-/// Counts what comes and lets it go.
-fn sink(received: Arc<AtomicU64>) -> TcpService {
-    TcpService::start(None, move |mut stream: TcpStream| {
-        let mut block = vec![0; BLOCK];
-        while let count @ 1.. = stream.read(&mut block)? {
-            received.fetch_add(count as u64, Ordering::Relaxed);
-        }
-        Ok(())
-    })
-}
-
-/// Writes as fast as it can. Dropping it ends it.
-struct Flood {
-    stream: TcpStream,
-    over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Flood {
-    fn start(address: SocketAddr) -> Result<Flood> {
-        let stream = TcpStream::connect(address).context("the forwarded port")?;
-        let mut writing = stream.try_clone()?;
-        let over = Arc::new(AtomicBool::new(false));
-        let done = over.clone();
-        let thread = std::thread::spawn(move || {
-            let block = vec![0x5a; BLOCK];
-            while writing.write_all(&block).is_ok() {}
-            done.store(true, Ordering::Relaxed);
-        });
-        Ok(Flood { stream, over, thread: Some(thread) })
-    }
-
-    fn runs(&self) -> bool {
-        !self.over.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Flood {
-    fn drop(&mut self) {
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-struct Meter {
-    received: Arc<AtomicU64>,
-}
-
-/// What a transfer did in a while.
-struct Watched {
-    gbit_per_s: f64,
-    /// The longest time without a byte, as far as looking shows.
-    gap: Duration,
-}
-
-impl Meter {
-    fn wait_for_first(&self, limit: Duration) -> Result<()> {
-        let begun = Instant::now();
-        while self.received.load(Ordering::Relaxed) == 0 {
-            ensure!(begun.elapsed() < limit, "the bulk transfer does not begin");
-            std::thread::sleep(LOOK);
-        }
-        Ok(())
-    }
-
-    /// Watches the transfer while `action` runs.
-    fn watch(&self, action: impl FnOnce()) -> Watched {
-        let (over, received) = (Arc::new(AtomicBool::new(false)), self.received.clone());
-        let (begun, first) = (Instant::now(), self.received.load(Ordering::Relaxed));
-        let stop = over.clone();
-        let watching = std::thread::spawn(move || {
-            let (mut last, mut since, mut gap) = (first, Instant::now(), Duration::ZERO);
-            while !stop.load(Ordering::Relaxed) {
-                std::thread::sleep(LOOK);
-                let next = received.load(Ordering::Relaxed);
-                gap = gap.max(since.elapsed());
-                if next != last {
-                    (last, since) = (next, Instant::now());
-                }
-            }
-            gap
-        });
-        action();
-        let (bytes, elapsed) = (self.received.load(Ordering::Relaxed) - first, begun.elapsed());
-        over.store(true, Ordering::Relaxed);
-        let gap = watching.join().unwrap_or_default();
-        Watched { gbit_per_s: bytes as f64 * 8e-9 / elapsed.as_secs_f64(), gap }
-    }
 }
