@@ -254,11 +254,22 @@ fn ip(arguments: &[&str]) -> Done {
 
 /// Removes namespaces of test processes that are gone.
 fn sweep() {
+    remove_owned_by(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// Removes all namespaces that this process made, and ends what runs in them: for a program that was told to end.
+pub fn remove_own() {
+    if sys::is_root() {
+        remove_owned_by(|pid| pid == std::process::id());
+    }
+}
+
+fn remove_owned_by(mut is_owner: impl FnMut(u32) -> bool) {
     let list = run(Command::new("ip").args(["netns", "list"]), LIMIT).text();
     for name in list.lines().filter_map(|line| line.split_whitespace().next()) {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('x'));
         let owner = owner.and_then(|(pid, _)| pid.parse::<u32>().ok());
-        if owner.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+        if owner.is_some_and(&mut is_owner) {
             remove(name);
         }
     }

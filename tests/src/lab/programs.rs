@@ -66,6 +66,24 @@ pub fn wait_for_listener(address: SocketAddr, namespace: Option<&Namespace>, log
     });
 }
 
+/// Waits until a socket is bound to `port` in the network of `process`: not by connecting, which would be a
+/// connection, and not by binding, which would take the port away.
+pub fn wait_until_bound(process: &Process, protocol: &str, port: u16) {
+    eventually(&format!("{} listens", process.name()), SOON, || {
+        let tables = [protocol.to_owned(), format!("{protocol}6")];
+        let bound = tables.iter().any(|table| {
+            let path = format!("/proc/{}/net/{table}", process.pid());
+            // After a line's number stands the local address, port last; a TCP socket listens in state 0A.
+            std::fs::read_to_string(path).unwrap_or_default().lines().skip(1).any(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let here = words.get(1).is_some_and(|w| w.ends_with(&format!(":{port:04X}")));
+                here && (protocol == "udp" || words.get(3) == Some(&"0A"))
+            })
+        });
+        if bound { Ok(()) } else { Err(process.output()) }
+    });
+}
+
 /// Writes a file of `size` random bytes from `seed`.
 ///
 /// # Panics
@@ -105,7 +123,7 @@ pub fn hash_file(path: &Path) -> String {
 pub struct Sshd {
     folder: PathBuf,
     address: SocketAddr,
-    _process: Process,
+    process: Process,
 }
 
 impl Sshd {
@@ -114,6 +132,14 @@ impl Sshd {
     /// # Panics
     /// When it does not come up.
     pub fn start(folder: &Path, namespace: Option<&Namespace>) -> Sshd {
+        Self::start_at(free_address(), folder, namespace)
+    }
+
+    /// As [`Sshd::start`], on an address of one's own choice. Forwarded ports may listen on any address.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_at(address: SocketAddr, folder: &Path, namespace: Option<&Namespace>) -> Sshd {
         std::fs::create_dir_all(folder).expect("our own folder");
         for key in ["host_key", "user_key"] {
             let path = folder.join(key);
@@ -126,14 +152,14 @@ impl Sshd {
         let authorized = folder.join("authorized_keys");
         std::fs::copy(folder.join("user_key.pub"), &authorized).expect("our own file");
         std::fs::set_permissions(&authorized, PermissionsExt::from_mode(0o600)).expect("ours");
-        let address = free_address();
         let at = folder.display();
         let config = format!(
             "ListenAddress {address}\nHostKey {at}/host_key\nPidFile none\n\
              AuthorizedKeysFile {at}/authorized_keys\nStrictModes no\nUsePAM no\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              PubkeyAuthentication yes\nPermitRootLogin prohibit-password\nUseDNS no\n\
-             Subsystem sftp internal-sftp\nMaxStartups 100\n"
+             Subsystem sftp internal-sftp\nMaxStartups 100\n\
+             GatewayPorts clientspecified\n"
         );
         let config_path = folder.join("sshd_config");
         std::fs::write(&config_path, config).expect("our own file");
@@ -146,12 +172,17 @@ impl Sshd {
         command.args(["-D", "-e", "-f"]).arg(&config_path);
         let process = Process::spawn("sshd", &mut command, &log);
         wait_for_listener(address, namespace, &log);
-        Sshd { folder: folder.to_owned(), address, _process: process }
+        Sshd { folder: folder.to_owned(), address, process }
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The id of the process that takes connections; each is served by children of it.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Options for ssh and scp that log in here as `host`, and trust nothing but this server's key.
@@ -446,6 +477,18 @@ pub fn udp_rounds(
 mod tests {
     use super::*;
     use crate::lab::have;
+
+    #[test]
+    fn a_bound_port_is_seen_without_touching_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = folder.path().join("log");
+        let mut sleeper = Command::new("sleep");
+        let process = Process::spawn("sleep", sleeper.arg("100"), &log);
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        wait_until_bound(&process, "tcp", tcp.local_addr().expect("bound").port());
+        wait_until_bound(&process, "udp", udp.local_addr().expect("bound").port());
+    }
 
     #[test]
     fn datagrams_come_back() {

@@ -3,8 +3,26 @@
 //! Each prints what it measured, one figure a line; with `--json` the last line of stdout is one flat object.
 #![allow(clippy::disallowed_methods, reason = "measurements read the clock")]
 
+mod bench;
+mod bulk;
+mod call;
+mod caller;
+mod connect;
+mod echo;
+mod flood;
 mod gossip;
+mod helper;
+mod herd;
+mod idle;
+mod mixed;
+mod ours;
+mod peers;
+mod procs;
 mod report;
+mod rounds;
+mod side;
+mod site;
+mod storm;
 mod table;
 
 use anyhow::Result;
@@ -26,7 +44,7 @@ struct Options {
     /// Print one flat JSON object as the last line.
     #[arg(long, global = true)]
     json: bool,
-    /// How long to measure, in seconds (of virtual time, where time is simulated).
+    /// How long to measure, in seconds: each side in each round; of virtual time, where time is simulated.
     #[arg(long, global = true)]
     secs: Option<u64>,
     /// Decides what is random.
@@ -38,24 +56,55 @@ struct Options {
 enum Verb {
     /// Name the measurements.
     List,
+    /// One TCP stream of iperf3, and what it costs (P1, P2, P3).
+    Bulk(bench::Flags),
+    /// Round trips of 64 bytes over one TCP connection (P3, P4).
+    Echo(echo::Flags),
+    /// New TCP connections, each with one echo (P5).
+    Connect(bench::Flags),
+    /// New sessions: call, accept, handshake, first byte (P6).
+    Call(call::Flags),
+    /// Idle terminals: memory and keep-alive (P7).
+    Idle(idle::Flags),
+    /// Thousands log in at once while a bulk transfer runs (P8).
+    Storm(storm::Flags),
+    /// All of it at once for minutes: stable figures, no failures, no growth.
+    Mixed(mixed::Flags),
+    /// Calls, for `call`.
+    #[command(hide = true)]
+    Caller(caller::Flags),
+    /// Terminals, for `idle` and `storm`.
+    #[command(hide = true)]
+    Herd(herd::Flags),
     /// Gossip of 50 relays in the simulator: copies of an update, convergence, a healed partition (P9, P10).
     Gossip(gossip::Flags),
     /// A table of a million rows: memory, look-ups, a newcomer (P11).
     Table(table::Flags),
 }
 
-const NAMES: [&str; 2] = ["gossip", "table"];
+const NAMES: [&str; 9] =
+    ["bulk", "echo", "connect", "call", "idle", "storm", "mixed", "gossip", "table"];
 
 fn main() -> Result<()> {
-    let cli = Cli::parse();
-    let report = match &cli.verb {
+    let Cli { verb, options } = Cli::parse();
+    let json = options.json;
+    let report = match verb {
         Verb::List => {
             NAMES.iter().for_each(|name| println!("{name}"));
             return Ok(());
         }
-        Verb::Gossip(flags) => gossip::run(&cli.options, flags)?,
-        Verb::Table(flags) => table::run(&cli.options, flags)?,
+        Verb::Caller(flags) => return caller::run(&flags),
+        Verb::Herd(flags) => return herd::run(&flags),
+        Verb::Call(flags) => procs::guarded(move || call::run(&options, &flags))?,
+        Verb::Idle(flags) => procs::guarded(move || idle::run(&options, &flags))?,
+        Verb::Mixed(flags) => procs::guarded(move || mixed::run(&options, &flags))?,
+        Verb::Storm(flags) => procs::guarded(move || storm::run(&options, &flags))?,
+        Verb::Gossip(flags) => gossip::run(&options, &flags)?,
+        Verb::Table(flags) => table::run(&options, &flags)?,
+        Verb::Bulk(flags) => procs::guarded(move || bulk::run(&options, &flags))?,
+        Verb::Echo(flags) => procs::guarded(move || echo::run(&options, &flags))?,
+        Verb::Connect(flags) => procs::guarded(move || connect::run(&options, &flags))?,
     };
-    report.print(cli.options.json);
+    report.print(json);
     Ok(())
 }

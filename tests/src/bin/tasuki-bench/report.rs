@@ -17,10 +17,21 @@ impl Report {
         self
     }
 
+    /// Adds words.
+    #[must_use]
+    pub(crate) fn with_text(mut self, name: &str, text: &str) -> Report {
+        self.0.insert(name.to_owned(), text.into());
+        self
+    }
+
     /// Prints it.
     pub(crate) fn print(&self, json: bool) {
+        let width = self.0.keys().map(String::len).max().unwrap_or(0);
         for (name, value) in &self.0 {
-            println!("{name:<32} {value}");
+            match value {
+                Value::String(text) => println!("{name:<width$} {text}"),
+                value => println!("{name:<width$} {value}"),
+            }
         }
         if json {
             println!("{}", Value::Object(self.0.clone()));

@@ -148,6 +148,11 @@ impl Relay {
         lock(&self.process).as_ref().map_or(0, Process::rss)
     }
 
+    /// The process id, where it runs.
+    pub fn pid(&self) -> Option<u32> {
+        lock(&self.process).as_ref().map(Process::pid)
+    }
+
     /// Runs a verb of `tasuki-relay` on its data directory.
     pub fn verb(&self, arguments: &[&str]) -> Done {
         run(self.command().args(arguments), VERB)

@@ -14,8 +14,7 @@ use super::{VERB, is_running, lock, signal};
 use crate::lab::bins::Bins;
 use crate::lab::netns::Namespace;
 use crate::lab::process::{Done, Piped, Process, Signal, run};
-use crate::lab::programs::{command_in, free_address, wait_for_listener};
-use crate::lab::wait::{SOON, eventually};
+use crate::lab::programs::{command_in, free_address, wait_for_listener, wait_until_bound};
 
 /// A terminal.
 #[derive(Debug)]
@@ -102,6 +101,11 @@ impl Terminal {
         lock(&self.process).as_ref().map_or(0, Process::rss)
     }
 
+    /// The process id of its agent, where it runs.
+    pub fn pid(&self) -> Option<u32> {
+        lock(&self.process).as_ref().map(Process::pid)
+    }
+
     /// What its agent has logged so far.
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -170,40 +174,5 @@ impl Terminal {
     /// In which namespace it is.
     pub fn namespace(&self) -> Option<&Namespace> {
         self.namespace.as_ref()
-    }
-}
-
-/// Waits until a socket is bound to `port` in the network of `process`: not by connecting, which would be a
-/// connection, and not by binding, which would take the port away.
-fn wait_until_bound(process: &Process, protocol: &str, port: u16) {
-    eventually(&format!("{} listens", process.name()), SOON, || {
-        let tables = [protocol.to_owned(), format!("{protocol}6")];
-        let bound = tables.iter().any(|table| {
-            let path = format!("/proc/{}/net/{table}", process.pid());
-            // After a line's number stands the local address, port last; a TCP socket listens in state 0A.
-            std::fs::read_to_string(path).unwrap_or_default().lines().skip(1).any(|line| {
-                let words: Vec<&str> = line.split_whitespace().collect();
-                let here = words.get(1).is_some_and(|w| w.ends_with(&format!(":{port:04X}")));
-                here && (protocol == "udp" || words.get(3) == Some(&"0A"))
-            })
-        });
-        if bound { Ok(()) } else { Err(process.output()) }
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bound_port_is_seen_without_touching_it() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let log = folder.path().join("log");
-        let mut sleeper = Command::new("sleep");
-        let process = Process::spawn("sleep", sleeper.arg("100"), &log);
-        let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
-        wait_until_bound(&process, "tcp", tcp.local_addr().expect("bound").port());
-        wait_until_bound(&process, "udp", udp.local_addr().expect("bound").port());
     }
 }
