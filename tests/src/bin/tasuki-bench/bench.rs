@@ -49,9 +49,18 @@ impl Bench {
         Ok(Bench { site, ours, peers, errors: Vec::new(), _services: services })
     }
 
-    /// Measures every side once, in turn. What fails is said, and named in the report.
-    pub(crate) fn round(&mut self, mut measure: impl FnMut(&Site, &Side) -> Result<()>) {
-        for side in self.ours.sides.iter().chain(&self.peers.sides) {
+    /// Measures every side once, in turn; every other round backwards, so that none is always the first. What fails
+    /// is said, and named in the report.
+    pub(crate) fn round(
+        &mut self,
+        round: usize,
+        mut measure: impl FnMut(&Site, &Side) -> Result<()>,
+    ) {
+        let mut sides: Vec<&Side> = self.ours.sides.iter().chain(&self.peers.sides).collect();
+        if round % 2 == 1 {
+            sides.reverse();
+        }
+        for side in sides {
             if let Err(error) = caught(|| measure(&self.site, side)) {
                 eprintln!("FAILED: {}: {error:#}", side.name);
                 self.errors.push(format!("{}: {error:#}", side.name));

@@ -19,7 +19,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let mut bench = Bench::start(flags, true)?;
     let (mut figures, mut rounds) = (Figures::default(), 0);
     for round in flags.rounds.iter() {
-        bench.round(|site, side| {
+        bench.round(round, |site, side| {
             let before = [&side.relays, &side.ends].map(|pids| cpu_seconds(pids));
             let moved = iperf(site, side.bulk, seconds)?;
             let after = [&side.relays, &side.ends].map(|pids| cpu_seconds(pids));

@@ -19,7 +19,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let mut bench = Bench::start(flags, false)?;
     let (mut figures, mut rounds) = (Figures::default(), 0);
     for round in flags.rounds.iter() {
-        bench.round(|site, side| {
+        bench.round(round, |site, side| {
             for (at_once, figure) in [(AT_ONCE, "8_connections_per_s"), (1, "1_connections_per_s")]
             {
                 let (rate, failed) = connections(site, side, at_once, time);

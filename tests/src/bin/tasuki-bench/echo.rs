@@ -36,7 +36,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let mut bench = Bench::start(&flags.common, flags.load)?;
     let (mut figures, mut rounds) = (Figures::default(), 0);
     for round in flags.common.rounds.iter() {
-        bench.round(|site, side| {
+        bench.round(round, |site, side| {
             if flags.load {
                 return under_load(site, side, time, &mut |name, value| {
                     figures.put(round, &side.name, name, value);
