@@ -248,7 +248,7 @@ impl Driver {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::ToTerminal(conn, message) => {
-                    self.order(conn, TerminalOrder::Say(message));
+                    self.order(conn, TerminalOrder::Say(Box::new(message)));
                 }
                 Output::CloseTerminal(conn, code) => self.order(conn, TerminalOrder::Close(code)),
                 Output::ToPeer(link, message) => {

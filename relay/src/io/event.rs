@@ -16,8 +16,8 @@ use crate::core::{ConnId, LinkId};
 /// What goes to a terminal's connection task.
 #[derive(Debug)]
 pub enum TerminalOrder {
-    /// Say it.
-    Say(ToTerminal),
+    /// Say it. Boxed, since a queue keeps places for 32 orders, for each of 20,000 terminals (P7).
+    Say(Box<ToTerminal>),
     /// Let what was said go out, then close with the code.
     Close(RefusalCode),
 }
