@@ -11,7 +11,7 @@ pub use queue::{Inbox, Packet, QueueSocket};
 pub use quic::{
     EndpointKeys, Periods, attachment_transport, client_config, endpoint_config, link_transport,
 };
-pub use udp::{AsyncUdp, UdpIo};
+pub use udp::{AsyncUdp, UdpIo, mtu_towards};
 
 use std::net::SocketAddr;
 

@@ -1,7 +1,7 @@
 //! One UDP socket with its offloads (GSO, GRO, ECN, packet info).
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -155,6 +155,23 @@ impl AsFd for UdpIo {
     }
 }
 
+/// The largest IP packet that this machine can send towards `address`, in bytes; nothing is sent to learn it. `None`
+/// where the system does not say.
+pub fn mtu_towards(address: SocketAddr) -> Option<u16> {
+    let address = super::canonical(address);
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(address).ok()?;
+    let mtu = match address {
+        SocketAddr::V4(_) => rustix::net::sockopt::ip_mtu(&socket),
+        SocketAddr::V6(_) => rustix::net::sockopt::ipv6_mtu(&socket),
+    };
+    Some(u16::try_from(mtu.ok()?).unwrap_or(u16::MAX))
+}
+
 struct Registered(OwnedFd);
 
 impl AsRawFd for Registered {
@@ -281,5 +298,20 @@ impl quinn::UdpPoller for Poller {
         this.writable = None;
         this.socket.blocked.store(false, Ordering::Relaxed);
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_takes_more_than_an_ethernet() {
+        for address in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            let mtu = mtu_towards(address.parse().unwrap());
+            // A machine may have no IPv6.
+            assert!(mtu.is_none_or(|mtu| mtu > 1_500), "{address}: {mtu:?}");
+        }
+        assert!(mtu_towards("127.0.0.1:1".parse().unwrap()).is_some());
     }
 }

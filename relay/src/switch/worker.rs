@@ -173,6 +173,7 @@ impl Sink for Out {
         frames: &[u8],
         stride: usize,
     ) {
+        let mut refused = false;
         if frames.len() > stride && !to.sends_one_by_one() {
             match self.socket.send(at.remote, at.local, ecn, frames, Some(stride)) {
                 Ok(()) => return,
@@ -180,12 +181,14 @@ impl Sink for Out {
                     Drops::add(&self.drops.send_full, frames.len().div_ceil(stride));
                     return;
                 }
-                // Judged per destination: other neighbours keep segmented sends.
-                Err(_) => to.set_one_by_one(),
+                Err(_) => refused = true,
             }
         }
         for datagram in frames.chunks(stride) {
             match self.socket.send(at.remote, at.local, ecn, datagram, None) {
+                // Joined they were refused, alone they are not. Judged per destination: other neighbours keep
+                // segmented sends. Where both are refused, the frames are too long for the way.
+                Ok(()) if refused => to.set_one_by_one(),
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     Drops::add(&self.drops.send_full, 1);

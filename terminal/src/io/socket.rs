@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use rustc_hash::FxBuildHasher;
 use tasuki_proto::Label;
@@ -58,6 +58,19 @@ pub struct Drops {
     pub unknown_challenge: AtomicU64,
 }
 
+/// Packets up to this length are always let through: with all heads they fit the 1,500 bytes of an Ethernet.
+pub(crate) const PLAIN_BYTES: usize = 1_444;
+/// A session that sent so many bytes may try larger packets. For a short one the search would cost more than it
+/// brings: quinn takes the padding of each probe apart byte by byte, which halved the rate of calls.
+const BULK_BYTES: u64 = 1024 * 1024;
+
+/// How a session's packets leave.
+struct Leaving {
+    path: Path,
+    /// Bytes sent, over all its paths.
+    sent: AtomicU64,
+}
+
 struct Arriving {
     session: SocketAddr,
     relay: SocketAddr,
@@ -68,7 +81,7 @@ pub struct Socket {
     udp: Arc<AsyncUdp>,
     attachments: Arc<Inbox>,
     arriving_by_label: DashMap<Label, Arriving, FxBuildHasher>,
-    paths_by_session: DashMap<SocketAddr, Path, FxBuildHasher>,
+    paths_by_session: DashMap<SocketAddr, Leaving, FxBuildHasher>,
     challengers: DashMap<Label, NeighbourKey, FxBuildHasher>,
     /// What did not fit in place because the kernel joined packets of several sessions, in order. It is emptied
     /// before the socket is read again, so it holds at most one receive.
@@ -117,7 +130,14 @@ impl Socket {
     /// The packets of the session at `session` take this path.
     pub fn set_path(&self, session: SocketAddr, path: Path) {
         self.arriving_by_label.insert(path.label_in, Arriving { session, relay: path.relay });
-        if let Some(old) = self.paths_by_session.insert(session, path)
+        let old = match self.paths_by_session.entry(session) {
+            Entry::Occupied(mut known) => Some(std::mem::replace(&mut known.get_mut().path, path)),
+            Entry::Vacant(vacant) => {
+                vacant.insert(Leaving { path, sent: AtomicU64::new(0) });
+                None
+            }
+        };
+        if let Some(old) = old
             && old.label_in != path.label_in
         {
             self.arriving_by_label.remove(&old.label_in);
@@ -126,8 +146,8 @@ impl Socket {
 
     /// The session at `session` has no path.
     pub fn remove_path(&self, session: SocketAddr) {
-        if let Some((_, path)) = self.paths_by_session.remove(&session) {
-            self.arriving_by_label.remove(&path.label_in);
+        if let Some((_, leaving)) = self.paths_by_session.remove(&session) {
+            self.arriving_by_label.remove(&leaving.path.label_in);
         }
     }
 
@@ -251,10 +271,7 @@ impl Socket {
 
     /// Sends a session's packets as frames, or joins them with what this turn sends already.
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(path) = self.paths_by_session.get(&transmit.destination).map(|path| *path) else {
-            count(&self.drops.no_path);
-            return Ok(());
-        };
+        let Some(path) = self.path_for(transmit) else { return Ok(()) };
         let head = frame::head(FrameKind::Data, path.label_out);
         turn::with_run(|run, in_turn| {
             if !run.takes(path.relay, transmit) {
@@ -274,6 +291,19 @@ impl Socket {
         })
     }
 
+    /// The path that a transmit takes; `None` where there is none, or where its packets are to count as lost.
+    fn path_for(&self, transmit: &Transmit<'_>) -> Option<Path> {
+        let Some(leaving) = self.paths_by_session.get(&transmit.destination) else {
+            count(&self.drops.no_path);
+            return None;
+        };
+        let length = transmit.contents.len();
+        let sent = leaving.sent.fetch_add(length as u64, Ordering::Relaxed);
+        let segment = transmit.segment_size.unwrap_or(length);
+        // Larger ones are probes of quinn's search so far.
+        (segment <= PLAIN_BYTES || sent >= BULK_BYTES).then_some(leaving.path)
+    }
+
     /// Sends a run of frames and empties it.
     ///
     /// # Errors
@@ -281,12 +311,11 @@ impl Socket {
     pub(crate) fn flush(&self, run: &mut Run) -> io::Result<()> {
         let Some(to) = run.to() else { return Ok(()) };
         let (bytes, stride, ecn) = (run.bytes(), run.stride(), run.ecn());
+        let mut refused = false;
         if bytes.len() > stride && !self.one_by_one.load(Ordering::Relaxed) {
             match self.udp.try_send(|io| io.send(to, None, ecn, bytes, Some(stride))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-                Err(error) if is_offload_error(&error) => {
-                    self.one_by_one.store(true, Ordering::Relaxed);
-                }
+                Err(error) if is_offload_error(&error) => refused = true,
                 _ => {
                     run.clear();
                     return Ok(());
@@ -295,6 +324,8 @@ impl Socket {
         }
         for (n, datagram) in bytes.chunks(stride).enumerate() {
             match self.udp.try_send(|io| io.send(to, None, ecn, datagram, None)) {
+                // Joined they were refused, alone they are not; where both are, they are too long for the way.
+                Ok(()) if refused => self.one_by_one.store(true, Ordering::Relaxed),
                 // Once a part is out, the rest counts as lost: all of it would go again.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && n == 0 => {
                     return Err(error);
@@ -385,7 +416,7 @@ impl quinn::AsyncUdpSocket for SessionSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.0.udp.io().gso_segments()
+        self.0.udp.io().gso_segments().min(turn::QUINN_FRAMES)
     }
 
     fn max_receive_segments(&self) -> usize {

@@ -1,6 +1,6 @@
 //! Joins what one turn of a connection sends.
 //!
-//! quinn sends at most ten datagrams a call, and two such calls before its task yields. Each call costs a system
+//! quinn sends at most ten datagrams a call, and twenty before its task yields. Each call costs a system
 //! call here, and another two at every relay, so a [`Runtime`] of ours runs the tasks of quinn: it polls a
 //! connection's task as long as that goes on by itself, collects the frames in a [`Run`] meanwhile, and sends
 //! them with one call when the task rests or the run is full. Nothing waits: a turn ends before its thread does
@@ -25,8 +25,8 @@ use super::socket::Socket;
 const RUN_BYTES: usize = 65_507;
 /// The most datagrams that one segmented send may carry (`UDP_MAX_SEGMENTS` of Linux before 6.8).
 const RUN_FRAMES: usize = 64;
-/// The most datagrams that quinn hands over at once.
-const QUINN_FRAMES: usize = 10;
+/// The most datagrams that quinn may hand over at once: as many of the largest (9,000 bytes with all heads) as fit.
+pub(crate) const QUINN_FRAMES: usize = 7;
 /// A task is polled this often at most before others get their turn: quinn sends 20 datagrams each time.
 const POLLS: usize = 4;
 

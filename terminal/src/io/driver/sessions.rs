@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use quinn::{
     ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, TransportConfig,
     VarInt,
 };
+use tasuki_proto::frame::HEAD;
 use tasuki_proto::identity::{
     Clock, IdentityCell, KeyFingerprint, NodeName, Peer, connection_refusal, identify_connection,
     quinn_client_config, quinn_server_config,
@@ -25,15 +27,20 @@ use super::Settings;
 use crate::agent::{PathView, Releases, Session, SessionGuard, SessionView};
 use crate::core::calls::{Calls, Opened, RequestId, SessionState};
 use crate::io::congestion::CurrentPath;
-use crate::io::socket::{Path, SessionSocket, Socket, virtual_address};
+use crate::io::socket::{PLAIN_BYTES, Path, SessionSocket, Socket, virtual_address};
 use crate::io::turn::Runtime;
 
 /// Nothing for this long from the other terminal ends a session.
 const IDLE: Duration = Duration::from_secs(90);
 /// A session without traffic sends this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(25);
-/// The largest QUIC packet: with a frame's head it fits an IPv6 packet of 1,500 bytes (RFC 8200).
-const PACKET_BYTES: u16 = 1_444;
+/// Heads around a session's packets: IPv6 (RFC 8200), UDP, frame.
+const HEADS: u16 = 40 + 8 + HEAD as u16;
+/// The largest IP packets of a session: jumbo frames of Ethernet. On the way to a relay that takes no more than the
+/// usual 1,500 bytes nothing larger is tried.
+const IP_BYTES: RangeInclusive<u16> = 1_500..=9_000;
+/// Where more might fit than does, it is tried this often while packets are sent: up to twelve probes, 36 KB.
+const SEARCH_AGAIN: Duration = Duration::from_secs(5);
 /// quinn ends a connection with more than 1,024 gaps in one stream; a window this large cannot have them.
 const STREAM_WINDOW: u32 = 2_359_296;
 /// Bytes in flight on one connection: 100 ms at 1.3 Gbit/s.
@@ -61,6 +68,8 @@ struct Entry {
     opened: Opened,
     address: SocketAddr,
     path: CurrentPath,
+    /// Where its path began.
+    relay: SocketAddr,
     started_ms: u64,
     connection: Option<Connection>,
     key: Option<KeyFingerprint>,
@@ -84,9 +93,19 @@ pub(super) struct Sessions {
     next_address: u64,
 }
 
-fn transport(path: &CurrentPath) -> Arc<TransportConfig> {
+/// The largest QUIC packets of a session by way of `relay` that are worth a try.
+fn packet_bytes(relay: SocketAddr) -> u16 {
+    let (least, most) = IP_BYTES.into_inner();
+    tasuki_proto::net::mtu_towards(relay).unwrap_or(least).clamp(least, most) - HEADS
+}
+
+fn transport(path: &CurrentPath, packet_bytes: u16) -> Arc<TransportConfig> {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
-    discovery.upper_bound(PACKET_BYTES);
+    discovery.upper_bound(packet_bytes);
+    if usize::from(packet_bytes) > PLAIN_BYTES {
+        // The socket lets large probes through once the session is busy; until then the search fails.
+        discovery.interval(SEARCH_AGAIN).minimum_change(packet_bytes / 64);
+    }
     let mut acks = quinn::AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(ACK_PACKETS.into());
     let mut transport = TransportConfig::default();
@@ -115,15 +134,15 @@ pub(super) struct Configs {
 }
 
 impl Configs {
-    fn client(&self, path: &CurrentPath) -> ClientConfig {
+    fn client(&self, path: &CurrentPath, relay: SocketAddr) -> ClientConfig {
         let mut config = self.client.clone();
-        config.transport_config(transport(path));
+        config.transport_config(transport(path, packet_bytes(relay)));
         config
     }
 
-    fn server(&self, path: &CurrentPath) -> Arc<ServerConfig> {
+    fn server(&self, path: &CurrentPath, relay: SocketAddr) -> Arc<ServerConfig> {
         let mut config = self.server.clone();
-        config.transport_config(transport(path));
+        config.transport_config(transport(path, packet_bytes(relay)));
         Arc::new(config)
     }
 }
@@ -138,8 +157,10 @@ pub(super) fn open_endpoints(
     let mut server = quinn_server_config(&settings.identity, &[Alpn::Session], &settings.clock)?;
     server.migration(false);
     let client = quinn_client_config(&settings.identity, Alpn::Session, &settings.clock)?;
+    let mut config = endpoint_config(CidClass::Terminals, &keys);
+    config.max_udp_payload_size(*IP_BYTES.end() - HEADS)?;
     let sessions = Endpoint::new_with_abstract_socket(
-        endpoint_config(CidClass::Terminals, &keys),
+        config,
         Some(server.clone()),
         Arc::new(SessionSocket(socket.clone())),
         Arc::new(Runtime(socket.clone())),
@@ -240,7 +261,7 @@ impl Sessions {
             let connecting = self
                 .endpoint
                 .connect_with(
-                    self.configs.client(&path),
+                    self.configs.client(&path, relay),
                     address,
                     &expected.dns_name(self.identity.get().mesh()),
                 )
@@ -257,6 +278,7 @@ impl Sessions {
             opened,
             address,
             path,
+            relay,
             started_ms: wall_ms,
             connection: None,
             key: None,
@@ -283,7 +305,7 @@ impl Sessions {
             return incoming.ignore();
         }
         let proof = self.proof(session, NodeName::Terminal(entry.opened.peer.clone()));
-        let config = self.configs.server(&entry.path);
+        let config = self.configs.server(&entry.path, entry.relay);
         tokio::spawn(async move {
             match incoming.accept_with(config) {
                 Ok(connecting) => proof.run(connecting).await,

@@ -124,6 +124,38 @@ async fn segments_leave_as_frames_of_the_path() {
 }
 
 #[tokio::test]
+async fn only_a_busy_session_tries_large_packets() {
+    let relay = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    relay.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    let socket = socket();
+    let path = Path { relay: relay.local_addr().unwrap(), label_in: label(1), label_out: label(7) };
+    socket.set_path(virtual_address(1), path);
+    let session = SessionSocket(Arc::new(socket));
+    let mut buffer = [0; 9000];
+    let mut send = |length: usize| {
+        let transmit = Transmit {
+            destination: virtual_address(1),
+            ecn: None,
+            contents: &vec![0; length],
+            segment_size: None,
+            src_ip: None,
+        };
+        session.try_send(&transmit).unwrap();
+    };
+    send(PLAIN_BYTES + 1);
+    send(PLAIN_BYTES);
+    assert_eq!(relay.recv(&mut buffer).unwrap(), PLAIN_BYTES + frame::HEAD);
+    for _ in 0..BULK_BYTES as usize / PLAIN_BYTES {
+        send(PLAIN_BYTES);
+        relay.recv(&mut buffer).unwrap();
+    }
+    // Another path of the same session knows that it is busy.
+    session.0.set_path(virtual_address(1), Path { label_out: label(8), ..path });
+    send(8_944);
+    assert_eq!(relay.recv(&mut buffer).unwrap(), 8_944 + frame::HEAD);
+}
+
+#[tokio::test]
 async fn challenges_are_answered_for_known_handles_only() {
     let relay = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     relay.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
