@@ -1,7 +1,7 @@
 //! UDP: a flow per client, its packets are QUIC datagrams, so nothing is repeated or put in order.
 //!
-//! The largest payload is what fits into one packet of the session: 42 bytes less than a packet, so 1,402 bytes where
-//! an Ethernet's 1,500 fit, and at least 1,158 on the narrowest path (1,200). Larger ones are dropped and counted.
+//! The largest payload is what fits into one packet of the session: 46 bytes less than a packet, so 1,398 bytes where
+//! an Ethernet's 1,500 fit, and at least 1,154 on the narrowest path (1,200). Larger ones are dropped and counted.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
