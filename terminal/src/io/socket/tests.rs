@@ -132,7 +132,7 @@ async fn only_a_busy_session_tries_large_packets() {
     socket.set_path(virtual_address(1), path);
     let session = SessionSocket(Arc::new(socket));
     let mut buffer = [0; 9000];
-    let mut send = |length: usize| {
+    let send = |length: usize| {
         let transmit = Transmit {
             destination: virtual_address(1),
             ecn: None,
