@@ -14,9 +14,10 @@ use super::{
 use crate::codec::{self, Envelope};
 use crate::control::RelayContact;
 use crate::identity::{
-    Clock, Identity, IdentityError, KeyFingerprint, NodeKey, NodeName, Ours, Token,
+    Clock, Identity, IdentityError, KeyFingerprint, NodeKey, NodeName, Ours, TlsError, Token,
     connection_refusal, identify_peer, make_private_dir, quinn_newcomer_config, write_private,
 };
+use crate::net::CidClass;
 use crate::refusal::{Refusal, RefusalCode};
 use crate::version::Alpn;
 
@@ -158,6 +159,14 @@ fn certificates(certified: &Certified) -> (Vec<CertificateDer<'static>>, Certifi
     (chain, certified.root.clone().into())
 }
 
+/// How to reach a relay without a certificate. Its first packets say for which of the relay's endpoints they are; with
+/// a connection id at random one in 256 would go to the one for links, which knows no newcomers.
+fn dialling(root: KeyFingerprint, clock: &Clock) -> Result<quinn::ClientConfig, TlsError> {
+    let mut config = quinn_newcomer_config(root, clock)?;
+    config.initial_dst_cid_provider(Arc::new(|| crate::net::initial(CidClass::Terminals)));
+    Ok(config)
+}
+
 /// A socket that reaches v6 and v4 addresses, or v4 alone where the machine has no v6.
 fn endpoint() -> std::io::Result<quinn::Endpoint> {
     let dual = || {
@@ -183,7 +192,7 @@ async fn ask(
     clock: &Clock,
 ) -> Result<Certified, EnrolError> {
     let mut endpoint = endpoint()?;
-    endpoint.set_default_client_config(quinn_newcomer_config(root, clock)?);
+    endpoint.set_default_client_config(dialling(root, clock)?);
     let mut refused = None;
     let mut failures = Vec::new();
     for relay in relays {
@@ -292,5 +301,32 @@ async fn exchange(
             RefusalCode::ProtocolError,
             "the relay's answer cannot be understood",
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::class_of;
+
+    #[tokio::test]
+    async fn first_packets_are_for_the_endpoint_of_newcomers() {
+        let relay = UdpSocket::bind("127.0.0.1:0").unwrap();
+        relay.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        let mut endpoint = endpoint().unwrap();
+        let config = dialling(KeyFingerprint([7; 32]), &Clock::system(0)).unwrap();
+        endpoint.set_default_client_config(config);
+        let mut packet = [0; 2048];
+        for _ in 0..600 {
+            let connecting = endpoint.connect(relay.local_addr().unwrap(), "r1.test").unwrap();
+            let relay = relay.try_clone().unwrap();
+            let length = tokio::task::spawn_blocking(move || {
+                let length = relay.recv(&mut packet).unwrap();
+                (length, packet)
+            });
+            let (length, packet) = length.await.unwrap();
+            assert_eq!(class_of(&packet[..length]), CidClass::Terminals);
+            drop(connecting);
+        }
     }
 }

@@ -78,7 +78,7 @@ impl ConnectionIdGenerator for ClassCids {
 }
 
 /// The first destination connection id of a client, which the server's reader sorts by class.
-pub(super) fn initial(class: CidClass) -> ConnectionId {
+pub(crate) fn initial(class: CidClass) -> ConnectionId {
     let mut bytes = [0; LENGTH];
     rand::rng().fill(&mut bytes[..]);
     bytes[0] = class as u8;

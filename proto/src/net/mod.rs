@@ -6,6 +6,7 @@ mod queue;
 mod quic;
 mod udp;
 
+pub(crate) use cid::initial;
 pub use cid::{CidClass, class_of};
 pub use queue::{Inbox, Packet, QueueSocket};
 pub use quic::{
