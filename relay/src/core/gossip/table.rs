@@ -1,7 +1,7 @@
 //! The rows of the connection-info table, held once for everybody (C4).
 //!
 //! Gossip writes it, [`crate::core::directory`] reads it. A row is kept verbatim in memory of the
-//! table's own ([`arena`]). Two indexes lead to it: by the hash of its key, over all kinds and origins (so that one probe
+//! table's own (`arena`). Two indexes lead to it: by the hash of its key, over all kinds and origins (so that one probe
 //! finds a terminal's account and all its attachments), and per origin by sequence.
 //!
 //! Invariants: one row for each (origin, kind, key); one incarnation for each origin; the index by sequence holds
