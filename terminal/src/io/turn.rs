@@ -27,7 +27,8 @@ const RUN_BYTES: usize = 65_507;
 const RUN_FRAMES: usize = 64;
 /// The most datagrams that quinn may hand over at once: as many of the largest (9,000 bytes with all heads) as fit.
 pub(crate) const QUINN_FRAMES: usize = 7;
-/// A task is polled this often at most before others get their turn: quinn sends 20 datagrams each time.
+/// A task is polled until it sent a run, and this often at most, before others get their turn: quinn sends 20 datagrams
+/// each time.
 const POLLS: usize = 4;
 
 /// Frames that leave with one system call: to one address, all of one length but the last.
@@ -38,6 +39,8 @@ pub(crate) struct Run {
     stride: usize,
     frames: usize,
     bytes: Vec<u8>,
+    /// Something was sent since the turn began.
+    sent: bool,
 }
 
 impl Run {
@@ -58,7 +61,9 @@ impl Run {
         &self.bytes
     }
 
+    /// Forgets the frames: they are sent, or count as lost.
     pub(crate) fn clear(&mut self) {
+        self.sent = true;
         self.to = None;
         self.frames = 0;
         self.bytes.clear();
@@ -133,6 +138,7 @@ impl InTurn {
                 Some(left) => turn.run = left,
                 None => turn.run.clear(),
             }
+            turn.run.sent = false;
         });
         InTurn
     }
@@ -232,7 +238,7 @@ impl Future for Task {
             this.signal.state.store(RUNNING, Ordering::Release);
             done = this.task.as_mut().poll(&mut inner);
             let woken = this.signal.state.load(Ordering::Acquire) == WOKEN;
-            if done.is_ready() || !woken {
+            if done.is_ready() || !woken || with_run(|run, _| run.sent) {
                 break;
             }
         }

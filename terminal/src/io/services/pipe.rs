@@ -1,6 +1,7 @@
 //! Bytes between something local and a stream of a session: few copies, each direction ends by itself.
 
 use std::io::IoSlice;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -145,13 +146,15 @@ pub(crate) fn delivered(send: &SendStream) -> impl Future<Output = ()> + Send + 
     }
 }
 
-/// Carries bytes from `reader` to the stream until the reader ends, then ends the stream's direction.
+/// Carries bytes from `reader` to the stream until the reader ends, then ends the stream's direction, and says so in
+/// `ended`.
 ///
 /// # Errors
 /// [`Broken`], with the stream's direction left open for the caller to reset.
 pub(crate) async fn upstream<R: AsyncRead + Unpin>(
     reader: &mut R,
     send: &mut SendStream,
+    ended: &AtomicBool,
 ) -> Result<(), Broken> {
     let mut size = FIRST_READ;
     let mut buffer = BytesMut::with_capacity(size);
@@ -162,6 +165,7 @@ pub(crate) async fn upstream<R: AsyncRead + Unpin>(
         let room = buffer.capacity();
         let count = reader.read_buf(&mut buffer).await.map_err(Broken::Local)?;
         if count == 0 {
+            ended.store(true, Ordering::Relaxed);
             let _ = send.finish();
             return Ok(());
         }
@@ -172,19 +176,23 @@ pub(crate) async fn upstream<R: AsyncRead + Unpin>(
     }
 }
 
-/// Carries bytes from the stream to `writer` until the stream's direction ends, then shuts the writer down.
+/// Carries bytes from the stream to `writer` until the stream's direction ends, then shuts the writer down; where the
+/// other direction has `ended` before, closing the local end will do that, with one system call less.
 ///
 /// # Errors
 /// [`Broken`].
 pub(crate) async fn downstream<W: AsyncWrite + Unpin>(
     recv: &mut RecvStream,
     writer: &mut W,
+    ended: &AtomicBool,
 ) -> Result<(), Broken> {
     let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
     while let Some(count) = recv.read_chunks(&mut chunks).await? {
         write_chunks(writer, &mut chunks[..count]).await.map_err(Broken::Local)?;
     }
-    writer.shutdown().await.map_err(Broken::Local)
+    let end =
+        if ended.load(Ordering::Relaxed) { writer.flush().await } else { writer.shutdown().await };
+    end.map_err(Broken::Local)
 }
 
 /// Writes all of `chunks`, in as few calls as the writer allows, and empties them.
@@ -233,10 +241,11 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let up = async { wait_for_verdict(upstream(reader, send).await) };
+    let ended = AtomicBool::new(false);
+    let up = async { wait_for_verdict(upstream(reader, send, &ended).await) };
     let down = async {
         read_opened(recv).await?;
-        downstream(recv, writer).await
+        downstream(recv, writer, &ended).await
     };
     let result = tokio::try_join!(up, down).map(|_| ());
     if result.is_err() {
@@ -268,7 +277,9 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let result = tokio::try_join!(upstream(reader, send), downstream(recv, writer)).map(|_| ());
+    let ended = AtomicBool::new(false);
+    let result = tokio::try_join!(upstream(reader, send, &ended), downstream(recv, writer, &ended))
+        .map(|_| ());
     if result.is_err() {
         reset(send, recv);
     }
