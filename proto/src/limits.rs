@@ -58,7 +58,10 @@ pub const HANDSHAKES_AT_ONCE: usize = 128;
 pub const INCOMING_HANDSHAKE_BYTES: u64 = 16 * 1024;
 /// Bytes that all incoming handshakes together may buffer; beyond: dropped.
 pub const INCOMING_TOTAL_BYTES: u64 = 8 * 1024 * 1024;
-/// QUIC packets waiting for one of a relay's own endpoints; beyond: dropped and counted.
+/// Bytes of a QUIC packet of attachments, links and enrolment (what their endpoints announce: an Ethernet's 1,500
+/// without the heads of IPv4 and UDP); longer ones are dropped and counted.
+pub const OWN_PACKET_BYTES: usize = 1_472;
+/// QUIC packets waiting in each of three queues for one of a node's own endpoints; beyond: dropped and counted.
 pub const ENDPOINT_QUEUE: usize = 4096;
 /// How long a call may stay unanswered (interfaces: 10 s); then `no-answer`.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);

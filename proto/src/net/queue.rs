@@ -88,9 +88,10 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
 }
 
 impl Inbox {
-    /// Hands over a packet; drops it, counted, when its queue is full.
+    /// Hands over a packet; drops it, counted, when its queue is full or no endpoint takes one so long.
     pub fn push(&self, packet: Packet) {
-        if self.queues[stage(&packet.bytes)].push(packet).is_err() {
+        let fits = packet.bytes.len() <= limits::OWN_PACKET_BYTES;
+        if !fits || self.queues[stage(&packet.bytes)].push(packet).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         } else {
             self.waker.wake();
@@ -199,6 +200,21 @@ mod tests {
         }
         let order: Vec<_> = std::iter::from_fn(|| inbox.pop()).map(|p| p.bytes.to_vec()).collect();
         assert_eq!(order, [short, handshake, answers, begins]);
+    }
+
+    #[test]
+    fn what_no_endpoint_takes_holds_no_memory() {
+        let inbox = Inbox::default();
+        for length in [limits::OWN_PACKET_BYTES, limits::OWN_PACKET_BYTES + 1, 65_507] {
+            let source = "127.0.0.1:1".parse().unwrap();
+            let bytes = vec![0xc0; length].into();
+            inbox.push(Packet { source, local: None, ecn: None, bytes });
+        }
+        assert_eq!(
+            (inbox.dropped(), inbox.pop().map(|p| p.bytes.len())),
+            (2, Some(limits::OWN_PACKET_BYTES))
+        );
+        assert!(inbox.pop().is_none());
     }
 
     #[test]

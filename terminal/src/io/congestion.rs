@@ -76,6 +76,11 @@ impl CurrentPath {
         self.0.send_if_modified(|switches| switches.switch(path, now));
     }
 
+    /// What is sent at present takes it; `None` before the first.
+    pub(super) fn get(&self) -> Option<Path> {
+        self.0.borrow().current()
+    }
+
     /// What quinn builds the controller of this session's connection from.
     pub(super) fn controllers(&self) -> Arc<PathControllers> {
         Arc::new(PathControllers { switches: self.0.subscribe(), config: Arc::default() })

@@ -68,8 +68,6 @@ struct Entry {
     opened: Opened,
     address: SocketAddr,
     path: CurrentPath,
-    /// Where its path began.
-    relay: SocketAddr,
     started_ms: u64,
     connection: Option<Connection>,
     key: Option<KeyFingerprint>,
@@ -93,13 +91,15 @@ pub(super) struct Sessions {
     next_address: u64,
 }
 
-/// The largest QUIC packets of a session by way of `relay` that are worth a try.
-fn packet_bytes(relay: SocketAddr) -> u16 {
+/// The largest QUIC packets that are worth a try on this path.
+fn packet_bytes(path: &CurrentPath) -> u16 {
     let (least, most) = IP_BYTES.into_inner();
-    tasuki_proto::net::mtu_towards(relay).unwrap_or(least).clamp(least, most) - HEADS
+    let mtu = path.get().and_then(|path| tasuki_proto::net::mtu_towards(path.relay));
+    mtu.unwrap_or(least).clamp(least, most) - HEADS
 }
 
-fn transport(path: &CurrentPath, packet_bytes: u16) -> Arc<TransportConfig> {
+fn transport(path: &CurrentPath) -> Arc<TransportConfig> {
+    let packet_bytes = packet_bytes(path);
     let mut discovery = quinn::MtuDiscoveryConfig::default();
     discovery.upper_bound(packet_bytes);
     if usize::from(packet_bytes) > PLAIN_BYTES {
@@ -134,15 +134,15 @@ pub(super) struct Configs {
 }
 
 impl Configs {
-    fn client(&self, path: &CurrentPath, relay: SocketAddr) -> ClientConfig {
+    fn client(&self, path: &CurrentPath) -> ClientConfig {
         let mut config = self.client.clone();
-        config.transport_config(transport(path, packet_bytes(relay)));
+        config.transport_config(transport(path));
         config
     }
 
-    fn server(&self, path: &CurrentPath, relay: SocketAddr) -> Arc<ServerConfig> {
+    fn server(&self, path: &CurrentPath) -> Arc<ServerConfig> {
         let mut config = self.server.clone();
-        config.transport_config(transport(path, packet_bytes(relay)));
+        config.transport_config(transport(path));
         Arc::new(config)
     }
 }
@@ -261,7 +261,7 @@ impl Sessions {
             let connecting = self
                 .endpoint
                 .connect_with(
-                    self.configs.client(&path, relay),
+                    self.configs.client(&path),
                     address,
                     &expected.dns_name(self.identity.get().mesh()),
                 )
@@ -278,7 +278,6 @@ impl Sessions {
             opened,
             address,
             path,
-            relay,
             started_ms: wall_ms,
             connection: None,
             key: None,
@@ -305,7 +304,7 @@ impl Sessions {
             return incoming.ignore();
         }
         let proof = self.proof(session, NodeName::Terminal(entry.opened.peer.clone()));
-        let config = self.configs.server(&entry.path, entry.relay);
+        let config = self.configs.server(&entry.path);
         tokio::spawn(async move {
             match incoming.accept_with(config) {
                 Ok(connecting) => proof.run(connecting).await,

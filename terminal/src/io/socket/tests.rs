@@ -18,6 +18,16 @@ fn socket() -> Socket {
     socket
 }
 
+/// Session 1 by way of a relay that can be read: frames to it carry label 7.
+fn session_to_relay() -> (std::net::UdpSocket, Path, SessionSocket) {
+    let relay = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    relay.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    let socket = socket();
+    let path = Path { relay: relay.local_addr().unwrap(), label_in: label(1), label_out: label(7) };
+    socket.set_path(virtual_address(1), path);
+    (relay, path, SessionSocket(Arc::new(socket)))
+}
+
 fn data(n: u64, payload: &[u8]) -> Vec<u8> {
     [&frame::head(FrameKind::Data, label(n))[..], payload].concat()
 }
@@ -102,12 +112,7 @@ async fn a_removed_path_neither_sends_nor_receives() {
 
 #[tokio::test]
 async fn segments_leave_as_frames_of_the_path() {
-    let relay = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    relay.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
-    let socket = socket();
-    let path = Path { relay: relay.local_addr().unwrap(), label_in: label(1), label_out: label(7) };
-    socket.set_path(virtual_address(1), path);
-    let session = SessionSocket(Arc::new(socket));
+    let (relay, _, session) = session_to_relay();
     let transmit = Transmit {
         destination: virtual_address(1),
         ecn: None,
@@ -125,12 +130,7 @@ async fn segments_leave_as_frames_of_the_path() {
 
 #[tokio::test]
 async fn only_a_busy_session_tries_large_packets() {
-    let relay = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    relay.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
-    let socket = socket();
-    let path = Path { relay: relay.local_addr().unwrap(), label_in: label(1), label_out: label(7) };
-    socket.set_path(virtual_address(1), path);
-    let session = SessionSocket(Arc::new(socket));
+    let (relay, path, session) = session_to_relay();
     let mut buffer = [0; 9000];
     let send = |length: usize| {
         let transmit = Transmit {
