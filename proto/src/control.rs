@@ -11,13 +11,16 @@
 //!    |                      LoggedIn | (or Refused)
 //!    | <-----------------------------|
 //!    | Call, Accept, Refuse, End, List, Logout ...   Incoming, Accepted, CallRefused, Ended, Page, Relays ...
+//!    | Resume, AcceptPath, EndPath                   Resuming, Resumed, PathEnded
 //! ```
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Label, LoginEpoch, RelayId, RelayName, ServiceName, SessionId, TerminalId};
+use crate::id::{
+    Generation, Label, LoginEpoch, RelayId, RelayName, ServiceName, SessionId, TerminalId,
+};
 use crate::identity::KeyFingerprint;
 use crate::refusal::{Refusal, RefusalCode};
 use crate::rows::AttachmentRole;
@@ -157,6 +160,75 @@ pub struct End {
     pub code: RefusalCode,
 }
 
+/// The caller of a running session asks for one more relayed path to its callee (architecture 5): as a second one,
+/// or in the place of one that was lost. Nothing ends the paths that there are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// Which session.
+    pub session: SessionId,
+    /// Greater than that of every path the session had.
+    pub generation: Generation,
+    /// The callee.
+    pub target: TerminalId,
+    /// What the call named.
+    pub service: ServiceName,
+    /// Frames to the caller by this path carry it.
+    pub label: Label,
+    /// Relays of the session's other path, to be kept away from where the mesh allows; at most
+    /// [`crate::limits::ROUTE_RELAYS`].
+    pub avoid: Vec<RelayName>,
+}
+
+/// A path arrives at the callee of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resuming {
+    /// Which session.
+    pub session: SessionId,
+    /// Which of its paths.
+    pub generation: Generation,
+    /// Who asks for it, as far as the relays know. What counts is the key that only the session's ends share.
+    pub caller: TerminalId,
+    /// Frames from the callee by this path carry it.
+    pub label: Label,
+    /// The relays on the way, from the caller's to the callee's.
+    pub route: Vec<RelayName>,
+}
+
+/// The callee takes a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptPath {
+    /// Which session.
+    pub session: SessionId,
+    /// Which of its paths.
+    pub generation: Generation,
+    /// Frames to the callee by this path carry it.
+    pub label: Label,
+}
+
+/// The caller hears that a path is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// Which session.
+    pub session: SessionId,
+    /// Which of its paths.
+    pub generation: Generation,
+    /// Frames from the caller by this path carry it.
+    pub label: Label,
+    /// The relays on the way, from the caller's to the callee's.
+    pub route: Vec<RelayName>,
+}
+
+/// A relayed path of a session is refused, was lost, or is given up; the session itself may go on over others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathEnd {
+    /// Which session.
+    pub session: SessionId,
+    /// Which of its paths.
+    pub generation: Generation,
+    /// Why.
+    pub code: RefusalCode,
+}
+
 /// Asks for a page of the table (C12).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {
@@ -225,6 +297,12 @@ crate::messages! {
         7 => End(End),
         /// List terminals.
         8 => List(List),
+        /// One more path for a session.
+        9 => Resume(Resume),
+        /// Take a path.
+        10 => AcceptPath(AcceptPath),
+        /// Refuse a path, or give it up.
+        11 => EndPath(PathEnd),
     }
 }
 
@@ -251,5 +329,11 @@ crate::messages! {
         9 => Relays(Relays),
         /// Revoked keys.
         10 => Revoked(Revoked),
+        /// A path arrives for a session of this terminal.
+        11 => Resuming(Resuming),
+        /// A path that this terminal asked for is there.
+        12 => Resumed(Resumed),
+        /// A path is refused, or was lost.
+        13 => PathEnded(PathEnd),
     }
 }

@@ -26,6 +26,8 @@ pub enum FrameKind {
     Challenge = 2,
     /// The proof.
     Echo = 3,
+    /// "Does this path carry frames, both ways?" ([`crate::path`]); relays forward it like data.
+    Probe = 4,
 }
 
 /// Whether a datagram is a frame; otherwise it is a QUIC packet of a connection of our own.
@@ -51,6 +53,7 @@ pub fn parse(frame: &[u8]) -> Option<(FrameKind, Label)> {
         1 => FrameKind::Data,
         2 => FrameKind::Challenge,
         3 => FrameKind::Echo,
+        4 => FrameKind::Probe,
         _ => return None,
     };
     let mut number = *head;

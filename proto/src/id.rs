@@ -115,6 +115,23 @@ impl fmt::Debug for MeshId {
     }
 }
 
+/// Which of a session's relayed paths, counted by its caller: 0 is the call's own, each `Resume` makes one more.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct Generation(pub u32);
+
+impl Generation {
+    /// The path of the call itself.
+    pub const CALL: Generation = Generation(0);
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A relay's stable id, made from the mesh id and the relay's name, so that it needs no agreement.
 ///
 /// It also names the origin of records; [`RelayId::AUTHORITY`] is the origin of what the authority signs.

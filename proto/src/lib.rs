@@ -14,6 +14,7 @@ pub mod identity;
 pub mod limits;
 pub mod mesh;
 pub mod net;
+pub mod path;
 pub mod record;
 pub mod refusal;
 pub mod rows;
@@ -22,7 +23,7 @@ pub mod version;
 pub mod view;
 
 pub use id::{
-    Incarnation, Label, LoginEpoch, MeshId, MeshName, NameError, RelayId, RelayName, ServiceName,
-    SessionId, TerminalId,
+    Generation, Incarnation, Label, LoginEpoch, MeshId, MeshName, NameError, RelayId, RelayName,
+    ServiceName, SessionId, TerminalId,
 };
 pub use refusal::{Refusal, RefusalCode};

@@ -42,7 +42,9 @@ pub const ENDED_SESSIONS_SHOWN_BY_RELAY: usize = 2_000;
 pub const SESSIONS_PER_TERMINAL: usize = 1024;
 /// Sessions over one relay; further calls are refused with `busy`.
 pub const SESSIONS_PER_RELAY: usize = 200_000;
-/// Calls that one terminal may begin per second, on average and in a burst; beyond: `busy`.
+/// Relayed paths of one session at one relay; further ones are refused with `busy`.
+pub const PATHS_PER_SESSION: usize = 4;
+/// Calls and paths that one terminal may ask for per second, on average and in a burst; beyond: `busy`.
 pub const CALLS_PER_SECOND: u32 = 2_000;
 /// Attributes of a terminal, and groups.
 pub const ATTRIBUTES: usize = 32;
@@ -155,6 +157,13 @@ pub const SESSION_MESSAGE_BYTES: usize = 8 * 1024;
 pub const SESSION_ANSWER_BYTES: usize = 1024;
 /// Bytes of the answer to an offered file: one hash a segment; beyond: the transfer is given up.
 pub const SESSION_HAVE_BYTES: usize = FILE_SEGMENTS * 32 + 64;
+/// Addresses that one end of a session offers for direct paths; further ones are ignored.
+pub const CANDIDATES: usize = 8;
+/// Direct paths of one session that are tried or stand; further addresses that its peer sends from are ignored.
+pub const DIRECT_PATHS: usize = 12;
+/// Events of a terminal's socket that wait for its driver: probes heard, sessions that became busy; further ones are
+/// dropped, and probes are sent again.
+pub const SOCKET_EVENTS: usize = 4096;
 /// How long a stream may take to say what it is for; then it is reset.
 pub const STREAM_BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Paths of a session whose congestion control is remembered; of others it begins anew.

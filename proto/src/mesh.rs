@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::{CallRefused, End};
-use crate::id::{Incarnation, Label, RelayId, RelayName, ServiceName, SessionId, TerminalId};
+use crate::control::{CallRefused, End, PathEnd};
+use crate::id::{Generation, Incarnation, Label, RelayId, RelayName, ServiceName, SessionId, TerminalId};
 
 /// What a stream of a link is for: its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +85,38 @@ pub struct RoutedAccept {
     pub callee_address: Option<SocketAddr>,
 }
 
+/// One more path of a session on its way along its route (see [`crate::control::Resume`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutedResume {
+    /// Which session.
+    pub session: SessionId,
+    /// Which of its paths.
+    pub generation: Generation,
+    /// As [`RoutedCall::route`], but for its beginning: a path may begin at another relay than the call.
+    pub route: Vec<RelayId>,
+    /// Their names, in the same order, for people.
+    pub names: Vec<RelayName>,
+    /// Who asks; the caller's relay vouches for it.
+    pub caller: TerminalId,
+    /// The callee.
+    pub target: TerminalId,
+    /// What the call named.
+    pub service: ServiceName,
+    /// Frames towards the caller, to the relay that sends this message, carry it.
+    pub label: Label,
+}
+
+/// A path that its callee took, on its way back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutedResumed {
+    /// Which session.
+    pub session: SessionId,
+    /// Which of its paths.
+    pub generation: Generation,
+    /// Frames towards the callee, to the relay that sends this message, carry it.
+    pub label: Label,
+}
+
 crate::messages! {
     /// What a relay says to a neighbour on the call stream.
     pub enum ToPeer {
@@ -98,5 +130,11 @@ crate::messages! {
         4 => Refuse(CallRefused),
         /// The end of a session, or of a call before it is answered.
         5 => End(End),
+        /// One more path of a session.
+        6 => Resume(RoutedResume),
+        /// The callee took it.
+        7 => Resumed(RoutedResumed),
+        /// A path is refused, was lost, or is given up.
+        8 => EndPath(PathEnd),
     }
 }

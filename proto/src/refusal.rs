@@ -95,6 +95,8 @@ codes! {
     35 UnknownSession "unknown-session" "no session has that id; 'sessions' lists them";
     /// The service behind the terminal does not answer.
     36 ServiceDown "service-down" "the terminal cannot reach the service behind it; see whether it runs";
+    /// A session gave up this way of its packets; others carry it.
+    37 Moved "moved" "the session goes on over other relays";
 
     // Log-in (C2).
     /// Not registered.

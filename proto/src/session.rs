@@ -35,11 +35,13 @@
 //! its hash was right. Then the control stream says [`Finish`] with the SHA-256 over all segments' hashes; the
 //! receiver checks it against what it holds, gives the file its name, and answers [`Stored`].
 
+use std::net::SocketAddr;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Envelope;
-use crate::id::ServiceName;
+use crate::id::{Label, RelayName, ServiceName};
 use crate::limits;
 use crate::refusal::Refusal;
 
@@ -142,6 +144,41 @@ crate::messages! {
     pub enum Closing {
         /// Everything was sent.
         1 => Finish(Finish),
+    }
+}
+
+/// Whether the sender uses the session (architecture decision 4).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Use {
+    /// Whether it does.
+    pub using: bool,
+}
+
+/// Where the sender may be reached directly (D1, D2): known to the ends of the session alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Direct frames to the sender carry it.
+    pub label: Label,
+    /// The addresses, at most [`limits::CANDIDATES`]; none: the sender takes no direct path.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// The relays that the sender is attached to, so that the caller knows what paths are worth asking for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachments {
+    /// Their names, the primary first; at most two count.
+    pub relays: Vec<RelayName>,
+}
+
+crate::messages! {
+    /// What the ends of a session tell each other about it, each on one unidirectional stream.
+    pub enum Word {
+        /// Whether the sender uses the session.
+        1 => Use(Use),
+        /// Where the sender may be reached directly.
+        2 => Addresses(Addresses),
+        /// Where the sender is attached.
+        3 => Attachments(Attachments),
     }
 }
 

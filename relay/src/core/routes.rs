@@ -26,6 +26,9 @@ pub const DRAINING_COST: u64 = 1_000_000;
 /// Terminals on a relay that add one µs to each route over it.
 pub const TERMINALS_PER_US: u64 = 16;
 
+/// Added for a relay that is to be avoided, µs: more than sixteen links of the longest round-trip time, all draining.
+const AVOIDED_COST: u64 = 1 << 40;
+
 /// What happens to the graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
@@ -154,6 +157,22 @@ impl Routes {
         Some(cheapest)
     }
 
+    /// The route from one relay to another with the fewest of the relays in `avoid`, among those the cheapest: how many
+    /// of them it has (the first relay aside, where there are others), its cost in µs, and the route.
+    pub fn route_apart(
+        &self,
+        from: RelayId,
+        to: RelayId,
+        avoid: &BTreeSet<RelayId>,
+    ) -> Option<(usize, u64, Vec<RelayId>)> {
+        if from == to {
+            return Some((usize::from(avoid.contains(&to)), 0, vec![from]));
+        }
+        let (route, _) = best_in(&self.tree(from, avoid), to)?;
+        let shared = route[1..].iter().filter(|relay| avoid.contains(relay)).count();
+        Some((shared, self.cost(&route)?, route))
+    }
+
     /// The round-trip time of a confirmed link, µs: the greater of what its ends say.
     fn link(&self, a: RelayId, b: RelayId) -> Option<u32> {
         let there = self.said_by_relay.get(&a)?.get(&b)?;
@@ -188,24 +207,14 @@ impl Routes {
 
     fn cheapest(&mut self, from: RelayId, to: RelayId) -> Option<(Vec<RelayId>, u64)> {
         if !self.tree_by_source.contains_key(&from) {
-            let tree = self.tree(from);
+            let tree = self.tree(from, &BTreeSet::new());
             self.tree_by_source.insert(from, tree);
         }
-        let tree = self.tree_by_source.get(&from)?;
-        // The last round that improved it holds the cheapest.
-        let last = tree.iter().rposition(|round| round.contains_key(&to))?;
-        let cost = tree[last].get(&to)?.cost;
-        let mut route = vec![to];
-        let mut at = to;
-        for round in tree[..=last].iter().rev() {
-            at = round.get(&at)?.before;
-            route.push(at);
-        }
-        route.reverse();
-        Some((route, cost))
+        best_in(self.tree_by_source.get(&from)?, to)
     }
 
-    fn tree(&self, from: RelayId) -> Tree {
+    /// Each of the relays in `avoid` costs more than any route without it.
+    fn tree(&self, from: RelayId, avoid: &BTreeSet<RelayId>) -> Tree {
         let mut best = BTreeMap::from([(from, 0_u64)]);
         let mut tree = Tree::new();
         let mut front = BTreeMap::from([(from, 0_u64)]);
@@ -214,7 +223,8 @@ impl Routes {
             for (&before, &so_far) in &front {
                 let passing = if before == from { 0 } else { self.passing(before) };
                 for (peer, rtt) in self.neighbours(before) {
-                    let cost = so_far.saturating_add(u64::from(rtt) + HOP_COST + passing);
+                    let avoided = if avoid.contains(&peer) { AVOIDED_COST } else { 0 };
+                    let cost = so_far.saturating_add(u64::from(rtt) + HOP_COST + passing + avoided);
                     let step = Step { cost, before };
                     let worse = best.get(&peer).is_some_and(|&known| known <= cost)
                         || round.get(&peer).is_some_and(|&known| known <= step);
@@ -248,6 +258,21 @@ impl Routes {
         self.chosen_by_target.retain(|target, _| found.contains(target));
         self.reachable = found;
     }
+}
+
+/// The cheapest way to a relay, and its cost.
+fn best_in(tree: &Tree, to: RelayId) -> Option<(Vec<RelayId>, u64)> {
+    // The last round that improved it holds the cheapest.
+    let last = tree.iter().rposition(|round| round.contains_key(&to))?;
+    let cost = tree[last].get(&to)?.cost;
+    let mut route = vec![to];
+    let mut at = to;
+    for round in tree[..=last].iter().rev() {
+        at = round.get(&at)?.before;
+        route.push(at);
+    }
+    route.reverse();
+    Some((route, cost))
 }
 
 #[cfg(test)]

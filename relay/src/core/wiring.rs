@@ -1,23 +1,25 @@
 //! How the relay's cores feed each other.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::rngs::{SmallRng, StdRng};
 use rand::{Rng, SeedableRng};
 use tasuki_proto::control::{self, RelayContact, ToRelay, ToTerminal};
-use tasuki_proto::mesh::{RoutedCall, ToPeer};
+use tasuki_proto::mesh::ToPeer;
 use tasuki_proto::record::RecordKind;
 use tasuki_proto::rows::{self, LoadRow, RelayRow};
-use tasuki_proto::{Incarnation, Refusal, RefusalCode, RelayId, TerminalId, limits, version};
+use tasuki_proto::{
+    Generation, Incarnation, Refusal, RefusalCode, RelayId, RelayName, TerminalId, limits, version,
+};
 
 use super::directory::{self, Directory};
 use super::gossip::{self, Gossip};
 use super::links::{self, Links};
 use super::login::{self, Known, Login};
 use super::routes::{self, Routes};
-use super::sessions::{self, Neighbour, Place, Sessions};
+use super::sessions::{self, HopId, Neighbour, Place, Sessions};
 use super::{Config, ConnId, LinkId, Output, Relay};
 
 /// A departed terminal's row is remembered as gone for this long, s.
@@ -185,7 +187,7 @@ impl Relay {
         }
     }
 
-    /// A link that counted is gone: sessions over it end.
+    /// A link that counted is gone, and with it the paths over it.
     pub(super) fn lose_link(&mut self, link: LinkId, now: Instant, wall_ms: u64) {
         let Some(peer) = self.peers.remove(&link) else { return };
         if self.link_by_relay.get(&peer.relay) == Some(&link) {
@@ -232,11 +234,22 @@ impl Relay {
             }
             ToRelay::Accept(accept) => {
                 let address = self.login.terminal_of(conn).map(|(_, address)| address);
-                let (session, label) = (accept.session, accept.label);
-                sessions::Input::Accept { from, session, label, address }
+                let hop = HopId { session: accept.session, generation: Generation::CALL };
+                sessions::Input::Accept { from, hop, label: accept.label, address }
             }
             ToRelay::Refuse(refused) => sessions::Input::Refuse { from, refused },
             ToRelay::End(end) => sessions::Input::End { from, end },
+            ToRelay::Resume(resume) => {
+                let Some((caller, _)) = self.login.terminal_of(conn) else { return };
+                let caller = caller.clone();
+                let place = self.place_apart(&resume.target, &resume.avoid);
+                sessions::Input::Resume { from: conn, caller, resume, place }
+            }
+            ToRelay::AcceptPath(accept) => {
+                let hop = HopId { session: accept.session, generation: accept.generation };
+                sessions::Input::Accept { from, hop, label: accept.label, address: None }
+            }
+            ToRelay::EndPath(end) => sessions::Input::EndPath { from, end },
         };
         self.sessions.handle(input, now, wall_ms);
     }
@@ -269,6 +282,25 @@ impl Relay {
             let code = if far { RefusalCode::HopLimit } else { RefusalCode::TargetUnreachable };
             Refusal::new(code, target.as_str())
         })?;
+        self.place_by(route, target)
+    }
+
+    /// One more way to the callee of a running session, over any of its relays: with the fewest of the relays that
+    /// its other path takes, among those the cheapest.
+    fn place_apart(&mut self, target: &TerminalId, avoid: &[RelayName]) -> Result<Place, Refusal> {
+        let first = self.where_is(target, RefusalCode::UnknownTarget)?;
+        let avoid: BTreeSet<RelayId> =
+            avoid.iter().take(limits::ROUTE_RELAYS).map(|name| self.id_of(name)).collect();
+        let locations = self.directory.locations(self.gossip.table(), target);
+        let relays = locations.iter().map(|location| location.relay).chain([first]);
+        let routes = relays.filter_map(|relay| self.routes.route_apart(self.own, relay, &avoid));
+        let best = routes.min_by_key(|(shared, cost, _)| (*shared, *cost));
+        let (_, _, route) =
+            best.ok_or_else(|| Refusal::new(RefusalCode::TargetUnreachable, target.as_str()))?;
+        self.place_by(route, target)
+    }
+
+    fn place_by(&self, route: Vec<RelayId>, target: &TerminalId) -> Result<Place, Refusal> {
         let names = route.iter().filter_map(|&relay| self.directory.name_of(relay)).collect();
         let next = self.next_hop(&route, 0, target)?;
         Ok(Place { route, names, next })
@@ -310,32 +342,52 @@ impl Relay {
             // Said once, before the link was handed over.
             ToPeer::Hello(_) => return,
             ToPeer::Call(call) => {
-                let next = self.check_route(peer.relay, &call);
+                let next = match call.route.first() {
+                    // The session's id says where its call began.
+                    Some(first) if *first == call.session.edge => {
+                        self.check_route(peer.relay, (&call.route, &call.names), &call.target)
+                    }
+                    _ => Err(RefusalCode::BadRequest.into()),
+                };
                 sessions::Input::Routed { from: link, call, next }
             }
             ToPeer::Accept(accept) => {
-                let (session, label) = (accept.session, accept.label);
-                sessions::Input::Accept { from, session, label, address: accept.callee_address }
+                let hop = HopId { session: accept.session, generation: Generation::CALL };
+                let (label, address) = (accept.label, accept.callee_address);
+                sessions::Input::Accept { from, hop, label, address }
             }
             ToPeer::Refuse(refused) => sessions::Input::Refuse { from, refused },
             ToPeer::End(end) => sessions::Input::End { from, end },
+            ToPeer::Resume(resume) => {
+                let way = (&resume.route[..], &resume.names[..]);
+                let next = self.check_route(peer.relay, way, &resume.target);
+                sessions::Input::RoutedResume { from: link, resume, next }
+            }
+            ToPeer::Resumed(resumed) => {
+                let hop = HopId { session: resumed.session, generation: resumed.generation };
+                sessions::Input::Accept { from, hop, label: resumed.label, address: None }
+            }
+            ToPeer::EndPath(end) => sessions::Input::EndPath { from, end },
         };
         self.sessions.handle(input, now, wall_ms);
     }
 
-    /// Whether a call may come from this peer by its route: this relay stands on it right behind the peer, nobody
-    /// stands on it twice, and it begins where the session id says.
-    fn check_route(&self, peer: RelayId, call: &RoutedCall) -> Result<Neighbour, Refusal> {
-        let route = &call.route;
-        if route.len() > limits::ROUTE_RELAYS || call.names.len() > limits::ROUTE_RELAYS {
+    /// Whether a call or path may come from this peer by its route: this relay stands on it right behind the peer, and
+    /// nobody stands on it twice.
+    fn check_route(
+        &self,
+        peer: RelayId,
+        (route, names): (&[RelayId], &[RelayName]),
+        target: &TerminalId,
+    ) -> Result<Neighbour, Refusal> {
+        if route.len() > limits::ROUTE_RELAYS || names.len() > limits::ROUTE_RELAYS {
             return Err(RefusalCode::HopLimit.into());
         }
         let at = route.iter().position(|&relay| relay == self.own);
         let twice = route.iter().enumerate().any(|(n, relay)| route[..n].contains(relay));
-        let from_peer = at.is_some_and(|at| at > 0 && route[at - 1] == peer);
         match at {
-            Some(at) if from_peer && !twice && route.first() == Some(&call.session.edge) => {
-                self.next_hop(route, at, &call.target)
+            Some(at) if at > 0 && route[at - 1] == peer && !twice => {
+                self.next_hop(route, at, target)
             }
             _ => Err(RefusalCode::BadRequest.into()),
         }

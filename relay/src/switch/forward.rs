@@ -108,7 +108,7 @@ impl Forwarder {
                 continue;
             }
             at = match frame::parse(datagram) {
-                Some((FrameKind::Data, label)) => {
+                Some((FrameKind::Data | FrameKind::Probe, label)) => {
                     let end = frame::run_end(batch.bytes, at, stride);
                     let frames = &mut batch.bytes[at..end];
                     self.data(label, batch.source, batch.ecn, frames, stride, now_ms, sink);

@@ -21,6 +21,10 @@ fn name(text: &str) -> TerminalId {
     TerminalId::new(text).unwrap()
 }
 
+fn hop(session: SessionId, generation: u32) -> HopId {
+    HopId { session, generation: Generation(generation) }
+}
+
 fn id(nonce: u64) -> SessionId {
     SessionId { edge: RelayId(1), nonce }
 }
@@ -72,10 +76,20 @@ impl World {
                         }
                         ToPeer::Accept(accept) => Input::Accept {
                             from,
-                            session: accept.session,
+                            hop: hop(accept.session, 0),
                             label: accept.label,
                             address: accept.callee_address,
                         },
+                        ToPeer::Resume(resume) => {
+                            Input::RoutedResume { from: link, resume, next: Ok(Self::next_of(to)) }
+                        }
+                        ToPeer::Resumed(resumed) => Input::Accept {
+                            from,
+                            hop: hop(resumed.session, resumed.generation.0),
+                            label: resumed.label,
+                            address: None,
+                        },
+                        ToPeer::EndPath(end) => Input::EndPath { from, end },
                         ToPeer::Refuse(refused) => Input::Refuse { from, refused },
                         ToPeer::End(end) => Input::End { from, end },
                         ToPeer::Hello(_) => unreachable!(),
@@ -87,12 +101,7 @@ impl World {
     }
 
     fn call(&mut self, session: SessionId) {
-        let place = Place {
-            route: vec![RelayId(1), RelayId(2), RelayId(3)],
-            names: ["r1", "r2", "r3"].map(|n| RelayName::new(n).unwrap()).to_vec(),
-            next: Self::next_of(0),
-        };
-        self.call_with(session, "b", Ok(place));
+        self.call_with(session, "b", Ok(Self::place()));
     }
 
     fn call_with(&mut self, session: SessionId, target: &str, place: Result<Place, Refusal>) {
@@ -110,16 +119,44 @@ impl World {
     fn accept(&mut self, session: SessionId) {
         let from = Neighbour::Terminal(CALLEE);
         let label = Label::new(200).unwrap();
-        self.give(LINE - 1, Input::Accept { from, session, label, address: None });
+        self.give(LINE - 1, Input::Accept { from, hop: hop(session, 0), label, address: None });
+    }
+
+    fn place() -> Place {
+        Place {
+            route: vec![RelayId(1), RelayId(2), RelayId(3)],
+            names: ["r1", "r2", "r3"].map(|n| RelayName::new(n).unwrap()).to_vec(),
+            next: Self::next_of(0),
+        }
+    }
+
+    fn resume(&mut self, session: SessionId, generation: u32, caller: &str) {
+        let resume = control::Resume {
+            session,
+            generation: Generation(generation),
+            target: name("b"),
+            service: ServiceName::new("ssh").unwrap(),
+            label: Label::new(101).unwrap(),
+            avoid: Vec::new(),
+        };
+        let caller = name(caller);
+        self.give(0, Input::Resume { from: CALLER, caller, resume, place: Ok(Self::place()) });
+    }
+
+    fn take_path(&mut self, session: SessionId, generation: u32) {
+        let from = Neighbour::Terminal(CALLEE);
+        let (label, hop) = (Label::new(201).unwrap(), hop(session, generation));
+        self.give(LINE - 1, Input::Accept { from, hop, label, address: None });
     }
 
     fn assert_gone(&self) {
         assert!(self.relays.iter().all(Sessions::is_empty));
         assert!(self.installed.iter().all(BTreeSet::is_empty), "a label is left");
         assert!(self.relays.iter().all(|r| r.deadlines.is_empty()));
-        assert!(self.relays.iter().all(|r| r.sessions_by_neighbour.is_empty()));
+        assert!(self.relays.iter().all(|r| r.hops_by_neighbour.is_empty()));
         for relay in &self.relays {
-            assert!(relay.terminals.values().all(|t| t.calling == 0 && t.active == 0));
+            assert!(relay.session_by_id.is_empty());
+            assert!(relay.terminals.values().all(|t| t.calling == 0 && t.active.is_empty()));
         }
     }
 
@@ -226,7 +263,7 @@ fn silence_is_no_answer_for_the_caller_and_withdrawn_for_the_callee() {
 }
 
 #[test]
-fn a_lost_link_ends_its_sessions_on_both_sides() {
+fn a_lost_link_ends_calls_and_the_paths_of_sessions() {
     for accepted in [true, false] {
         let mut world = World::new();
         world.call(id(1));
@@ -237,18 +274,124 @@ fn a_lost_link_ends_its_sessions_on_both_sides() {
             let link = Neighbour::Link(LinkId(0));
             world.give(relay, Input::Lost(link, RefusalCode::RouteLost));
         }
-        assert!(
-            matches!(world.last_to(2), ToTerminal::Ended(e) if e.code == RefusalCode::RouteLost)
-        );
-        match world.last_to(0) {
-            ToTerminal::Ended(end) => assert!(accepted && end.code == RefusalCode::RouteLost),
-            ToTerminal::CallRefused(refused) => {
-                assert!(!accepted && refused.refusal.code == RefusalCode::RouteLost);
-            }
-            other => panic!("{other:?}"),
+        let lost = RefusalCode::RouteLost;
+        let path = PathEnd { session: id(1), generation: Generation(0), code: lost };
+        if accepted {
+            assert_eq!(world.last_to(0), &ToTerminal::PathEnded(path.clone()));
+            assert_eq!(world.last_to(2), &ToTerminal::PathEnded(path));
+        } else {
+            assert!(matches!(world.last_to(0),
+                ToTerminal::CallRefused(r) if r.refusal.code == lost));
+            assert!(matches!(world.last_to(2), ToTerminal::Ended(e) if e.code == lost));
         }
         world.assert_gone();
     }
+}
+
+#[test]
+fn a_second_path_has_labels_of_its_own_and_ends_by_itself() {
+    let mut world = World::new();
+    world.call(id(1));
+    world.accept(id(1));
+    world.resume(id(1), 1, "a");
+    assert!(matches!(world.last_to(2), ToTerminal::Resuming(r) if r.generation == Generation(1)));
+    assert!(world.installed.iter().all(|labels| labels.len() == 2), "none before the answer");
+    world.take_path(id(1), 1);
+    assert!(matches!(world.last_to(0), ToTerminal::Resumed(r) if r.generation == Generation(1)));
+    assert!(world.installed.iter().all(|labels| labels.len() == 4));
+    assert!(world.relays.iter().all(|r| r.len() == 1), "one session");
+    let counted = world.relays[0].terminals[&CALLER].active();
+    assert_eq!(counted, 1, "in communication with one");
+
+    let end = PathEnd { session: id(1), generation: Generation(0), code: RefusalCode::Moved };
+    world.give(0, Input::EndPath { from: Neighbour::Terminal(CALLER), end: end.clone() });
+    assert_eq!(world.last_to(2), &ToTerminal::PathEnded(end));
+    assert!(world.installed.iter().all(|labels| labels.len() == 2));
+    assert!(world.relays.iter().all(|r| r.len() == 1), "it goes on");
+
+    let end = End { session: id(1), code: RefusalCode::EndedByCaller };
+    world.give(0, Input::End { from: Neighbour::Terminal(CALLER), end });
+    assert!(matches!(world.last_to(2), ToTerminal::Ended(_)));
+    world.assert_gone();
+}
+
+#[test]
+fn the_end_of_a_session_ends_all_its_paths() {
+    for code in [RefusalCode::LoggedOut, RefusalCode::Revoked, RefusalCode::Kicked] {
+        let mut world = World::new();
+        world.call(id(1));
+        world.accept(id(1));
+        world.resume(id(1), 1, "a");
+        world.take_path(id(1), 1);
+        // One that was never answered.
+        world.resume(id(1), 2, "a");
+        world.give(0, Input::Lost(Neighbour::Terminal(CALLER), code));
+        assert!(matches!(world.last_to(2), ToTerminal::Ended(e) if e.code == code));
+        world.assert_gone();
+    }
+}
+
+#[test]
+fn a_session_comes_back_after_its_last_path() {
+    let mut world = World::new();
+    world.call(id(1));
+    world.accept(id(1));
+    world.give(0, Input::Lost(Neighbour::Terminal(CALLER), RefusalCode::PeerLost));
+    assert!(matches!(world.last_to(2), ToTerminal::PathEnded(_)));
+    world.assert_gone();
+    world.resume(id(1), 1, "a");
+    world.take_path(id(1), 1);
+    let (page, _) = world.relays[1].page(None, None, 9);
+    assert_eq!(page.iter().map(|v| v.state).collect::<Vec<_>>(), [SessionState::Active]);
+}
+
+#[test]
+fn a_path_is_refused_where_it_does_not_fit() {
+    let refused = |world: &World, generation, code| {
+        let end = PathEnd { session: id(1), generation: Generation(generation), code };
+        assert_eq!(world.last_to(0), &ToTerminal::PathEnded(end));
+    };
+    let mut world = World::new();
+    world.call(id(1));
+    world.accept(id(1));
+    world.resume(id(1), 1, "m");
+    refused(&world, 1, RefusalCode::BadRequest);
+    world.resume(id(1), 0, "a");
+    refused(&world, 0, RefusalCode::BadRequest);
+    for generation in 1..limits::PATHS_PER_SESSION as u32 {
+        world.resume(id(1), generation, "a");
+        world.take_path(id(1), generation);
+    }
+    world.resume(id(1), 3, "a");
+    refused(&world, 3, RefusalCode::BadRequest);
+    world.resume(id(1), 9, "a");
+    refused(&world, 9, RefusalCode::Busy);
+    // The callee's refusal travels back.
+    let mut world = World::new();
+    world.resume(id(1), 1, "a");
+    let code = RefusalCode::UnknownSession;
+    let end = PathEnd { session: id(1), generation: Generation(1), code };
+    world.give(LINE - 1, Input::EndPath { from: Neighbour::Terminal(CALLEE), end });
+    refused(&world, 1, code);
+    world.assert_gone();
+}
+
+#[test]
+fn a_path_without_an_answer_is_given_up_and_the_session_goes_on() {
+    let mut world = World::new();
+    world.call(id(1));
+    world.accept(id(1));
+    world.resume(id(1), 1, "a");
+    let due = world.relays[1].poll_timeout().unwrap();
+    world.relays[1].handle_timeout(due, 5);
+    let mut queue = VecDeque::new();
+    world.drain(1, &mut queue);
+    for (at, input) in queue {
+        world.give(at, input);
+    }
+    assert!(matches!(world.last_to(0), ToTerminal::PathEnded(e) if e.code == RefusalCode::NoAnswer));
+    assert!(world.relays.iter().all(|r| r.len() == 1 && r.deadlines.is_empty()));
+    assert!(world.installed.iter().all(|labels| labels.len() == 2));
 }
 
 #[test]
@@ -259,10 +402,10 @@ fn what_is_not_his_nobody_answers_or_ends() {
     let end = End { session: id(1), code: RefusalCode::EndedByCallee };
     let label = Label::new(3).unwrap();
     world.give(2, Input::End { from: stranger, end: end.clone() });
-    world.give(2, Input::Accept { from: stranger, session: id(1), label, address: None });
+    world.give(2, Input::Accept { from: stranger, hop: hop(id(1), 0), label, address: None });
     // The caller cannot accept its own call.
     let caller = Neighbour::Terminal(CALLER);
-    world.give(0, Input::Accept { from: caller, session: id(1), label, address: None });
+    world.give(0, Input::Accept { from: caller, hop: hop(id(1), 0), label, address: None });
     assert!(world.relays.iter().all(|r| r.len() == 1));
     assert!(world.installed.iter().all(BTreeSet::is_empty));
     world.accept(id(1));

@@ -89,8 +89,14 @@ impl Rows<'_> {
         let route: Vec<&str> = session.route.iter().map(RelayName::as_str).collect();
         self.connection
             .prepare_cached(
-                "INSERT OR REPLACE INTO sessions
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                "INSERT INTO sessions
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+                 ON CONFLICT (id) DO UPDATE SET
+                   ended_ms = excluded.ended_ms, code = excluded.code, route = excluded.route,
+                   bytes_to_callee = excluded.bytes_to_callee + iif(ended_ms <= excluded.started_ms, bytes_to_callee, 0),
+                   packets_to_callee = excluded.packets_to_callee + iif(ended_ms <= excluded.started_ms, packets_to_callee, 0),
+                   bytes_to_caller = excluded.bytes_to_caller + iif(ended_ms <= excluded.started_ms, bytes_to_caller, 0),
+                   packets_to_caller = excluded.packets_to_caller + iif(ended_ms <= excluded.started_ms, packets_to_caller, 0)",
             )?
             .execute(params![
                 id_bytes(session.id),
@@ -111,7 +117,8 @@ impl Rows<'_> {
 }
 
 impl Store {
-    /// Writes sessions into the ledger.
+    /// Writes sessions into the ledger. One that left this relay and came back is one entry, whose counters add up;
+    /// one that is reported again stays as it is.
     ///
     /// # Errors
     /// The store's.

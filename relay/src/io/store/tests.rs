@@ -182,6 +182,20 @@ async fn the_ledger_is_read_in_pages_and_kept_within_bounds() {
 }
 
 #[tokio::test]
+async fn a_session_that_came_back_is_one_entry_of_the_ledger() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let first = session(1, 1_000);
+    let mut second = session(1, 3_000);
+    second.started_ms = first.ended_ms;
+    store.put_sessions(vec![first.clone(), second.clone()]).await.unwrap();
+    let [found] = &store.sessions(None, 9).await.unwrap()[..] else { panic!("not one") };
+    assert_eq!((found.started_ms, found.ended_ms), (first.started_ms, second.ended_ms));
+    let sum = first.counters.bytes_to_callee + second.counters.bytes_to_callee;
+    assert_eq!(found.counters.bytes_to_callee, sum);
+}
+
+#[tokio::test]
 async fn many_tasks_share_a_commit_and_each_is_answered() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

@@ -1,0 +1,675 @@
+//! Calls and sessions: labels installed hop by hop, ends, refusals (architecture 5 and 7; C7 to C11, C13).
+//!
+//! A session has one or more relayed *paths*, numbered by its caller: the call makes path 0, each `Resume` one more.
+//! Each relay on a path's route holds one `Hop` of it, between two neighbours: `prev` towards the caller and
+//! `next` towards the callee. A call or resume travels along its route and leaves at each hop the label that
+//! frames *towards the caller* shall carry; the acceptance travels back and leaves the labels *towards the callee*:
+//!
+//! ```text
+//! caller            r1                r2                callee
+//!   | Call(a) ------>| Call(b) ------->| Incoming(c) ----->|     c -> b -> a: frames towards the caller
+//!   |<-- Accepted(z) |<----- Accept(y) |<------- Accept(x) |     z -> y -> x: frames towards the callee
+//! ```
+//!
+//! | state | event | what happens |
+//! |---|---|---|
+//! | none | call or resume that can go on | `Calling`, passed on to `next` |
+//! | none | call or resume that cannot | refused towards `prev` with its code |
+//! | none | accept, refuse, end | dropped: it crossed an end |
+//! | `Calling` | accept from `next` | both labels installed, then passed on: `Active` |
+//! | `Calling` | refuse from `next` | passed on, gone |
+//! | `Calling` | end from `prev` (withdrawn) | passed on, gone |
+//! | `Calling` | time-out | `no-answer` to `prev`, `call-withdrawn` to `next`, gone |
+//! | `Active` | end of the path from either | passed to the other, labels removed, gone |
+//! | any | neighbour lost | the other side is told that this *path* ended, labels removed, gone |
+//! | any | end of the session from either | each of its paths: passed to the other, labels removed, gone |
+//! | any | neighbour gone for good (log-out, revocation, ...) | as the end of its sessions |
+//!
+//! A relay never ends a session because a path of it broke: its terminals do, who may have others (invariant 7). Here a
+//! session is over when its last path is; where it comes back, it is one again.
+//!
+//! What comes from a neighbour that is not the hop's `prev` or `next` is dropped: nobody ends what is not his.
+//! Labels are 56 random bits, so one returns within two minutes only with negligible probability.
+
+mod event;
+mod hop;
+mod resume;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use rustc_hash::FxHashMap;
+use tasuki_proto::control::{self, CallRefused, End, PathEnd, ToTerminal};
+use tasuki_proto::mesh::{RoutedAccept, RoutedCall, RoutedResumed, ToPeer};
+use tasuki_proto::{
+    Generation, Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId,
+    limits,
+};
+
+use super::admin::{SessionState, SessionView};
+use super::{ConnId, LinkId};
+pub use event::{
+    Counter, Counters, Finished, Forwarding, HopId, Input, Neighbour, Output, Place,
+};
+use hop::{Hop, Session, State};
+
+/// A relay adds this to the terminals' own time-out, so that the caller's terminal is the one that gives up.
+const MARGIN: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+struct PerTerminal {
+    calling: u32,
+    /// Accepted sessions, with the number of their paths over this terminal's connection.
+    active: BTreeMap<SessionId, u32>,
+    /// Calls and paths asked for in the second that started at `since`.
+    recent: u32,
+    since: Option<Instant>,
+}
+
+impl PerTerminal {
+    fn active(&self) -> u32 {
+        u32::try_from(self.active.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether it may ask for one more call or path in this second.
+    fn may_ask(&mut self, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now >= since + Duration::from_secs(1)) {
+            self.since = Some(now);
+            self.recent = 0;
+        }
+        self.recent = self.recent.saturating_add(1);
+        self.recent <= limits::CALLS_PER_SECOND
+    }
+}
+
+/// How a hop ends.
+#[derive(Debug)]
+struct Ending {
+    code: RefusalCode,
+    /// Whether the session ends with it, on both sides.
+    session: bool,
+    /// The neighbour that knows.
+    told: Option<Neighbour>,
+    /// What the callee's side said to the call.
+    refused: Option<CallRefused>,
+}
+
+/// All calls and sessions over this relay.
+#[derive(Debug)]
+pub struct Sessions {
+    own: RelayId,
+    most: usize,
+    session_by_id: BTreeMap<SessionId, Session>,
+    hop_by_id: BTreeMap<HopId, Hop>,
+    deadlines: BTreeSet<(Instant, HopId)>,
+    hops_by_neighbour: FxHashMap<Neighbour, BTreeSet<HopId>>,
+    terminals: FxHashMap<ConnId, PerTerminal>,
+    ended: BTreeMap<SessionId, SessionView>,
+    ended_order: VecDeque<SessionId>,
+    rng: StdRng,
+    outputs: VecDeque<Output>,
+}
+
+impl Sessions {
+    /// No sessions, and at most `most`. `seed` makes labels: it must not be guessable.
+    pub fn new(own: RelayId, most: usize, seed: [u8; 32]) -> Self {
+        Self {
+            own,
+            most,
+            session_by_id: BTreeMap::new(),
+            hop_by_id: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            hops_by_neighbour: FxHashMap::default(),
+            terminals: FxHashMap::default(),
+            ended: BTreeMap::new(),
+            ended_order: VecDeque::new(),
+            rng: StdRng::from_seed(seed),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes what happened. `wall_ms` is for people: ms since 1970.
+    pub fn handle(&mut self, input: Input, now: Instant, wall_ms: u64) {
+        match input {
+            Input::Call { from, caller, address, call, place } => {
+                self.handle_call(from, caller, address, call, place, now, wall_ms);
+            }
+            Input::Routed { from, call, next } => {
+                self.handle_routed(from, call, next, now, wall_ms);
+            }
+            Input::Resume { from, caller, resume, place } => {
+                self.handle_resume(from, caller, resume, place, now, wall_ms);
+            }
+            Input::RoutedResume { from, resume, next } => {
+                self.handle_routed_resume(from, resume, next, now, wall_ms);
+            }
+            Input::Accept { from, hop, label, address } => {
+                self.handle_accept(from, hop, label, address);
+            }
+            Input::Refuse { from, refused } => self.handle_refuse(from, refused, wall_ms),
+            Input::End { from, end } => self.handle_end(from, end, wall_ms),
+            Input::EndPath { from, end } => self.handle_end_path(from, &end, wall_ms),
+            Input::Lost(neighbour, code) => self.handle_lost(neighbour, code, wall_ms),
+            Input::Moved { from, to } => self.handle_moved(from, to),
+            Input::EndByOperator(session) => {
+                self.end_session(session, RefusalCode::EndedByOperator, None, wall_ms);
+            }
+        }
+    }
+
+    /// Lets time pass.
+    pub fn handle_timeout(&mut self, now: Instant, wall_ms: u64) {
+        while let Some(&(deadline, id)) = self.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            let code = RefusalCode::NoAnswer;
+            let session = id.generation == Generation::CALL;
+            self.remove(id, Ending { code, session, told: None, refused: None }, wall_ms);
+        }
+    }
+
+    /// What is to be done next.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Sessions::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// Calls and sessions over this relay.
+    pub fn len(&self) -> usize {
+        self.session_by_id.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.session_by_id.is_empty()
+    }
+
+    /// Whether a session runs, or is called, over this relay.
+    pub fn contains(&self, session: &SessionId) -> bool {
+        self.session_by_id.contains_key(session)
+    }
+
+    /// A running or ended session.
+    pub fn view(&self, session: &SessionId) -> Option<SessionView> {
+        let running = self.session_by_id.get(session).map(|one| one.view(session));
+        running.or_else(|| self.ended.get(session).cloned())
+    }
+
+    /// A page of running and ended sessions, ordered by id.
+    pub fn page(
+        &self,
+        state: Option<SessionState>,
+        after: Option<SessionId>,
+        limit: usize,
+    ) -> (Vec<SessionView>, Option<SessionId>) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let bounds = (after.map_or(Unbounded, Excluded), Unbounded);
+        let running = self.session_by_id.range(bounds);
+        let mut running = running.map(|(id, session)| (*id, session.view(id))).peekable();
+        let mut ended = self.ended.range(bounds).map(|(id, view)| (*id, view.clone())).peekable();
+        let mut items = Vec::new();
+        loop {
+            let take_running = match (running.peek(), ended.peek()) {
+                (Some(a), Some(b)) => a.0 <= b.0,
+                (Some(_), None) => true,
+                (None, Some(_)) => false,
+                (None, None) => return (items.into_iter().map(|(_, v)| v).collect(), None),
+            };
+            let next = if take_running { running.next() } else { ended.next() };
+            if let Some((id, view)) = next
+                && state.is_none_or(|wanted| wanted == view.state)
+            {
+                if items.len() == limit {
+                    let last = items.last().map(|(id, _)| *id);
+                    return (items.into_iter().map(|(_, v)| v).collect(), last);
+                }
+                items.push((id, view));
+            }
+        }
+    }
+
+    fn fresh_label(&mut self) -> Label {
+        Label::from_random(self.rng.next_u64())
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one call, taken apart by handle")]
+    fn handle_call(
+        &mut self,
+        from: ConnId,
+        caller: TerminalId,
+        address: SocketAddr,
+        call: control::Call,
+        place: Result<Place, Refusal>,
+        now: Instant,
+        wall_ms: u64,
+    ) {
+        let session = call.session;
+        let checked = self.admit(from, &caller, &call, now).and(place);
+        let place = match checked {
+            Ok(place) => place,
+            Err(refusal) => {
+                self.refuse(Neighbour::Terminal(from), session, refusal, None);
+                return;
+            }
+        };
+        let routed = RoutedCall {
+            session,
+            route: place.route,
+            names: place.names,
+            caller,
+            target: call.target,
+            service: call.service,
+            tie_break: call.tie_break,
+            label: call.label,
+            caller_address: Some(address),
+        };
+        self.pass_on(Neighbour::Terminal(from), place.next, routed, now, wall_ms);
+    }
+
+    /// The limits and rules for a call of a terminal attached here.
+    fn admit(
+        &mut self,
+        from: ConnId,
+        caller: &TerminalId,
+        call: &control::Call,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let terminal = self.terminals.entry(from).or_default();
+        if !terminal.may_ask(now)
+            || (terminal.calling + terminal.active()) as usize >= limits::SESSIONS_PER_TERMINAL
+            || self.session_by_id.len() >= self.most
+        {
+            return Err(RefusalCode::Busy.into());
+        }
+        if call.session.edge != self.own || self.session_by_id.contains_key(&call.session) {
+            return Err(RefusalCode::BadRequest.into());
+        }
+        if *caller == call.target {
+            return Err(RefusalCode::SelfCall.into());
+        }
+        Ok(())
+    }
+
+    fn handle_routed(
+        &mut self,
+        from: LinkId,
+        call: RoutedCall,
+        next: Result<Neighbour, Refusal>,
+        now: Instant,
+        wall_ms: u64,
+    ) {
+        let session = call.session;
+        let full = self.session_by_id.len() >= self.most;
+        let checked = if self.session_by_id.contains_key(&session) {
+            // The same session again, perhaps over another link: the first one stays.
+            Err(RefusalCode::BadRequest.into())
+        } else if full {
+            Err(RefusalCode::Busy.into())
+        } else {
+            next
+        };
+        match checked {
+            Ok(next) => self.pass_on(Neighbour::Link(from), next, call, now, wall_ms),
+            Err(refusal) => self.refuse(Neighbour::Link(from), session, refusal, None),
+        }
+    }
+
+    /// Makes the session and the hop of its call, and tells the next neighbour.
+    fn pass_on(
+        &mut self,
+        prev: Neighbour,
+        next: Neighbour,
+        call: RoutedCall,
+        now: Instant,
+        wall_ms: u64,
+    ) {
+        let id = HopId { session: call.session, generation: Generation::CALL };
+        let who = (&call.caller, &call.target, &call.service);
+        let label =
+            self.add_hop(id, (prev, next), (call.label, &call.names), who, now, wall_ms);
+        self.outputs.push_back(match next {
+            Neighbour::Link(link) => {
+                Output::ToPeer(link, ToPeer::Call(RoutedCall { label, ..call }))
+            }
+            Neighbour::Terminal(conn) => Output::ToTerminal(
+                conn,
+                ToTerminal::Incoming(control::Incoming {
+                    session: call.session,
+                    caller: call.caller,
+                    service: call.service,
+                    tie_break: call.tie_break,
+                    label,
+                    caller_address: call.caller_address,
+                    route: call.names,
+                }),
+            ),
+        });
+    }
+
+    /// Makes a hop that waits for its answer, and its session where there is none; returns the label of frames
+    /// towards the caller for the next neighbour.
+    fn add_hop(
+        &mut self,
+        id: HopId,
+        (prev, next): (Neighbour, Neighbour),
+        (out_to_caller, names): (Label, &[RelayName]),
+        (caller, callee, service): (&TerminalId, &TerminalId, &ServiceName),
+        now: Instant,
+        wall_ms: u64,
+    ) -> Label {
+        let in_from_callee = self.fresh_label();
+        let deadline = now + limits::CALL_TIMEOUT + MARGIN;
+        self.ended.remove(&id.session);
+        let session = self.session_by_id.entry(id.session).or_insert_with(|| Session {
+            caller: caller.clone(),
+            callee: callee.clone(),
+            service: service.clone(),
+            names: names.to_vec(),
+            active: 0,
+            hops: 0,
+            edge: false,
+            counters: Arc::default(),
+            started_ms: wall_ms,
+        });
+        session.hops += 1;
+        session.edge |= [prev, next].iter().any(|n| matches!(n, Neighbour::Terminal(_)));
+        let hop = Hop {
+            prev,
+            next,
+            names: names.to_vec(),
+            out_to_caller,
+            in_from_callee,
+            state: State::Calling { deadline },
+            counters: session.counters.clone(),
+        };
+        self.hop_by_id.insert(id, hop);
+        self.deadlines.insert((deadline, id));
+        for neighbour in [prev, next] {
+            self.hops_by_neighbour.entry(neighbour).or_default().insert(id);
+            if let Neighbour::Terminal(conn) = neighbour {
+                self.terminals.entry(conn).or_default().calling += 1;
+            }
+        }
+        in_from_callee
+    }
+
+    fn handle_accept(
+        &mut self,
+        from: Neighbour,
+        id: HopId,
+        label: Label,
+        address: Option<SocketAddr>,
+    ) {
+        let in_from_caller = self.fresh_label();
+        let Some(hop) = self.hop_by_id.get_mut(&id) else { return };
+        let State::Calling { deadline } = hop.state else { return };
+        if hop.next != from {
+            return;
+        }
+        hop.state = State::Active { in_from_caller, out_to_callee: label };
+        self.deadlines.remove(&(deadline, id));
+        let (prev, next, route) = (hop.prev, hop.next, hop.names.clone());
+        self.outputs.extend(hop.forwardings().into_iter().flatten().map(Output::Install));
+        if let Some(session) = self.session_by_id.get_mut(&id.session) {
+            session.active += 1;
+            session.names.clone_from(&route);
+        }
+        self.outputs.push_back(accepted(prev, id, in_from_caller, address, route));
+        for neighbour in [prev, next] {
+            if let Neighbour::Terminal(conn) = neighbour {
+                let terminal = self.terminals.entry(conn).or_default();
+                terminal.calling = terminal.calling.saturating_sub(1);
+                *terminal.active.entry(id.session).or_default() += 1;
+                self.outputs.push_back(Output::Communicating(conn, terminal.active()));
+            }
+        }
+    }
+
+    fn handle_refuse(&mut self, from: Neighbour, refused: CallRefused, wall_ms: u64) {
+        let id = HopId { session: refused.session, generation: Generation::CALL };
+        let Some(hop) = self.hop_by_id.get(&id) else { return };
+        if hop.next != from || !matches!(hop.state, State::Calling { .. }) {
+            return;
+        }
+        let code = refused.refusal.code;
+        let ending = Ending { code, session: true, told: Some(from), refused: Some(refused) };
+        self.remove(id, ending, wall_ms);
+    }
+
+    fn handle_moved(&mut self, from: Neighbour, to: Neighbour) {
+        let hops = self.hops_by_neighbour.remove(&from).unwrap_or_default();
+        for id in &hops {
+            let Some(hop) = self.hop_by_id.get_mut(id) else { continue };
+            for end in [&mut hop.prev, &mut hop.next] {
+                if *end == from {
+                    *end = to;
+                }
+            }
+            self.outputs.extend(hop.forwardings().into_iter().flatten().map(Output::Install));
+        }
+        self.hops_by_neighbour.entry(to).or_default().extend(hops);
+    }
+
+    fn handle_end(&mut self, from: Neighbour, end: End, wall_ms: u64) {
+        let own = self.hops_of(end.session).any(|(_, hop)| hop.prev == from || hop.next == from);
+        if own {
+            self.end_session(end.session, end.code, Some(from), wall_ms);
+        }
+    }
+
+    fn handle_lost(&mut self, neighbour: Neighbour, code: RefusalCode, wall_ms: u64) {
+        let for_good = is_for_good(code);
+        for id in self.hops_by_neighbour.remove(&neighbour).unwrap_or_default() {
+            if for_good {
+                self.end_session(id.session, code, Some(neighbour), wall_ms);
+            } else {
+                // A call that was not answered has no other path.
+                let session = id.generation == Generation::CALL
+                    && self.hop_by_id.get(&id).is_some_and(|hop| !hop.is_active());
+                let ending = Ending { code, session, told: Some(neighbour), refused: None };
+                self.remove(id, ending, wall_ms);
+            }
+        }
+        if let Neighbour::Terminal(conn) = neighbour {
+            self.terminals.remove(&conn);
+        }
+    }
+
+    fn hops_of(&self, session: SessionId) -> impl Iterator<Item = (HopId, &Hop)> {
+        let first = HopId { session, generation: Generation(0) };
+        let last = HopId { session, generation: Generation(u32::MAX) };
+        self.hop_by_id.range(first..=last).map(|(id, hop)| (*id, hop))
+    }
+
+    /// Ends a session with all its paths.
+    fn end_session(
+        &mut self,
+        session: SessionId,
+        code: RefusalCode,
+        told: Option<Neighbour>,
+        wall_ms: u64,
+    ) {
+        let hops: Vec<HopId> = self.hops_of(session).map(|(id, _)| id).collect();
+        for id in hops {
+            let ending = Ending { code, session: true, told, refused: None };
+            self.remove(id, ending, wall_ms);
+        }
+    }
+
+    /// Removes a hop: tells the neighbours (but not the one that knows) and removes labels; with its last hop the
+    /// session is counted and remembered.
+    fn remove(&mut self, id: HopId, ending: Ending, wall_ms: u64) {
+        let Some(hop) = self.hop_by_id.remove(&id) else { return };
+        let was_active = hop.is_active();
+        match hop.state {
+            State::Calling { deadline } => {
+                self.deadlines.remove(&(deadline, id));
+            }
+            State::Active { in_from_caller, .. } => {
+                self.outputs.push_back(Output::Remove(in_from_caller));
+                self.outputs.push_back(Output::Remove(hop.in_from_callee));
+            }
+        }
+        self.tell(id, &hop, &ending);
+        for neighbour in [hop.prev, hop.next] {
+            self.forget_neighbour(neighbour, id, was_active);
+        }
+        let Some(session) = self.session_by_id.get_mut(&id.session) else { return };
+        session.hops -= 1;
+        session.active -= u32::from(was_active);
+        if session.hops > 0 {
+            return;
+        }
+        let (edge, mut view) = (session.edge, session.view(&id.session));
+        self.session_by_id.remove(&id.session);
+        view.state = SessionState::Ended;
+        view.ended_at = Some(wall_ms);
+        view.reason = Some(ending.code.to_string());
+        self.remember(id.session, view.clone());
+        let (session, code) = (id.session, ending.code);
+        self.outputs.push_back(Output::Finished(Box::new(Finished { view, session, code, edge })));
+    }
+
+    /// Tells both neighbours how a hop ended.
+    fn tell(&mut self, id: HopId, hop: &Hop, ending: &Ending) {
+        let (code, was_active) = (ending.code, hop.is_active());
+        if ending.told != Some(hop.next) {
+            // Whatever the reason, a call that was not answered is withdrawn where it rings.
+            let code = if !was_active && code == RefusalCode::NoAnswer {
+                RefusalCode::CallWithdrawn
+            } else {
+                code
+            };
+            self.tell_end(hop.next, id, code, ending.session);
+        }
+        if ending.told == Some(hop.prev) {
+            return;
+        }
+        let is_call = id.generation == Generation::CALL && !was_active;
+        match &ending.refused {
+            _ if !is_call => self.tell_end(hop.prev, id, code, ending.session),
+            Some(refused) => {
+                let (refusal, winner) = (refused.refusal.clone(), refused.winner);
+                self.refuse(hop.prev, id.session, refusal, winner);
+            }
+            None => self.refuse(hop.prev, id.session, code.into(), None),
+        }
+    }
+
+    fn forget_neighbour(&mut self, neighbour: Neighbour, id: HopId, was_active: bool) {
+        if let Some(hops) = self.hops_by_neighbour.get_mut(&neighbour) {
+            hops.remove(&id);
+            if hops.is_empty() {
+                self.hops_by_neighbour.remove(&neighbour);
+            }
+        }
+        let Neighbour::Terminal(conn) = neighbour else { return };
+        let Some(terminal) = self.terminals.get_mut(&conn) else { return };
+        if !was_active {
+            terminal.calling = terminal.calling.saturating_sub(1);
+            return;
+        }
+        if let Some(paths) = terminal.active.get_mut(&id.session) {
+            *paths -= 1;
+            if *paths == 0 {
+                terminal.active.remove(&id.session);
+                self.outputs.push_back(Output::Communicating(conn, terminal.active()));
+            }
+        }
+    }
+
+    fn remember(&mut self, session: SessionId, view: SessionView) {
+        if self.ended.insert(session, view).is_none() {
+            self.ended_order.push_back(session);
+        }
+        while self.ended_order.len() > limits::ENDED_SESSIONS_SHOWN_BY_RELAY {
+            if let Some(oldest) = self.ended_order.pop_front() {
+                self.ended.remove(&oldest);
+            }
+        }
+    }
+
+    fn tell_end(&mut self, to: Neighbour, id: HopId, code: RefusalCode, session_ends: bool) {
+        let session = id.session;
+        self.outputs.push_back(if session_ends {
+            let end = End { session, code };
+            match to {
+                Neighbour::Link(link) => Output::ToPeer(link, ToPeer::End(end)),
+                Neighbour::Terminal(conn) => Output::ToTerminal(conn, ToTerminal::Ended(end)),
+            }
+        } else {
+            let end = PathEnd { session, generation: id.generation, code };
+            match to {
+                Neighbour::Link(link) => Output::ToPeer(link, ToPeer::EndPath(end)),
+                Neighbour::Terminal(conn) => Output::ToTerminal(conn, ToTerminal::PathEnded(end)),
+            }
+        });
+    }
+
+    fn refuse(
+        &mut self,
+        to: Neighbour,
+        session: SessionId,
+        refusal: Refusal,
+        winner: Option<SessionId>,
+    ) {
+        let refused = CallRefused { session, refusal, winner };
+        self.outputs.push_back(match to {
+            Neighbour::Link(link) => Output::ToPeer(link, ToPeer::Refuse(refused)),
+            Neighbour::Terminal(conn) => Output::ToTerminal(conn, ToTerminal::CallRefused(refused)),
+        });
+    }
+}
+
+/// Whether a neighbour that is gone with this code does not come back to its sessions.
+fn is_for_good(code: RefusalCode) -> bool {
+    matches!(
+        code,
+        RefusalCode::LoggedOut
+            | RefusalCode::Superseded
+            | RefusalCode::Revoked
+            | RefusalCode::Kicked
+    )
+}
+
+/// What an acceptance says to the neighbour before.
+fn accepted(
+    prev: Neighbour,
+    id: HopId,
+    label: Label,
+    address: Option<SocketAddr>,
+    route: Vec<RelayName>,
+) -> Output {
+    let HopId { session, generation } = id;
+    let is_call = generation == Generation::CALL;
+    match prev {
+        Neighbour::Link(link) if is_call => {
+            let accept = RoutedAccept { session, label, callee_address: address };
+            Output::ToPeer(link, ToPeer::Accept(accept))
+        }
+        Neighbour::Link(link) => {
+            let resumed = RoutedResumed { session, generation, label };
+            Output::ToPeer(link, ToPeer::Resumed(resumed))
+        }
+        Neighbour::Terminal(conn) if is_call => {
+            let accepted = control::Accepted { session, label, callee_address: address, route };
+            Output::ToTerminal(conn, ToTerminal::Accepted(accepted))
+        }
+        Neighbour::Terminal(conn) => {
+            let resumed = control::Resumed { session, generation, label, route };
+            Output::ToTerminal(conn, ToTerminal::Resumed(resumed))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
