@@ -69,6 +69,9 @@ pub const ENDPOINT_QUEUE: usize = 4096;
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end-to-end handshake of an accepted call may take; then the session ends with `peer-not-proven`.
 pub const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a session whose paths are all lost waits for another one; then it ends, on both sides. Configurable at the
+/// terminals.
+pub const RESUME_TIME: Duration = Duration::from_secs(60);
 /// Fresh calls for one request whose call was merged into one that came to nothing; then `no-answer`.
 pub const REDIALS: u8 = 2;
 /// Merged calls from one to the session that serves it; only a lying peer needs more.

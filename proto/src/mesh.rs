@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::control::{CallRefused, End, PathEnd};
-use crate::id::{Generation, Incarnation, Label, RelayId, RelayName, ServiceName, SessionId, TerminalId};
+use crate::id::{
+    Generation, Incarnation, Label, RelayId, RelayName, ServiceName, SessionId, TerminalId,
+};
 
 /// What a stream of a link is for: its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -121,6 +121,8 @@ pub struct PathView {
     pub since: u64,
     /// Why this path.
     pub why: String,
+    /// Relayed paths that stand, the one in use among them or ready for it.
+    pub relayed_paths: usize,
 }
 
 /// One row of `sessions`.

@@ -15,8 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::agent::Upper;
-use crate::config::{self, Config, RelayChoice};
-use crate::core::login;
+use crate::config::{self, Config, Direct, RelayChoice};
+use crate::core::{login, paths};
 use crate::io::driver;
 use crate::io::ipc::server::IpcListener;
 use crate::io::services::Services;
@@ -96,6 +96,11 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
             RelayChoice::Only(names) => login::RelayChoice::Names(names.iter().cloned().collect()),
         },
         periods: Periods { keep_alive: config.keep_alive, idle: config.idle },
+        paths: paths::Config {
+            resume_time: config.resume,
+            direct: config.direct == Direct::Auto,
+            ..paths::Config::default()
+        },
         listen: (Ipv6Addr::UNSPECIFIED, 0).into(),
         save_contacts: Box::new(move |relays| {
             if let Err(error) = save_relays(&data, relays) {

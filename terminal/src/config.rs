@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tasuki_proto::session::{INBOX, PING};
-use tasuki_proto::{RelayName, ServiceName, TerminalId};
+use tasuki_proto::{RelayName, ServiceName, TerminalId, limits};
 
 use crate::core::access::{AccessRules, Allowed};
 
@@ -90,6 +90,9 @@ pub enum RelayChoice {
     Only(Vec<RelayName>),
 }
 
+/// A session ends after 90 s of silence whatever happens (architecture 7), so waiting longer helps nobody.
+const RESUME_MOST: Duration = Duration::from_secs(80);
+
 /// Whether sessions may take a direct path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direct {
@@ -116,6 +119,8 @@ pub struct Config {
     pub keep_alive: Duration,
     /// Silence after which an attachment is given up.
     pub idle: Duration,
+    /// How long a session whose paths are all lost waits for another.
+    pub resume: Duration,
 }
 
 /// The configuration as it is written: in a file, and by flags.
@@ -142,6 +147,8 @@ pub struct RawConfig {
     pub keep_alive: Option<u64>,
     /// Seconds of silence after which an attachment is given up.
     pub idle: Option<u64>,
+    /// Seconds that a session waits for a path after all of its paths were lost.
+    pub resume: Option<u64>,
 }
 
 /// A word or a list of words.
@@ -246,11 +253,15 @@ impl RawConfig {
         if idle > Duration::from_secs(600) {
             errors.push(format!("idle {}: at most 600", idle.as_secs()));
         }
+        let resume = self.resume.map_or(limits::RESUME_TIME, Duration::from_secs);
+        if resume > RESUME_MOST {
+            errors.push(format!("resume {}: at most {}", resume.as_secs(), RESUME_MOST.as_secs()));
+        }
         if !errors.is_empty() {
             return Err(ConfigErrors(errors));
         }
         let access = AccessRules { exposed: exposed.keys().cloned().collect(), allowed };
-        Ok(Config { data, exposed, access, relays, direct, keep_alive, idle })
+        Ok(Config { data, exposed, access, relays, direct, keep_alive, idle, resume })
     }
 
     fn check_exposed(&self, errors: &mut Vec<String>) -> BTreeMap<ServiceName, Endpoint> {

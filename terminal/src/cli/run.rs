@@ -18,7 +18,7 @@ pub struct RunArgs {
     /// Attach to one of these relays and no other; auto: of all
     #[arg(long, value_name = "auto|NAME,...")]
     relays: Option<String>,
-    /// Whether sessions may take a direct path: auto or never; this version has no direct paths
+    /// Whether sessions may take a direct path: auto or never
     #[arg(long, value_name = "auto|never")]
     direct: Option<String>,
     /// Seconds between keep-alives of the attachments
@@ -27,6 +27,9 @@ pub struct RunArgs {
     /// Seconds of silence after which an attachment is given up
     #[arg(long, value_name = "SECONDS")]
     idle: Option<u64>,
+    /// Seconds that a session whose paths are all lost waits for another one, at most 80; 60 unless given.
+    #[arg(long, value_name = "SECONDS")]
+    resume: Option<u64>,
 }
 
 impl RunArgs {
@@ -43,6 +46,7 @@ impl RunArgs {
         raw.direct = self.direct.or(raw.direct);
         raw.keep_alive = self.keep_alive.or(raw.keep_alive);
         raw.idle = self.idle.or(raw.idle);
+        raw.resume = self.resume.or(raw.resume);
         match raw.check(data) {
             Ok(config) if errors.is_empty() => Ok(config),
             Ok(_) => Err(ConfigErrors(errors)),

@@ -6,5 +6,6 @@ pub mod access;
 pub mod budget;
 pub mod calls;
 pub mod login;
+pub mod paths;
 pub mod retry;
 pub mod transfer;

@@ -1,5 +1,7 @@
 //! Runs the lower half of the agent: log-in, calls, sessions. Inputs in, outputs performed; it decides nothing.
 
+mod candidates;
+mod paths;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,15 +20,18 @@ use tasuki_proto::{
     version,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
 use self::sessions::{SessionEvent, Sessions};
 use super::attachment::{self, Order};
+use super::socket::SocketEvent;
 use crate::agent::{
     Agent, AgentRequest, AttachmentStatus, Released, Releases, Session, SessionView, StatusView,
     Upper,
 };
 use crate::core::calls::{self, Calls, RequestId};
 use crate::core::login::{self, AttachId, Login, RelayChoice};
+use crate::core::paths::{self as paths_core, Paths};
 
 /// Keeps the relays of the mesh.
 pub type SaveContacts = Box<dyn Fn(&[RelayContact]) + Send>;
@@ -43,11 +48,16 @@ pub struct Settings {
     pub relays: RelayChoice,
     /// Keep-alive and idle time.
     pub periods: Periods,
+    /// How sessions find and keep their paths.
+    pub paths: paths_core::Config,
     /// Where to bind the one UDP socket; usually `[::]:0`.
     pub listen: SocketAddr,
     /// Keeps the relays of the mesh for the next start.
     pub save_contacts: SaveContacts,
 }
+
+type Inboxes =
+    (mpsc::Receiver<attachment::Event>, mpsc::Receiver<SessionEvent>, mpsc::Receiver<SocketEvent>);
 
 /// An attachment that is being made or stands.
 struct Attachment {
@@ -71,6 +81,11 @@ struct Driver {
     logouts: Vec<oneshot::Sender<()>>,
     attachment_events: mpsc::Sender<attachment::Event>,
     sessions: Sessions,
+    paths: Paths,
+    /// Calls that were made over an attachment and have no proven session yet.
+    calling: BTreeMap<SessionId, AttachId>,
+    /// Calls that wait for an attachment, and until when.
+    waiting: VecDeque<(Instant, RequestId, TerminalId, ServiceName)>,
     upper: Upper,
     releases: Releases,
     answers: BTreeMap<RequestId, oneshot::Sender<Result<Session, Refusal>>>,
@@ -84,7 +99,9 @@ struct Driver {
 /// # Errors
 /// When the socket cannot be opened or the identity is unusable.
 pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
-    let (socket, session_endpoint, attachment_endpoint) = sessions::open_endpoints(&settings)?;
+    let (heard, socket_inbox) = mpsc::channel(limits::SOCKET_EVENTS);
+    let (socket, session_endpoint, attachment_endpoint) =
+        sessions::open_endpoints(&settings, heard)?;
     let instance = rand::rng().random::<u64>().max(1);
     let (inbox, requests) = mpsc::channel(limits::AGENT_INBOX);
     let releases = Releases::default();
@@ -102,8 +119,9 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
     let me = settings.identity.get().terminal_id().cloned().ok_or_else(|| {
         anyhow::anyhow!("the data directory holds a relay's identity, not a terminal's")
     })?;
-    let rng = SmallRng::from_rng(&mut rand::rng());
-    let login = Login::new(instance, settings.relays.clone(), rng);
+    let rng = || SmallRng::from_rng(&mut rand::rng());
+    let login = Login::new(instance, settings.relays.clone(), rng());
+    let paths = Paths::new(settings.paths.clone(), rng());
     let sessions = Sessions::new(
         me.clone(),
         socket,
@@ -122,6 +140,9 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         logouts: Vec::new(),
         attachment_events,
         sessions,
+        paths,
+        calling: BTreeMap::new(),
+        waiting: VecDeque::new(),
         upper,
         releases: releases.clone(),
         answers: BTreeMap::new(),
@@ -130,7 +151,8 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         ended: VecDeque::new(),
         settings,
     };
-    tokio::spawn(driver.run(requests, released, attachment_inbox, session_inbox));
+    let inboxes = (attachment_inbox, session_inbox, socket_inbox);
+    tokio::spawn(driver.run(requests, released, inboxes));
     Ok(Agent::new(inbox, releases))
 }
 
@@ -143,16 +165,22 @@ impl Driver {
         mut self,
         mut requests: mpsc::Receiver<AgentRequest>,
         mut released: watch::Receiver<Released>,
-        mut attachments: mpsc::Receiver<attachment::Event>,
-        mut sessions: mpsc::Receiver<SessionEvent>,
+        (mut attachments, mut sessions, mut socket): Inboxes,
     ) {
         let contacts = self.settings.contacts.clone();
         self.login.handle(login::Input::Contacts(contacts), Instant::now());
         self.login.handle(login::Input::Login, Instant::now());
+        let mut look_around = tokio::time::interval(candidates::PERIOD);
+        look_around.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.perform();
-            let due =
-                [self.login.poll_timeout(), self.calls.poll_timeout()].into_iter().flatten().min();
+            let due = [
+                self.login.poll_timeout(),
+                self.calls.poll_timeout(),
+                self.paths.poll_timeout(),
+                self.waiting.front().map(|(until, ..)| *until),
+            ];
+            let due = due.into_iter().flatten().min();
             tokio::select! {
                 event = attachments.recv() => match event {
                     Some(event) => self.handle_attachment(event),
@@ -162,23 +190,34 @@ impl Driver {
                     Some(event) => self.handle_session(event),
                     None => break,
                 },
+                event = socket.recv() => match event {
+                    Some(event) => self.handle_socket(event),
+                    None => break,
+                },
+                _ = look_around.tick() => self.find_candidates(),
                 Ok(()) = released.changed() => self.handle_released(),
                 request = requests.recv() => match request {
                     Some(request) => self.handle_request(request),
                     None => break,
                 },
-                () = sleep_until(due) => {
-                    let now = Instant::now();
-                    if self.login.poll_timeout().is_some_and(|due| due <= now) {
-                        self.login.handle(login::Input::Timeout, now);
-                    }
-                    if self.calls.poll_timeout().is_some_and(|due| due <= now) {
-                        self.calls.handle(calls::Input::Timeout, now);
-                    }
-                }
+                () = sleep_until(due) => self.handle_timeout(),
             }
         }
         self.farewell().await;
+    }
+
+    fn handle_timeout(&mut self) {
+        let now = Instant::now();
+        if self.login.poll_timeout().is_some_and(|due| due <= now) {
+            self.login.handle(login::Input::Timeout, now);
+        }
+        if self.calls.poll_timeout().is_some_and(|due| due <= now) {
+            self.calls.handle(calls::Input::Timeout, now);
+        }
+        if self.paths.poll_timeout().is_some_and(|due| due <= now) {
+            self.paths.handle(paths_core::Input::Timeout, now);
+        }
+        self.give_up_waiting(now);
     }
 
     fn handle_released(&mut self) {
@@ -205,7 +244,9 @@ impl Driver {
             if let Some(output) = self.login.poll_output() {
                 self.perform_login(output);
             } else if let Some(output) = self.calls.poll_output() {
-                self.perform_calls(output);
+                self.perform_calls(output, None);
+            } else if let Some(output) = self.paths.poll_output() {
+                self.perform_paths(output);
             } else {
                 return;
             }
@@ -256,38 +297,46 @@ impl Driver {
         }
         let was_in = matches!(self.state, login::State::LoggedIn { .. });
         let is_in = matches!(state, login::State::LoggedIn { .. });
-        if was_in && !is_in {
-            let code = match &state {
-                login::State::LoggedOut => RefusalCode::LoggedOut,
-                login::State::Parked(refusal) => refusal.code,
-                _ => RefusalCode::RouteLost,
-            };
+        let over = match &state {
+            login::State::LoggedOut => Some(RefusalCode::LoggedOut),
+            login::State::Parked(refusal) => Some(refusal.code),
+            // Sessions wait for the next attachment.
+            login::State::Connecting(_) | login::State::LoggedIn { .. } => None,
+        };
+        if let Some(code) = over {
             self.calls.handle(calls::Input::Detached(code), Instant::now());
+        }
+        if was_in && !is_in {
+            let code = over.unwrap_or(RefusalCode::RouteLost);
             for (_, reply) in std::mem::take(&mut self.lists) {
                 let _ = reply.send(Err(code.into()));
             }
         }
         self.state = state;
+        self.attachments_changed();
     }
 
-    fn perform_calls(&mut self, output: calls::Output) {
+    /// `via` is the attachment that brought what this answers.
+    fn perform_calls(&mut self, output: calls::Output, via: Option<AttachId>) {
         match output {
+            calls::Output::Send(message @ ToRelay::End(_)) => {
+                // Whichever relay knows the session passes it on; others ignore it.
+                for attach in self.standing_attachments() {
+                    self.say(attach, message.clone());
+                }
+            }
             calls::Output::Send(message) => {
-                if let Some(attach) = self.primary() {
+                if let Some(attach) = via.or_else(|| self.primary()) {
+                    if let ToRelay::Call(call) = &message {
+                        self.calling.insert(call.session, attach);
+                    }
                     self.say(attach, message);
                 }
             }
-            calls::Output::Open(opened) => {
-                let relay = self
-                    .primary()
-                    .and_then(|attach| self.attachments.get(&attach)?.connection.clone())
-                    .map(|connection| connection.remote_address());
-                match relay {
-                    Some(relay) => self.sessions.open(opened, relay, wall_ms()),
-                    None => self.fail(opened.session, RefusalCode::RouteLost),
-                }
-            }
+            calls::Output::Open(opened) => self.open(opened, via),
             calls::Output::Close { session, code, .. } => {
+                self.calling.remove(&session);
+                self.paths.handle(paths_core::Input::Closed(session), Instant::now());
                 if let Some(view) = self.sessions.close(session, code, wall_ms()) {
                     self.ended.push_back(view);
                     while self.ended.len() > limits::ENDED_SESSIONS_SHOWN_BY_AGENT {
@@ -350,11 +399,7 @@ impl Driver {
             .primary()
             .and_then(|attach| self.attachments.get(&attach)?.relay.as_ref())
             .map(|(id, _)| *id);
-        let Some(edge) = relay else {
-            let refusal = self.not_attached();
-            self.calls.handle(calls::Input::Done(request), Instant::now());
-            return self.answer(request, Err(refusal));
-        };
+        let Some(edge) = relay else { return self.wait_to_call(request, target, service) };
         let mut rng = rand::rng();
         let input = calls::Input::Call {
             request,
@@ -414,13 +459,23 @@ impl Driver {
                 let verdict = self.upper.access.check(&call.caller, &call.service);
                 let label = Label::from_random(rand::rng().random());
                 self.calls.handle(calls::Input::Incoming { call, verdict, label }, now);
+                self.perform_answers(attach);
             }
             ToTerminal::Accepted(accepted) => {
                 self.calls.handle(calls::Input::Accepted(accepted), now);
+                self.perform_answers(attach);
             }
             ToTerminal::CallRefused(refused) => {
+                self.calling.remove(&refused.session);
                 self.calls.handle(calls::Input::CallRefused(refused), now);
             }
+            ToTerminal::Resuming(resuming) => {
+                self.paths.handle(paths_core::Input::Resuming { attach, resuming }, now);
+            }
+            ToTerminal::Resumed(resumed) => {
+                self.paths.handle(paths_core::Input::Resumed(resumed), now);
+            }
+            ToTerminal::PathEnded(end) => self.path_ended(end, now),
             ToTerminal::Ended(end) => self.calls.handle(calls::Input::Ended(end), now),
             ToTerminal::Page(page) => {
                 if let Some(reply) = self.lists.remove(&page.request) {
@@ -448,14 +503,14 @@ impl Driver {
         match event {
             SessionEvent::Arrived(incoming) => self.sessions.arrived(*incoming),
             SessionEvent::Proven { session, connection, key } => {
-                if self.sessions.proven(session, connection, key) {
+                if let Some(most) = self.sessions.proven(session, connection, key) {
+                    self.calling.remove(&session);
                     self.calls.handle(calls::Input::Proven(session), now);
+                    self.paths.handle(paths_core::Input::Proven { session, most }, now);
                 }
             }
             SessionEvent::Failed { session, code } => self.fail(session, code),
-            SessionEvent::PeerUse { session, using } => {
-                self.calls.handle(calls::Input::PeerUse { session, using }, now);
-            }
+            SessionEvent::Word { session, word } => self.handle_word(session, word, now),
         }
     }
 
@@ -486,7 +541,7 @@ impl Driver {
                 let _ = reply.send(views);
             }
             AgentRequest::Paths(reply) => {
-                let _ = reply.send(self.sessions.paths());
+                let _ = reply.send(self.sessions.paths(&self.paths));
             }
             AgentRequest::EndSession(session, reply) => {
                 let known = self.sessions.contains(session);

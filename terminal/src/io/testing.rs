@@ -299,6 +299,7 @@ fn path_view() -> PathView {
         rtt_us: 1,
         loss: 0.0,
         since: 1,
-        why: "no direct path is built in".into(),
+        why: "relayed: the path of the call".into(),
+        relayed_paths: 1,
     }
 }

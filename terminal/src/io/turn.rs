@@ -31,10 +31,12 @@ pub(crate) const QUINN_FRAMES: usize = 7;
 /// each time.
 const POLLS: usize = 4;
 
-/// Frames that leave with one system call: to one address, all of one length but the last.
+/// Frames that leave with one system call: of one session, to one address, all of one length but the last.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     to: Option<SocketAddr>,
+    /// The virtual address of their session.
+    session: Option<SocketAddr>,
     ecn: Option<EcnCodepoint>,
     stride: usize,
     frames: usize,
@@ -46,6 +48,10 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn to(&self) -> Option<SocketAddr> {
         self.to
+    }
+
+    pub(crate) fn session(&self) -> Option<SocketAddr> {
+        self.session
     }
 
     pub(crate) fn ecn(&self) -> Option<EcnCodepoint> {
@@ -74,6 +80,7 @@ impl Run {
         let Some(here) = self.to else { return true };
         let (segment, count) = shape(transmit);
         here == to
+            && self.session == Some(transmit.destination)
             && self.ecn == transmit.ecn
             && self.bytes.len().is_multiple_of(self.stride)
             && (segment + HEAD == self.stride || (count == 1 && segment + HEAD < self.stride))
@@ -86,6 +93,7 @@ impl Run {
         let (segment, count) = shape(transmit);
         if self.to.is_none() {
             self.to = Some(to);
+            self.session = Some(transmit.destination);
             self.ecn = transmit.ecn;
             self.stride = segment + HEAD;
         }

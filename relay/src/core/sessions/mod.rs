@@ -46,15 +46,13 @@ use rustc_hash::FxHashMap;
 use tasuki_proto::control::{self, CallRefused, End, PathEnd, ToTerminal};
 use tasuki_proto::mesh::{RoutedAccept, RoutedCall, RoutedResumed, ToPeer};
 use tasuki_proto::{
-    Generation, Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId,
-    limits,
+    Generation, Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId,
+    TerminalId, limits,
 };
 
 use super::admin::{SessionState, SessionView};
 use super::{ConnId, LinkId};
-pub use event::{
-    Counter, Counters, Finished, Forwarding, HopId, Input, Neighbour, Output, Place,
-};
+pub use event::{Counter, Counters, Finished, Forwarding, HopId, Input, Neighbour, Output, Place};
 use hop::{Hop, Session, State};
 
 /// A relay adds this to the terminals' own time-out, so that the caller's terminal is the one that gives up.
@@ -334,8 +332,7 @@ impl Sessions {
     ) {
         let id = HopId { session: call.session, generation: Generation::CALL };
         let who = (&call.caller, &call.target, &call.service);
-        let label =
-            self.add_hop(id, (prev, next), (call.label, &call.names), who, now, wall_ms);
+        let label = self.add_hop(id, (prev, next), (call.label, &call.names), who, now, wall_ms);
         self.outputs.push_back(match next {
             Neighbour::Link(link) => {
                 Output::ToPeer(link, ToPeer::Call(RoutedCall { label, ..call }))

@@ -389,7 +389,9 @@ fn a_path_without_an_answer_is_given_up_and_the_session_goes_on() {
     for (at, input) in queue {
         world.give(at, input);
     }
-    assert!(matches!(world.last_to(0), ToTerminal::PathEnded(e) if e.code == RefusalCode::NoAnswer));
+    assert!(
+        matches!(world.last_to(0), ToTerminal::PathEnded(e) if e.code == RefusalCode::NoAnswer)
+    );
     assert!(world.relays.iter().all(|r| r.len() == 1 && r.deadlines.is_empty()));
     assert!(world.installed.iter().all(|labels| labels.len() == 2));
 }

@@ -47,6 +47,8 @@ pub enum Input {
     CallRefused(control::CallRefused),
     /// The relay says that a session ended.
     Ended(control::End),
+    /// The way of a call, or of a session that is not proven yet, was lost: it is called again.
+    Unreached(SessionId),
     /// The end-to-end handshake proved the peer.
     Proven(SessionId),
     /// The end-to-end handshake failed, or the end-to-end connection died or was closed.

@@ -11,9 +11,11 @@
 //! | - | accepted | say End: whoever accepted it must not keep it | - |
 //! | calling | accepted | open | proving |
 //! | calling | refused with `merged` and a winner | its requests wait for the winner | - |
+//! | calling | refused since a relay or attachment on the way was lost | its requests call afresh | - |
 //! | calling | refused otherwise | its requests fail | - |
 //! | calling | 10 s | say End, `no-answer` | - |
 //! | proving | the peer is proven | its requests are answered; offered, where the peer uses it | live |
+//! | calling, proving | its way is lost | say End, close, its requests call afresh | - |
 //! | proving | the proof fails, or 10 s | say End, close, `peer-not-proven` | - |
 //! | live | the connection dies | say End, close | - |
 //! | any | its last local user is done, and the peer does not use it | say End, close | - |
@@ -79,6 +81,8 @@ struct Request {
     /// Until when it may still be called.
     deadline: Instant,
     redials: u8,
+    /// When it is called afresh, after its way was lost more than once.
+    again_at: Option<Instant>,
     /// The session of its latest call.
     own: SessionId,
     /// The session that it waits for or was answered with; `None` between [`Output::Redial`] and the call.
@@ -90,6 +94,7 @@ struct Request {
 enum Due {
     Session(SessionId),
     Request(RequestId),
+    Again(RequestId),
 }
 
 /// What becomes of requests whose session is gone before they were answered.
@@ -97,6 +102,8 @@ enum Due {
 enum Then {
     /// Those whose own call it was fail; others call afresh.
     Redial,
+    /// All call afresh.
+    Again,
     /// All fail.
     Fail,
 }
@@ -148,6 +155,9 @@ impl Calls {
             Input::Accepted(accepted) => self.handle_accepted(accepted, now),
             Input::CallRefused(refused) => self.handle_call_refused(refused, now),
             Input::Ended(end) => self.handle_ended(&end, now),
+            Input::Unreached(session) => {
+                self.end(session, RefusalCode::RouteLost, true, Then::Again, now);
+            }
             Input::Proven(session) => self.handle_proven(session, now),
             Input::Failed { session, code } => {
                 self.end(session, code, true, Then::Redial, now);
@@ -191,6 +201,7 @@ impl Calls {
             self.due.remove(&(at, due));
             match due {
                 Due::Request(request) => self.fail(request, RefusalCode::NoAnswer.into()),
+                Due::Again(request) => self.call_again(request),
                 Due::Session(id) => {
                     let calling = self
                         .session_by_id
@@ -259,8 +270,16 @@ impl Calls {
                 offered: false,
             },
         );
-        let request_row =
-            Request { target, service, deadline, redials, own: id, on: Some(id), answered: false };
+        let request_row = Request {
+            target,
+            service,
+            deadline,
+            redials,
+            again_at: None,
+            own: id,
+            on: Some(id),
+            answered: false,
+        };
         self.request_by_id.insert(request, request_row);
     }
 
@@ -408,7 +427,12 @@ impl Calls {
                 if let Some((end, _)) = refusal.detail.char_indices().nth(limits::REFUSAL_DETAIL) {
                     refusal.detail.truncate(end);
                 }
-                self.remove(id, refusal, Then::Redial, now);
+                // A relay on the way died, or is about to leave: others may know another.
+                let then = match refusal.code {
+                    RefusalCode::RouteLost | RefusalCode::PeerLost => Then::Again,
+                    _ => Then::Redial,
+                };
+                self.remove(id, refusal, then, now);
             }
         }
     }

@@ -1,12 +1,15 @@
 //! What becomes of sessions that are over, and of the requests that waited for them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tasuki_proto::limits;
 use tasuki_proto::{Refusal, RefusalCode, SessionId};
 
 use super::finished::Trace;
 use super::{Calls, Due, Output, Request, RequestId, Session, SessionState, Then};
+
+/// The wait before a call whose way was lost twice is made again; then twice that, and so on.
+const REDIAL_PAUSE: Duration = Duration::from_millis(50);
 
 impl Calls {
     /// Ends a session, told to the relay or by it.
@@ -35,7 +38,10 @@ impl Calls {
                 Some(r) if r.answered => {
                     self.request_by_id.remove(&request);
                 }
-                Some(r) if then == Then::Fail || r.own == id => self.fail(request, refusal.clone()),
+                Some(r) if then == Then::Fail || (then == Then::Redial && r.own == id) => {
+                    self.fail(request, refusal.clone());
+                }
+                Some(_) if then == Then::Again => self.redial_later(request, now),
                 Some(_) => self.redial(request, now),
             }
         }
@@ -121,6 +127,32 @@ impl Calls {
         });
     }
 
+    /// As [`Calls::redial`], for a way that was lost: at once the first time, then later each time, since the relays need a
+    /// moment to learn of it.
+    fn redial_later(&mut self, request: RequestId, now: Instant) {
+        let Some(r) = self.request_by_id.get_mut(&request) else { return };
+        let at = now + REDIAL_PAUSE.saturating_mul((1 << r.redials.min(8)) - 1);
+        if at >= r.deadline {
+            return self.fail(request, RefusalCode::RouteLost.into());
+        }
+        r.redials = r.redials.saturating_add(1);
+        r.on = None;
+        r.again_at = Some(at);
+        self.due.insert((r.deadline, Due::Request(request)));
+        self.due.insert((at, Due::Again(request)));
+        if at <= now {
+            self.due.remove(&(at, Due::Again(request)));
+            self.call_again(request);
+        }
+    }
+
+    pub(super) fn call_again(&mut self, request: RequestId) {
+        let Some(r) = self.request_by_id.get_mut(&request) else { return };
+        r.again_at = None;
+        let (target, service) = (r.target.clone(), r.service.clone());
+        self.outputs.push_back(Output::Redial { request, target, service });
+    }
+
     /// Answers a request that has no answer with a refusal.
     pub(super) fn fail(&mut self, request: RequestId, refusal: Refusal) {
         if self.take_request(request).is_some_and(|r| !r.answered) {
@@ -132,6 +164,9 @@ impl Calls {
     pub(super) fn take_request(&mut self, request: RequestId) -> Option<Request> {
         let r = self.request_by_id.remove(&request)?;
         self.due.remove(&(r.deadline, Due::Request(request)));
+        if let Some(at) = r.again_at {
+            self.due.remove(&(at, Due::Again(request)));
+        }
         if let Some(on) = r.on {
             if let Some(session) = self.session_by_id.get_mut(&on) {
                 session.users.remove(&request);

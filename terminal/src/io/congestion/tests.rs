@@ -12,7 +12,7 @@ const MTU: u16 = 1_200;
 fn path(number: u64) -> Path {
     let label = |number| Label::new(number).unwrap();
     Path {
-        relay: ([127, 0, 0, 1], 4_000).into(),
+        to: ([127, 0, 0, 1], 4_000).into(),
         label_in: label(number + 1),
         label_out: label(number + 1_000),
     }

@@ -11,6 +11,7 @@ use quinn::{
     ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, TransportConfig,
     VarInt,
 };
+use tasuki_proto::codec::Envelope;
 use tasuki_proto::frame::HEAD;
 use tasuki_proto::identity::{
     Clock, IdentityCell, KeyFingerprint, NodeName, Peer, connection_refusal, identify_connection,
@@ -19,15 +20,18 @@ use tasuki_proto::identity::{
 use tasuki_proto::net::{
     CidClass, EndpointKeys, QueueSocket, attachment_transport, client_config, endpoint_config,
 };
+use tasuki_proto::path::PathKey;
+use tasuki_proto::session::{Use, Word};
 use tasuki_proto::version::Alpn;
-use tasuki_proto::{RefusalCode, SessionId, TerminalId, limits};
+use tasuki_proto::{Generation, RefusalCode, SessionId, TerminalId, limits};
 use tokio::sync::{mpsc, watch};
 
 use super::Settings;
 use crate::agent::{PathView, Releases, Session, SessionGuard, SessionView};
 use crate::core::calls::{Calls, Opened, RequestId, SessionState};
+use crate::core::paths::{self, PathId, Paths};
 use crate::io::congestion::CurrentPath;
-use crate::io::socket::{PLAIN_BYTES, Path, SessionSocket, Socket, virtual_address};
+use crate::io::socket::{PLAIN_BYTES, Path, SessionSocket, Socket, SocketEvent, virtual_address};
 use crate::io::turn::Runtime;
 
 /// Nothing for this long from the other terminal ends a session.
@@ -60,8 +64,8 @@ pub(super) enum SessionEvent {
     Proven { session: SessionId, connection: Connection, key: KeyFingerprint },
     /// The handshake failed, or the connection is over.
     Failed { session: SessionId, code: RefusalCode },
-    /// The peer said whether it uses the session.
-    PeerUse { session: SessionId, using: bool },
+    /// The peer said something about the session.
+    Word { session: SessionId, word: Word },
 }
 
 struct Entry {
@@ -72,8 +76,42 @@ struct Entry {
     connection: Option<Connection>,
     key: Option<KeyFingerprint>,
     ended: watch::Sender<Option<RefusalCode>>,
-    /// Whether this side uses the session, once there is something to tell.
-    uses: Option<watch::Sender<bool>>,
+    /// Since when the data takes its present path.
+    path_since_ms: u64,
+    /// What the peer is told, once there is something to tell.
+    words: Option<watch::Sender<Words>>,
+}
+
+/// The latest of each kind of word to the peer.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Words {
+    using: Option<Word>,
+    addresses: Option<Word>,
+    attachments: Option<Word>,
+}
+
+impl Words {
+    fn set(&mut self, word: Word) {
+        let slot = match word {
+            Word::Use(_) => &mut self.using,
+            Word::Addresses(_) => &mut self.addresses,
+            Word::Attachments(_) => &mut self.attachments,
+        };
+        *slot = Some(word);
+    }
+
+    /// What is said here and was not said in `before`.
+    fn since(&self, before: &Words) -> Vec<Word> {
+        [
+            (&self.using, &before.using),
+            (&self.addresses, &before.addresses),
+            (&self.attachments, &before.attachments),
+        ]
+        .into_iter()
+        .filter(|(now, before)| now != before)
+        .filter_map(|(now, _)| now.clone())
+        .collect()
+    }
 }
 
 /// The opened sessions of this terminal.
@@ -94,7 +132,7 @@ pub(super) struct Sessions {
 /// The largest QUIC packets that are worth a try on this path.
 fn packet_bytes(path: &CurrentPath) -> u16 {
     let (least, most) = IP_BYTES.into_inner();
-    let mtu = path.get().and_then(|path| tasuki_proto::net::mtu_towards(path.relay));
+    let mtu = path.get().and_then(|path| tasuki_proto::net::mtu_towards(path.to));
     mtu.unwrap_or(least).clamp(least, most) - HEADS
 }
 
@@ -151,8 +189,9 @@ impl Configs {
 /// stranger, and attachments, which only dials.
 pub(super) fn open_endpoints(
     settings: &Settings,
+    heard: mpsc::Sender<SocketEvent>,
 ) -> anyhow::Result<(Arc<Socket>, (Endpoint, Configs), Endpoint)> {
-    let socket = Arc::new(Socket::bind(settings.listen)?);
+    let socket = Arc::new(Socket::bind(settings.listen, heard)?);
     let keys = EndpointKeys::random();
     let mut server = quinn_server_config(&settings.identity, &[Alpn::Session], &settings.clock)?;
     server.migration(false);
@@ -247,13 +286,15 @@ impl Sessions {
             .collect()
     }
 
-    /// Installs a session's path by way of `relay`; its caller begins the handshake.
-    pub(super) fn open(&mut self, opened: Opened, relay: SocketAddr, wall_ms: u64) {
+    /// Installs the path of a session's call, to this address; its caller begins the handshake.
+    pub(super) fn open(&mut self, opened: Opened, to: SocketAddr, wall_ms: u64) {
         let address = virtual_address(self.next_address);
         self.next_address += 1;
         let (label_in, label_out) = (opened.label_in, opened.label_out);
         let path = CurrentPath::default();
-        self.set_path(address, &path, Path { relay, label_in, label_out });
+        let first = Path { to, label_in, label_out };
+        let first = self.socket.add_path(address, PathId::Relayed(Generation::CALL), first);
+        path.switch(first, Instant::now());
         let session = opened.session;
         self.session_by_address.insert(address, session);
         if opened.outgoing {
@@ -282,15 +323,77 @@ impl Sessions {
             connection: None,
             key: None,
             ended: watch::Sender::new(None),
-            uses: None,
+            path_since_ms: wall_ms,
+            words: None,
         };
         self.entries.insert(session, entry);
     }
 
-    /// Directs the packets of a session, and tells its congestion control.
-    fn set_path(&self, session: SocketAddr, current: &CurrentPath, path: Path) {
-        current.switch(path, Instant::now());
-        self.socket.set_path(session, path);
+    /// The address that the one socket is bound to.
+    pub(super) fn local_addr(&self) -> SocketAddr {
+        self.socket.local_addr()
+    }
+
+    /// The session that a virtual address stands for.
+    pub(super) fn session_at(&self, address: SocketAddr) -> Option<SessionId> {
+        self.session_by_address.get(&address).copied()
+    }
+
+    /// Whether its peer is proven.
+    pub(super) fn is_proven(&self, session: SessionId) -> bool {
+        self.entries.get(&session).is_some_and(|entry| entry.connection.is_some())
+    }
+
+    /// Performs what the paths of a session want of the socket.
+    pub(super) fn direct(&mut self, output: paths::Output, wall_ms: u64) {
+        use paths::Output;
+        let session = match &output {
+            Output::Install { session, .. }
+            | Output::Remove { session, .. }
+            | Output::Use { session, .. }
+            | Output::Duplicate { session, .. }
+            | Output::Probe { session, .. }
+            | Output::Ceiling { session, .. }
+            | Output::Listen { session, .. }
+            | Output::Watch(session)
+            | Output::Tell(session, _)
+            | Output::Changed(session)
+            | Output::Failed { session, .. } => *session,
+            Output::Say(..) => return,
+        };
+        let Some(entry) = self.entries.get_mut(&session) else { return };
+        let (socket, address) = (&self.socket, entry.address);
+        match output {
+            Output::Install { path, to, label_in, label_out, .. } => {
+                socket.add_path(address, path, Path { to, label_in, label_out });
+            }
+            Output::Remove { path, .. } => socket.remove_path(address, path),
+            Output::Use { path, epoch, .. } => {
+                if let Some(path) = socket.use_path(address, path, epoch) {
+                    entry.path.switch(path, Instant::now());
+                    entry.path_since_ms = wall_ms;
+                }
+            }
+            Output::Duplicate { path, .. } => socket.duplicate(address, path),
+            Output::Probe { path, probe, length, .. } => {
+                socket.probe(address, path, probe, length);
+            }
+            Output::Ceiling { bytes, .. } => {
+                // QUIC may have found more since the paths were told.
+                let mtu = entry.mtu();
+                let bytes = bytes.map_or(usize::MAX, |bytes| usize::from(bytes.max(mtu)));
+                socket.set_ceiling(address, bytes);
+            }
+            Output::Listen { label, .. } => socket.listen(address, label),
+            Output::Watch(_) => socket.watch(address),
+            Output::Tell(_, word) => entry.tell(word),
+            Output::Changed(_) | Output::Failed { .. } | Output::Say(..) => {}
+        }
+    }
+
+    /// The largest QUIC packets that a session sends at present, bytes.
+    pub(super) fn mtu(&self, session: SessionId) -> Option<u16> {
+        self.entries.get(&session).map(Entry::mtu)
     }
 
     /// A handshake begins over a virtual address: of the session that it stands for, or of none.
@@ -324,25 +427,27 @@ impl Sessions {
         }
     }
 
-    /// Keeps a proven connection; false when the session is gone or has one.
+    /// Keeps a proven connection, and gives the largest packets that are worth a try on it; `None` when the session is
+    /// gone or has one.
     pub(super) fn proven(
         &mut self,
         session: SessionId,
         connection: Connection,
         key: KeyFingerprint,
-    ) -> bool {
-        let Some(entry) = self.entries.get_mut(&session) else {
+    ) -> Option<u16> {
+        let mut material = [0; 32];
+        let exported =
+            connection.export_keying_material(&mut material, PathKey::EXPORTER_LABEL, b"");
+        let entry = self.entries.get_mut(&session).filter(|entry| entry.connection.is_none());
+        let Some(entry) = entry.filter(|_| exported.is_ok()) else {
             connection.close(close_code(RefusalCode::UnknownSession), b"");
-            return false;
+            return None;
         };
-        if entry.connection.is_some() {
-            connection.close(close_code(RefusalCode::UnknownSession), b"");
-            return false;
-        }
+        self.socket.set_key(entry.address, PathKey::new(&material, entry.opened.outgoing));
         entry.connection = Some(connection.clone());
         entry.key = Some(key);
         tokio::spawn(watch_connection(session, connection, self.events.clone()));
-        true
+        Some(packet_bytes(&entry.path))
     }
 
     /// Removes a session's path and closes its connection; returns what to show of it.
@@ -365,7 +470,7 @@ impl Sessions {
         let (socket, address) = (self.socket.clone(), entry.address);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            socket.remove_path(address);
+            socket.close(address);
         });
         Some(view)
     }
@@ -390,17 +495,10 @@ impl Sessions {
         })
     }
 
-    /// Tells the peer, in order and reliably, whether this side uses the session; of several words that follow each
-    /// other faster than they leave, the last.
+    /// Tells the peer whether this side uses the session.
     pub(super) fn tell_use(&mut self, session: SessionId, using: bool) {
-        let Some(entry) = self.entries.get_mut(&session) else { return };
-        let Some(connection) = entry.connection.clone() else { return };
-        if let Some(uses) = &entry.uses {
-            uses.send_replace(using);
-        } else {
-            let (uses, word) = watch::channel(using);
-            tokio::spawn(write_uses(connection, word));
-            entry.uses = Some(uses);
+        if let Some(entry) = self.entries.get_mut(&session) {
+            entry.tell(Word::Use(Use { using }));
         }
     }
 
@@ -427,27 +525,24 @@ impl Sessions {
         views
     }
 
-    pub(super) fn paths(&self) -> Vec<PathView> {
+    pub(super) fn paths(&self, paths: &Paths) -> Vec<PathView> {
         self.entries
             .iter()
             .filter_map(|(session, entry)| {
                 let connection = entry.connection.as_ref()?;
-                let path = connection.stats().path;
-                let mut relays = entry.opened.route.clone();
-                if !entry.opened.outgoing {
-                    relays.reverse();
-                }
+                let info = paths.info(*session)?;
+                let rtt_us = info.rtt_us.unwrap_or(connection.rtt().as_micros() as u64);
                 Some(PathView {
                     session: session.to_string(),
                     peer: entry.opened.peer.clone(),
                     service: entry.opened.service.clone(),
-                    path: "relayed",
-                    relays,
-                    rtt_us: connection.rtt().as_micros() as u64,
-                    loss: path.lost_packets as f64 / (path.sent_packets.max(1)) as f64,
-                    since: entry.started_ms,
-                    why: "every session starts relayed; this version knows no other path"
-                        .to_owned(),
+                    path: if info.direct { "direct" } else { "relayed" },
+                    relays: info.relays,
+                    rtt_us,
+                    loss: info.loss,
+                    since: entry.path_since_ms,
+                    why: info.why,
+                    relayed_paths: info.relayed_paths,
                 })
             })
             .collect()
@@ -455,6 +550,25 @@ impl Sessions {
 }
 
 impl Entry {
+    fn mtu(&self) -> u16 {
+        self.connection.as_ref().map_or(0, |connection| connection.stats().path.current_mtu)
+    }
+
+    /// Tells the peer, in order and reliably; of several words of one kind that follow each other faster than they
+    /// leave, the last.
+    fn tell(&mut self, word: Word) {
+        let Some(connection) = &self.connection else { return };
+        if let Some(words) = &self.words {
+            words.send_modify(|words| words.set(word));
+        } else {
+            let mut first = Words::default();
+            first.set(word);
+            let (words, told) = watch::channel(first);
+            tokio::spawn(write_words(connection.clone(), told));
+            self.words = Some(words);
+        }
+    }
+
     fn view(&self, me: &TerminalId, state: &'static str) -> SessionView {
         let opened = &self.opened;
         let (caller, callee) = if opened.outgoing {
@@ -534,27 +648,33 @@ impl Proof {
     }
 }
 
-/// Tells what the peer says of its use, and the end of the connection.
+/// Tells what the peer says of the session, and the end of the connection.
 async fn watch_connection(
     session: SessionId,
     connection: Connection,
     events: mpsc::Sender<SessionEvent>,
 ) {
-    let uses = async {
+    let words = async {
         let Ok(mut stream) = connection.accept_uni().await else { return };
-        let mut word = [0; 1];
-        while let Ok(Some(_)) = stream.read(&mut word).await {
-            let told = SessionEvent::PeerUse { session, using: word[0] != 0 };
-            if events.send(told).await.is_err() {
+        while let Ok(Some(envelope)) =
+            Envelope::read(&mut stream, limits::SESSION_MESSAGE_BYTES).await
+        {
+            let word = match Word::from_envelope(&envelope) {
+                Ok(Some(word)) => word,
+                // A newer peer may say what this version does not know.
+                Ok(None) => continue,
+                Err(_) => return,
+            };
+            if events.send(SessionEvent::Word { session, word }).await.is_err() {
                 return;
             }
         }
     };
     let closed = connection.closed();
-    tokio::pin!(uses, closed);
+    tokio::pin!(words, closed);
     let error = tokio::select! {
         error = &mut closed => error,
-        () = uses => closed.await,
+        () = words => closed.await,
     };
     let code = match &error {
         quinn::ConnectionError::TimedOut => RefusalCode::SessionTimeout,
@@ -563,11 +683,18 @@ async fn watch_connection(
     let _ = events.send(SessionEvent::Failed { session, code }).await;
 }
 
-async fn write_uses(connection: Connection, mut word: watch::Receiver<bool>) {
+async fn write_words(connection: Connection, mut words: watch::Receiver<Words>) {
     let Ok(mut stream) = connection.open_uni().await else { return };
+    let mut said = Words::default();
     loop {
-        let using = *word.borrow_and_update();
-        if stream.write_all(&[u8::from(using)]).await.is_err() || word.changed().await.is_err() {
+        let latest = words.borrow_and_update().clone();
+        for word in latest.since(&said) {
+            if stream.write_chunk(word.to_envelope().to_bytes()).await.is_err() {
+                return;
+            }
+        }
+        said = latest;
+        if words.changed().await.is_err() {
             return;
         }
     }

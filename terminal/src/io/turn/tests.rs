@@ -4,11 +4,12 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use quinn::Runtime as _;
-use tasuki_proto::Label;
 use tasuki_proto::frame::{self, FrameKind};
+use tasuki_proto::{Generation, Label};
 
 use super::super::socket::{Path, SessionSocket, virtual_address};
 use super::*;
+use crate::core::paths::PathId;
 
 const TO: &str = "127.0.0.1:4433";
 
@@ -74,9 +75,10 @@ fn a_run_keeps_to_what_the_kernel_takes() {
 fn world() -> (UdpSocket, SessionSocket) {
     let relay = UdpSocket::bind("127.0.0.1:0").unwrap();
     relay.set_nonblocking(true).unwrap();
-    let socket = Arc::new(Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
-    let path = Path { relay: relay.local_addr().unwrap(), label_in: label(1), label_out: label(7) };
-    socket.set_path(virtual_address(1), path);
+    let (events, _) = tokio::sync::mpsc::channel(1);
+    let socket = Arc::new(Socket::bind("127.0.0.1:0".parse().unwrap(), events).unwrap());
+    let path = Path { to: relay.local_addr().unwrap(), label_in: label(1), label_out: label(7) };
+    socket.add_path(virtual_address(1), PathId::Relayed(Generation::CALL), path);
     (relay, SessionSocket(socket))
 }
 

@@ -67,6 +67,7 @@ async fn attached(data: &Path, relay: &RelayName) -> Result<Agent> {
         contacts: load_relays(data)?,
         relays: RelayChoice::Names([relay.clone()].into()),
         periods: Periods::default(),
+        paths: tasuki_terminal::core::paths::Config::default(),
         listen: (Ipv6Addr::UNSPECIFIED, 0).into(),
         save_contacts: Box::new(|_| {}),
     };

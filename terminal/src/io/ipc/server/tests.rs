@@ -85,7 +85,18 @@ async fn lists_and_commands() {
     let row = fields[0].take();
     let mut fields = keys(&row);
     fields.sort_unstable();
-    let wanted = ["loss", "path", "peer", "relays", "rtt_us", "service", "session", "since", "why"];
+    let wanted = [
+        "loss",
+        "path",
+        "peer",
+        "relayed_paths",
+        "relays",
+        "rtt_us",
+        "service",
+        "session",
+        "since",
+        "why",
+    ];
     assert_eq!(fields, wanted);
     for verb in ["status", "ls", "sessions", "paths"] {
         let text = lab.verb(verb).await.unwrap();

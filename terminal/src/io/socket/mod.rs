@@ -1,13 +1,16 @@
 //! One UDP socket for everything: frames below quinn's session endpoint, QUIC packets to the attachment endpoint.
 //!
-//! quinn sees one virtual IPv6 address per session ([`virtual_address`]). Below it the path table says by which
-//! relay and with which label a packet leaves, and which virtual address an arriving label stands for. The
-//! session endpoint's driver is the socket's only reader; it takes the heads off frames in place.
+//! quinn sees one virtual IPv6 address per session ([`virtual_address`]). Below it the path table says to which
+//! address and with which label a packet leaves, and which virtual address an arriving label stands for. The
+//! session endpoint's driver is the socket's only reader; it takes the heads off frames in place, and answers probes
+//! at once, so that their round trips are the network's.
 //!
 //! What quinn does with a socket's errors decides what this one may return: any error but `WouldBlock` from
 //! `try_send` ends the connection without a reason, and any error from `poll_recv` but `ConnectionReset` ends the
 //! endpoint. So a packet without a path is dropped and counts as sent, and errors of the network are taken for
 //! the loss that they are.
+
+mod table;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
@@ -16,15 +19,21 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
-use dashmap::{DashMap, Entry};
+use dashmap::DashMap;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use rustc_hash::FxBuildHasher;
 use tasuki_proto::Label;
 use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
-use tasuki_proto::net::{AsyncUdp, Inbox, Packet, UdpIo};
+use tasuki_proto::net::{AsyncUdp, Inbox, Packet, UdpIo, canonical};
+use tasuki_proto::path::{PROBE_FRAME, PathKey, Probe};
+use tokio::sync::mpsc;
 
+use self::table::{Arriving, Leaving, Table, as_kernel};
+pub use self::table::{Path, SocketEvent};
 use super::turn::{self, Run};
+use crate::core::paths::{Heard, PathId};
 
 /// The address that stands for session number `n` of this process: in a prefix of unique local addresses
 /// (RFC 4193), never on the wire.
@@ -32,17 +41,6 @@ pub fn virtual_address(n: u64) -> SocketAddr {
     let [a, b, c, d] = [n >> 48, n >> 32, n >> 16, n].map(|part| part as u16);
     let ip = Ipv6Addr::new(0xfd74, 0x6173, 0x756b, 0x6900, a, b, c, d);
     SocketAddrV6::new(ip, 1, 0, 0).into()
-}
-
-/// The way of a session's packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Path {
-    /// The relay's address, as the kernel writes it.
-    pub relay: SocketAddr,
-    /// Frames to this terminal carry it.
-    pub label_in: Label,
-    /// Frames from this terminal carry it.
-    pub label_out: Label,
 }
 
 /// What was dropped here, by reason, since the start.
@@ -56,6 +54,8 @@ pub struct Drops {
     pub malformed: AtomicU64,
     /// A challenge of nobody we know.
     pub unknown_challenge: AtomicU64,
+    /// A probe that the session's peer did not make.
+    pub bad_probe: AtomicU64,
 }
 
 /// Packets up to this length are always let through: with all heads they fit the 1,500 bytes of an Ethernet.
@@ -64,24 +64,16 @@ pub(crate) const PLAIN_BYTES: usize = 1_444;
 /// brings: quinn takes the padding of each probe apart byte by byte, which halved the rate of calls.
 const BULK_BYTES: u64 = 1024 * 1024;
 
-/// How a session's packets leave.
-struct Leaving {
-    path: Path,
-    /// Bytes sent, over all its paths.
-    sent: AtomicU64,
-}
-
-struct Arriving {
-    session: SocketAddr,
-    relay: SocketAddr,
-}
+/// A packet of at most this length is an acknowledgement or a keep-alive; a longer one is data.
+const QUIET_BYTES: usize = 64;
 
 /// The socket, its path table, and the keys that answer challenges.
 pub struct Socket {
     udp: Arc<AsyncUdp>,
     attachments: Arc<Inbox>,
-    arriving_by_label: DashMap<Label, Arriving, FxBuildHasher>,
-    paths_by_session: DashMap<SocketAddr, Leaving, FxBuildHasher>,
+    table: Table,
+    local: SocketAddr,
+    events: mpsc::Sender<SocketEvent>,
     challengers: DashMap<Label, NeighbourKey, FxBuildHasher>,
     /// What did not fit in place because the kernel joined packets of several sessions, in order. It is emptied
     /// before the socket is read again, so it holds at most one receive.
@@ -93,23 +85,25 @@ pub struct Socket {
 
 impl std::fmt::Debug for Socket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Socket").field("sessions", &self.paths_by_session.len()).finish()
+        f.debug_struct("Socket").field("sessions", &self.table.len()).finish()
     }
 }
 
 impl Socket {
-    /// Binds to `address`; needs a running tokio.
+    /// Binds to `address`; needs a running tokio. What it hears of paths goes to `events`, as far as there is room.
     ///
     /// # Errors
     /// The system's.
-    pub fn bind(address: SocketAddr) -> io::Result<Socket> {
+    pub fn bind(address: SocketAddr, events: mpsc::Sender<SocketEvent>) -> io::Result<Socket> {
         let io = Arc::new(UdpIo::bind(address, false)?);
         let one_by_one = io.gso_segments() < 2;
+        let local = io.local_addr()?;
         Ok(Socket {
             udp: Arc::new(AsyncUdp::new(io)?),
             attachments: Arc::default(),
-            arriving_by_label: DashMap::default(),
-            paths_by_session: DashMap::default(),
+            table: Table::default(),
+            local,
+            events,
             challengers: DashMap::default(),
             spill: Mutex::default(),
             one_by_one: AtomicBool::new(one_by_one),
@@ -127,33 +121,88 @@ impl Socket {
         self.attachments.clone()
     }
 
-    /// The packets of the session at `session` take this path.
-    pub fn set_path(&self, session: SocketAddr, path: Path) {
-        self.arriving_by_label.insert(path.label_in, Arriving { session, relay: path.relay });
-        let old = match self.paths_by_session.entry(session) {
-            Entry::Occupied(mut known) => Some(std::mem::replace(&mut known.get_mut().path, path)),
-            Entry::Vacant(vacant) => {
-                vacant.insert(Leaving { path, sent: AtomicU64::new(0) });
-                None
-            }
-        };
-        if let Some(old) = old
-            && old.label_in != path.label_in
-        {
-            self.arriving_by_label.remove(&old.label_in);
+    /// The address it is bound to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The session at `session` has this path; the first one takes its data. Returns it as the kernel writes it.
+    pub fn add_path(&self, session: SocketAddr, id: PathId, path: Path) -> Path {
+        let path = Path { to: as_kernel(path.to, self.local), ..path };
+        self.table.add(session, id, path);
+        path
+    }
+
+    /// The session at `session` has that path no more.
+    pub fn remove_path(&self, session: SocketAddr, id: PathId) {
+        self.table.remove(session, id);
+    }
+
+    /// The session at `session` has no path at all.
+    pub fn close(&self, session: SocketAddr) {
+        self.table.close(session);
+    }
+
+    /// Data of a session takes this path, beginning with what was sent last; returns it.
+    pub fn use_path(&self, session: SocketAddr, id: PathId, epoch: u32) -> Option<Path> {
+        let path = self.table.use_path(session, id, epoch)?;
+        self.resend(session, path);
+        Some(path)
+    }
+
+    /// Data of a session takes this path too, beginning with what was sent last; or none but its own.
+    pub fn duplicate(&self, session: SocketAddr, id: Option<PathId>) {
+        if let Some(path) = self.table.duplicate(session, id) {
+            self.resend(session, path);
         }
     }
 
-    /// The session at `session` has no path.
-    pub fn remove_path(&self, session: SocketAddr) {
-        if let Some((_, leaving)) = self.paths_by_session.remove(&session) {
-            self.arriving_by_label.remove(&leaving.path.label_in);
+    /// Probes of this session's peer are answered.
+    pub fn set_key(&self, session: SocketAddr, key: PathKey) {
+        self.table.set_key(session, key);
+    }
+
+    /// Direct frames with this label belong to the session.
+    pub fn listen(&self, session: SocketAddr, label: Label) {
+        self.table.listen(session, label);
+    }
+
+    /// Longer packets of the session do not leave.
+    pub fn set_ceiling(&self, session: SocketAddr, bytes: usize) {
+        self.table.set_ceiling(session, bytes);
+    }
+
+    /// [`SocketEvent::Busy`] tells when the session sends data next.
+    pub fn watch(&self, session: SocketAddr) {
+        self.table.watch(session);
+    }
+
+    /// Sends a probe as a frame of `length` bytes.
+    pub fn probe(&self, session: SocketAddr, id: PathId, probe: Probe, length: usize) {
+        let sealed = self.table.with(session, |leaving| {
+            let key = leaving.key.as_ref()?;
+            let (_, path) = leaving.paths.iter().find(|(known, _)| *known == id)?;
+            Some((path.to, key.seal(path.label_out, probe, length)))
+        });
+        if let Some((to, frame)) = sealed.flatten() {
+            // A full buffer or a line that takes no such length loses it: that is what it finds out.
+            let _ = self.udp.io().send(to, None, None, &frame, None);
         }
     }
 
     /// How many sessions have a path.
-    pub fn paths(&self) -> usize {
-        self.paths_by_session.len()
+    pub fn sessions(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Sends a session's last packets again: where the first try was lost with the path, they show it to QUIC within a
+    /// round trip.
+    fn resend(&self, session: SocketAddr, path: Path) {
+        let Some(packets) = self.table.with(session, Leaving::recent) else { return };
+        for packet in packets.iter().filter(|packet| !packet.is_empty()) {
+            let frame = [&frame::head(FrameKind::Data, path.label_out)[..], packet].concat();
+            let _ = self.udp.io().send(path.to, None, None, &frame, None);
+        }
     }
 
     /// A relay's challenges with `handle` are answered with `key`.
@@ -202,6 +251,7 @@ impl Socket {
                     continue;
                 }
                 Some((FrameKind::Challenge, handle)) => self.challenged(handle, meta, datagram),
+                Some((FrameKind::Probe, label)) => self.probed(label, meta, datagram),
                 _ => count(&self.drops.malformed),
             }
             at = end;
@@ -219,13 +269,49 @@ impl Socket {
 
     fn session_of(&self, label: Label, source: SocketAddr) -> Option<SocketAddr> {
         let found = self
-            .arriving_by_label
-            .get(&label)
-            .and_then(|arriving| (arriving.relay == source).then_some(arriving.session));
+            .table
+            .arriving(label, |arriving| arriving.path_from(source).map(|_| arriving.session()));
+        let found = found.flatten();
         if found.is_none() {
             count(&self.drops.unknown_label);
         }
         found
+    }
+
+    /// A probe of a session's peer, or what somebody made up. The answer is as long as the shortest probe, and goes
+    /// back the way that it came.
+    fn probed(&self, label: Label, meta: &RecvMeta, datagram: &[u8]) {
+        let source = meta.addr;
+        let found = self.table.arriving(label, |arriving| match arriving {
+            Arriving::By { session, .. } => {
+                arriving.path_from(source).map(|id| (*session, Some(id)))
+            }
+            Arriving::Direct { session, .. } => Some((*session, arriving.path_from(source))),
+        });
+        let Some((session, id)) = found.flatten() else {
+            return count(&self.drops.unknown_label);
+        };
+        let opened = self.table.with(session, |leaving| {
+            let key = leaving.key.as_ref()?;
+            let probe = key.open(datagram)?;
+            // A stranger to the session is answered once its address is a path of its own.
+            let path = id.and_then(|id| leaving.paths.iter().find(|(known, _)| *known == id));
+            let answer = path.filter(|_| !probe.answer).map(|(id, path)| {
+                let in_use = leaving.id == *id;
+                let answer = Probe { answer: true, in_use, epoch: leaving.epoch, ..probe };
+                key.seal(path.label_out, answer, PROBE_FRAME)
+            });
+            Some((probe, answer))
+        });
+        let Some((probe, answer)) = opened.flatten() else {
+            return count(&self.drops.bad_probe);
+        };
+        if let Some(frame) = answer {
+            let _ = self.udp.io().send(source, meta.dst_ip, None, &frame, None);
+        }
+        let heard = id.map_or_else(|| Heard::From(canonical(source)), Heard::On);
+        let at = Instant::now();
+        let _ = self.events.try_send(SocketEvent::Heard { session, heard, probe, at });
     }
 
     fn spill(&self, session: SocketAddr, ecn: Option<EcnCodepoint>, run: &[u8], stride: usize) {
@@ -271,13 +357,16 @@ impl Socket {
 
     /// Sends a session's packets as frames, or joins them with what this turn sends already.
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(path) = self.path_for(transmit) else { return Ok(()) };
+        let Some((path, also)) = self.path_for(transmit) else { return Ok(()) };
+        if let Some(also) = also {
+            self.send_copy(also, transmit);
+        }
         let head = frame::head(FrameKind::Data, path.label_out);
         turn::with_run(|run, in_turn| {
-            if !run.takes(path.relay, transmit) {
+            if !run.takes(path.to, transmit) {
                 self.flush(run)?;
             }
-            run.push(path.relay, head, transmit);
+            run.push(path.to, head, transmit);
             if !in_turn {
                 let sent = self.flush(run);
                 run.clear();
@@ -291,17 +380,40 @@ impl Socket {
         })
     }
 
-    /// The path that a transmit takes; `None` where there is none, or where its packets are to count as lost.
-    fn path_for(&self, transmit: &Transmit<'_>) -> Option<Path> {
-        let Some(leaving) = self.paths_by_session.get(&transmit.destination) else {
+    /// The path that a transmit takes, and a second one; `None` where there is none, or where its packets are to count
+    /// as lost.
+    fn path_for(&self, transmit: &Transmit<'_>) -> Option<(Path, Option<Path>)> {
+        let session = transmit.destination;
+        let length = transmit.contents.len();
+        let segment = transmit.segment_size.unwrap_or(length);
+        let found = self.table.with(session, |leaving| {
+            let sent = leaving.sent.fetch_add(length as u64, Ordering::Relaxed);
+            let begins = length > QUIET_BYTES
+                && !leaving.busy.load(Ordering::Relaxed)
+                && !leaving.busy.swap(true, Ordering::Relaxed);
+            // Larger ones are probes of quinn's search so far.
+            let fits = segment <= PLAIN_BYTES || (sent >= BULK_BYTES && segment <= leaving.ceiling);
+            (begins, fits.then_some((leaving.path, leaving.also)))
+        });
+        let Some((begins, path)) = found else {
             count(&self.drops.no_path);
             return None;
         };
-        let length = transmit.contents.len();
-        let sent = leaving.sent.fetch_add(length as u64, Ordering::Relaxed);
-        let segment = transmit.segment_size.unwrap_or(length);
-        // Larger ones are probes of quinn's search so far.
-        (segment <= PLAIN_BYTES || sent >= BULK_BYTES).then_some(leaving.path)
+        if begins && self.events.try_send(SocketEvent::Busy(session)).is_err() {
+            // Nobody heard it: the next packet says it again.
+            self.table.watch(session);
+        }
+        path
+    }
+
+    /// Sends the packets of a transmit by a second path too, without waiting for room.
+    fn send_copy(&self, path: Path, transmit: &Transmit<'_>) {
+        let head = frame::head(FrameKind::Data, path.label_out);
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        for packet in transmit.contents.chunks(segment) {
+            let frame = [&head[..], packet].concat();
+            let _ = self.udp.io().send(path.to, None, transmit.ecn, &frame, None);
+        }
     }
 
     /// Sends a run of frames and empties it.
@@ -309,17 +421,22 @@ impl Socket {
     /// # Errors
     /// `WouldBlock`, with the run as it was.
     pub(crate) fn flush(&self, run: &mut Run) -> io::Result<()> {
-        let Some(to) = run.to() else { return Ok(()) };
+        let (Some(to), Some(session)) = (run.to(), run.session()) else { return Ok(()) };
+        let (bytes, stride) = (run.bytes(), run.stride());
+        self.send_run(to, run)?;
+        self.table.with(session, |leaving| leaving.remember(bytes, stride, frame::HEAD));
+        run.clear();
+        Ok(())
+    }
+
+    fn send_run(&self, to: SocketAddr, run: &Run) -> io::Result<()> {
         let (bytes, stride, ecn) = (run.bytes(), run.stride(), run.ecn());
         let mut refused = false;
         if bytes.len() > stride && !self.one_by_one.load(Ordering::Relaxed) {
             match self.udp.try_send(|io| io.send(to, None, ecn, bytes, Some(stride))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 Err(error) if is_offload_error(&error) => refused = true,
-                _ => {
-                    run.clear();
-                    return Ok(());
-                }
+                _ => return Ok(()),
             }
         }
         for (n, datagram) in bytes.chunks(stride).enumerate() {
@@ -333,7 +450,6 @@ impl Socket {
                 _ => {}
             }
         }
-        run.clear();
         Ok(())
     }
 }

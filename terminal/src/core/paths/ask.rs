@@ -1,0 +1,251 @@
+//! How the caller of a session gets relayed paths for it (architecture 5): a second one over other relays, and another
+//! in the place of one that was lost. The callee takes what is offered.
+
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use rand::rngs::SmallRng;
+use tasuki_proto::control::{self, ToRelay};
+use tasuki_proto::{Generation, Label, RefusalCode, RelayName, limits};
+
+use super::event::{Output, PathId, Standing};
+use super::health::{Path, Way};
+use super::session::{Session, Terminal};
+use crate::core::login::AttachId;
+
+/// The first wait after a path was refused or never worked; doubles each time.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The longest while no path works.
+const BACKOFF_LOST: Duration = Duration::from_secs(1);
+
+/// A path that was asked for.
+#[derive(Debug, Clone)]
+struct Pending {
+    generation: Generation,
+    attach: AttachId,
+    label: Label,
+    deadline: Instant,
+}
+
+/// What the caller asks for.
+#[derive(Debug, Default)]
+pub(super) struct Ask {
+    /// The highest generation that was used.
+    last: Generation,
+    pending: Option<Pending>,
+    failures: u32,
+    not_before: Option<Instant>,
+    /// Two paths that share an end were tried to be parted, and nothing was learnt since.
+    parted: bool,
+}
+
+impl Ask {
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.pending.as_ref().map(|pending| pending.deadline).or(self.not_before)
+    }
+
+    /// Attachments changed, here or there: what could not be had may be had.
+    pub(super) fn anew(&mut self) {
+        self.parted = false;
+        self.failures = 0;
+        self.not_before = None;
+    }
+
+    /// A path was refused, or never worked.
+    pub(super) fn failed(&mut self, now: Instant, rng: &mut SmallRng) {
+        self.failures = self.failures.saturating_add(1);
+        let wait = BACKOFF_MIN.saturating_mul(1 << self.failures.min(8)).min(BACKOFF_MAX);
+        self.not_before = Some(now + wait.mul_f64(rng.random_range(0.75..1.25)));
+    }
+}
+
+impl Session {
+    /// Takes in the answer to what was asked.
+    pub(super) fn resumed(
+        &mut self,
+        resumed: control::Resumed,
+        now: Instant,
+        t: &mut Terminal<'_>,
+    ) {
+        let id = PathId::Relayed(resumed.generation);
+        let asked = self.ask.pending.take_if(|p| p.generation == resumed.generation);
+        let end =
+            |code| control::PathEnd { session: self.id, generation: resumed.generation, code };
+        let Some(asked) = asked else { return };
+        let Some(standing) = t.standing.iter().find(|one| one.attach == asked.attach) else {
+            let end = end(RefusalCode::RouteLost);
+            return t.out.push_back(Output::Say(asked.attach, ToRelay::EndPath(end)));
+        };
+        let mut route = resumed.route;
+        route.truncate(limits::ROUTE_RELAYS);
+        let way = Way::Relayed { attach: asked.attach, route };
+        let path = Path::new(way, standing.address, (asked.label, resumed.label), now);
+        self.make_room(t);
+        self.install(id, path, t);
+    }
+
+    /// A relay refused what was asked, or ended a path.
+    pub(super) fn path_ended(
+        &mut self,
+        end: &control::PathEnd,
+        now: Instant,
+        t: &mut Terminal<'_>,
+    ) {
+        if self.ask.pending.take_if(|p| p.generation == end.generation).is_some() {
+            if end.code == RefusalCode::UnknownSession {
+                // The callee's own word: for it the session is over.
+                t.out.push_back(Output::Failed { session: self.id, code: RefusalCode::PeerLost });
+            }
+            return self.ask.failed(now, t.rng);
+        }
+        self.last_code = end.code;
+        self.remove(PathId::Relayed(end.generation), t);
+    }
+
+    /// Takes a path that the caller asked for.
+    pub(super) fn take_path(
+        &mut self,
+        attach: AttachId,
+        resuming: control::Resuming,
+        now: Instant,
+        t: &mut Terminal<'_>,
+    ) {
+        let generation = resuming.generation;
+        let standing = t.standing.iter().find(|one| one.attach == attach);
+        let fits =
+            !self.is_caller() && resuming.caller == self.opened.peer && generation > self.ask.last;
+        let Some(standing) = standing.filter(|_| fits) else {
+            let code = RefusalCode::BadRequest;
+            let end = control::PathEnd { session: self.id, generation, code };
+            return t.out.push_back(Output::Say(attach, ToRelay::EndPath(end)));
+        };
+        self.ask.last = generation;
+        let label = Self::label(t);
+        let mut route = resuming.route;
+        route.truncate(limits::ROUTE_RELAYS);
+        let way = Way::Relayed { attach, route };
+        let path = Path::new(way, standing.address, (label, resuming.label), now);
+        self.make_room(t);
+        self.install(PathId::Relayed(generation), path, t);
+        let accept = control::AcceptPath { session: self.id, generation, label };
+        t.out.push_back(Output::Say(attach, ToRelay::AcceptPath(accept)));
+    }
+
+    /// Asks for a path where one is missing.
+    pub(super) fn ask_for_paths(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        if let Some(pending) = self.ask.pending.take_if(|p| p.deadline <= now) {
+            let (session, generation) = (self.id, pending.generation);
+            let end = control::PathEnd { session, generation, code: RefusalCode::NoAnswer };
+            t.out.push_back(Output::Say(pending.attach, ToRelay::EndPath(end)));
+            self.ask.failed(now, t.rng);
+        }
+        if let Some(at) = self.ask.not_before {
+            let lost = self.paths.values().all(|path| !path.works());
+            let latest = now + BACKOFF_LOST;
+            if lost && at > latest {
+                self.ask.not_before = Some(latest);
+            }
+            if at > now {
+                return;
+            }
+            self.ask.not_before = None;
+        }
+        if self.ask.pending.is_some() {
+            return;
+        }
+        let Some((attach, avoid)) = self.wanted(t.standing) else {
+            self.drop_surplus(t);
+            return;
+        };
+        self.ask.last = Generation(self.ask.last.0.saturating_add(1));
+        let (label, generation) = (Self::label(t), self.ask.last);
+        let deadline = now + t.config.answer_time;
+        self.ask.pending = Some(Pending { generation, attach, label, deadline });
+        t.out.push_back(Output::Say(
+            attach,
+            ToRelay::Resume(control::Resume {
+                session: self.id,
+                generation,
+                target: self.opened.peer.clone(),
+                service: self.opened.service.clone(),
+                label,
+                avoid,
+            }),
+        ));
+    }
+
+    /// Relayed paths that will do: not suspect, and not over a relay that is being left.
+    fn good<'a>(&'a self, standing: &'a [Standing]) -> impl Iterator<Item = (PathId, &'a Path)> {
+        self.paths
+            .iter()
+            .filter(|(_, path)| {
+                !path.is_direct()
+                    && path.suspect_since.is_none()
+                    && !self.is_leaving(path, standing)
+            })
+            .map(|(id, path)| (*id, path))
+    }
+
+    /// Over which attachment one more path is to be asked for, and which relays it should not take.
+    fn wanted(&mut self, standing: &[Standing]) -> Option<(AttachId, Vec<RelayName>)> {
+        let usable: Vec<AttachId> =
+            standing.iter().filter(|one| !one.leaving).map(|one| one.attach).collect();
+        let first = *usable.first()?;
+        let good: Vec<(PathId, &Path)> = self.good(standing).collect();
+        let apart = |path: &Path| {
+            let other = usable.iter().copied().find(|attach| Some(*attach) != path.attach());
+            (other.unwrap_or(first), path.route().to_vec())
+        };
+        match &good[..] {
+            [] => {
+                // Away from what went quiet, where there is another way.
+                let quiet: Vec<&Path> = self.paths.values().filter(|p| !p.is_direct()).collect();
+                let unused = usable
+                    .iter()
+                    .copied()
+                    .find(|attach| quiet.iter().all(|path| path.attach() != Some(*attach)));
+                let mut avoid: Vec<RelayName> =
+                    quiet.iter().flat_map(|path| path.route().iter().cloned()).collect();
+                avoid.truncate(limits::ROUTE_RELAYS);
+                Some((unused.unwrap_or(first), avoid))
+            }
+            [(_, path)] if usable.len() > 1 || self.peer_relays.len() > 1 => Some(apart(path)),
+            [(_, a), (_, b)] if !self.ask.parted => {
+                let here = usable.len() > 1 && a.attach() == b.attach();
+                let there = self.peer_relays.len() > 1 && a.route().last() == b.route().last();
+                let both_known = a.proven && b.proven;
+                if both_known && (here || there) {
+                    let wanted = apart(a);
+                    self.ask.parted = true;
+                    return Some(wanted);
+                }
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Of more than two good paths the current one stays, and the one that shares least with it.
+    fn drop_surplus(&mut self, t: &mut Terminal<'_>) {
+        let good: Vec<(PathId, &Path)> = self.good(t.standing).collect();
+        if good.len() <= 2 || good.iter().any(|(_, path)| !path.proven) {
+            return;
+        }
+        let kept =
+            if good.iter().any(|(id, _)| *id == self.current) { self.current } else { good[0].0 };
+        let kept_route =
+            self.paths.get(&kept).map(|path| path.route().to_vec()).unwrap_or_default();
+        let shared =
+            |path: &Path| path.route().iter().filter(|relay| kept_route.contains(relay)).count();
+        let worst = good
+            .iter()
+            .filter(|(id, _)| *id != kept)
+            .max_by_key(|(_, path)| (shared(path), path.rtt))
+            .map(|(id, _)| *id);
+        if let Some(id) = worst {
+            self.give_up(id, RefusalCode::Moved, t);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Direct paths (D1, D2): which addresses of the peer are tried, how often, and what came of it.
+//!
+//! Both ends tell each other their addresses inside the end-to-end connection and send probes to the other's. A NAT
+//! that sees one leave lets the other's in. No address is tried more than [`ROUNDS`] times a go; a go that found
+//! nothing is repeated after a while, and at once when either end's addresses change.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use tasuki_proto::session::{Addresses, Word};
+use tasuki_proto::{Label, limits};
+
+use super::event::{Candidate, Output, PathId};
+use super::health::Path;
+use super::session::{Session, Terminal};
+
+/// Probes to one address in a go.
+pub(super) const ROUNDS: u32 = 3;
+/// From one round to the next.
+const ROUND_PACE: [Duration; 2] = [Duration::from_millis(150), Duration::from_millis(450)];
+/// What the answers to the last round may take.
+const LAST_ANSWER: Duration = Duration::from_millis(1_500);
+/// After a go that found nothing, until the next.
+const AGAIN: [Duration; 4] = [
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(300),
+    Duration::from_secs(900),
+];
+
+/// From the probe of number `tries` to the next one, or to the end of the path.
+pub(super) fn pace(tries: u32) -> Duration {
+    match tries {
+        0 => Duration::ZERO,
+        n if n < ROUNDS => ROUND_PACE[n as usize - 1],
+        _ => LAST_ANSWER,
+    }
+}
+
+/// What is known of a session's direct paths.
+#[derive(Debug, Default)]
+pub(super) struct Direct {
+    /// Direct frames to this terminal carry it.
+    pub(super) label: Option<Label>,
+    /// Where the peer may be reached.
+    pub(super) peer: Option<Addresses>,
+    next_id: u32,
+    goes: usize,
+    again: Option<Instant>,
+    tried: usize,
+}
+
+impl Direct {
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.again
+    }
+
+    /// The direct path to this address.
+    pub(super) fn path_to(
+        &self,
+        paths: &BTreeMap<PathId, Path>,
+        address: SocketAddr,
+    ) -> Option<PathId> {
+        let mut found = paths.iter().filter(|(_, path)| path.is_direct() && path.to == address);
+        found.next().map(|(id, _)| *id)
+    }
+
+    /// The id of one more direct path, unless there are too many.
+    pub(super) fn room(&mut self, paths: &BTreeMap<PathId, Path>) -> Option<PathId> {
+        if paths.values().filter(|path| path.is_direct()).count() >= limits::DIRECT_PATHS {
+            return None;
+        }
+        self.next_id = self.next_id.wrapping_add(1);
+        Some(PathId::Direct(self.next_id))
+    }
+
+    /// A direct path that stood went quiet.
+    pub(super) fn lost(&mut self, now: Instant) {
+        self.goes = 0;
+        self.again = Some(now + AGAIN[0]);
+    }
+
+    /// Why there is none, for people.
+    pub(super) fn explain(&self, allowed: bool, paths: &BTreeMap<PathId, Path>) -> String {
+        let direct = || paths.values().filter(|path| path.is_direct());
+        if !allowed {
+            return "direct paths are off here (--direct never)".to_owned();
+        }
+        match &self.peer {
+            None => "the other terminal has not said where it may be reached directly".to_owned(),
+            Some(peer) if peer.addresses.is_empty() => {
+                "the other terminal takes no direct path".to_owned()
+            }
+            Some(_) if direct().any(Path::works) => "the direct path is not better".to_owned(),
+            Some(_) if direct().next().is_some() => "a direct path is being tried".to_owned(),
+            Some(_) => {
+                format!("none of {} addresses of the other terminal answered directly", self.tried)
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Tells the peer where this terminal may be reached.
+    pub(super) fn offer_addresses(&mut self, t: &mut Terminal<'_>) {
+        if !self.is_begun() {
+            return;
+        }
+        let label = match self.direct.label {
+            Some(label) => label,
+            None => {
+                let label = Self::label(t);
+                t.out.push_back(Output::Listen { session: self.id, label });
+                *self.direct.label.insert(label)
+            }
+        };
+        let mut addresses: Vec<SocketAddr> = t.candidates.iter().map(|c| c.address).collect();
+        addresses.truncate(limits::CANDIDATES);
+        let word = Word::Addresses(Addresses { label, addresses });
+        t.out.push_back(Output::Tell(self.id, word));
+        self.direct.goes = 0;
+        self.direct.again = None;
+    }
+
+    /// Begins a go over the peer's addresses, but for those that answered.
+    pub(super) fn try_addresses(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        let Some(peer) = self.direct.peer.clone() else { return };
+        if t.candidates.is_empty() || self.direct.label.is_none() {
+            return;
+        }
+        let unproven: Vec<PathId> = self
+            .paths
+            .iter()
+            .filter(|(_, path)| path.is_direct() && !path.proven)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in unproven {
+            self.remove(id, t);
+        }
+        let addresses = peer.addresses.iter().take(limits::CANDIDATES);
+        let addresses: Vec<SocketAddr> =
+            addresses.copied().filter(|address| is_worth_a_try(*address, t.candidates)).collect();
+        self.direct.tried = addresses.len();
+        for to in addresses {
+            if self.direct.path_to(&self.paths, to).is_none()
+                && let Some(path) = self.direct_path(to, now)
+                && let Some(id) = self.direct.room(&self.paths)
+            {
+                self.install(id, path, t);
+            }
+        }
+        let wait = AGAIN[self.direct.goes.min(AGAIN.len() - 1)];
+        self.direct.goes += 1;
+        self.direct.again = Some(now + wait);
+    }
+
+    pub(super) fn step_direct(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        if self.direct.again.is_none_or(|at| at > now) {
+            return;
+        }
+        self.direct.again = None;
+        let stands = self.paths.values().any(|path| path.is_direct() && path.works());
+        if stands {
+            self.direct.goes = 0;
+        } else {
+            self.try_addresses(now, t);
+        }
+    }
+}
+
+/// Whether an address that the peer named may be sent a few probes: a unicast one; on loopback only where this
+/// terminal is there too; and none that is outside of this terminal's own NAT, whose hairpin is not to be trusted.
+fn is_worth_a_try(address: SocketAddr, own: &[Candidate]) -> bool {
+    let ip = address.ip();
+    let loopback_here = own.iter().all(|one| one.address.ip().is_loopback());
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    let hairpin = own.iter().any(|one| !one.local && one.address.ip() == ip)
+        && !own.iter().any(|one| one.local && one.address.ip() == ip);
+    address.port() != 0
+        && !ip.is_unspecified()
+        && !ip.is_multicast()
+        && !broadcast
+        && !link_local
+        && !hairpin
+        && ip.is_loopback() == loopback_here
+}

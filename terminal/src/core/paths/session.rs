@@ -1,0 +1,573 @@
+//! The paths of one session: which carries its data, and what is done to have a second one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use rand::rngs::SmallRng;
+use tasuki_proto::control::{self, ToRelay};
+use tasuki_proto::frame::HEAD;
+use tasuki_proto::path::{PROBE_FRAME, Probe};
+use tasuki_proto::session::{Attachments, Word};
+use tasuki_proto::{Generation, Label, RefusalCode, RelayName, SessionId, limits};
+
+use super::ask::Ask;
+use super::direct::Direct;
+use super::event::{Candidate, Heard, Output, PathId, PathInfo, Standing};
+use super::health::{Path, Way};
+use super::{BUSY, Config, DWELL, GIVE_UP, IDLE_PACE, PLAIN_FRAME, SETTLE, STANDBY_PACE};
+use crate::core::calls::Opened;
+
+/// Probes of a relayed path that never answered, and after how many it is given up.
+const UNPROVEN_PACE: Duration = Duration::from_millis(100);
+const UNPROVEN_TRIES: u32 = 30;
+/// How long data goes over two paths at most until it goes over one.
+const BOTH: Duration = Duration::from_secs(1);
+/// The pace of probes of a suspect path once it was suspect for [`BOTH`].
+const LOST_PACE: Duration = Duration::from_millis(500);
+
+/// Why data takes the path that it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The call's own.
+    First,
+    /// The one before went quiet, or was lost.
+    Failover,
+    /// The peer moved its data here.
+    Followed,
+    /// It is direct, and proven both ways.
+    Direct,
+    /// The direct one got worse.
+    DirectWorse,
+    /// A relay on the one before is being left.
+    Leaving,
+}
+
+/// What a session's paths need to know of the terminal.
+pub(super) struct Terminal<'a> {
+    pub(super) config: &'a Config,
+    pub(super) standing: &'a [Standing],
+    pub(super) candidates: &'a [Candidate],
+    /// The pace of probes of a path in use.
+    pub(super) hello: Duration,
+    pub(super) rng: &'a mut SmallRng,
+    pub(super) out: &'a mut VecDeque<Output>,
+}
+
+/// The paths of one session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) opened: Opened,
+    pub(super) proven: bool,
+    /// Not before then anything is done: a session that is over at once costs nothing more.
+    begins: Option<Instant>,
+    pub(super) paths: BTreeMap<PathId, Path>,
+    pub(super) current: PathId,
+    epoch: u32,
+    duplicate: Option<PathId>,
+    busy_until: Option<Instant>,
+    lost_since: Option<Instant>,
+    /// What the path ended with that was lost last.
+    pub(super) last_code: RefusalCode,
+    /// QUIC packets: as large as sent at present, and as large as worth a try.
+    mtu: u16,
+    most: u16,
+    ceiling: Option<u16>,
+    pub(super) why: Why,
+    moved_at: Option<Instant>,
+    /// Another path was better since then.
+    better_since: Option<(PathId, Instant)>,
+    pub(super) peer_relays: Vec<RelayName>,
+    pub(super) ask: Ask,
+    pub(super) direct: Direct,
+    pub(super) due: Option<Instant>,
+}
+
+impl Session {
+    pub(super) fn new(opened: Opened, standing: &Standing, now: Instant) -> Self {
+        let path = PathId::Relayed(Generation::CALL);
+        let way = Way::Relayed { attach: standing.attach, route: opened.route.clone() };
+        let labels = (opened.label_in, opened.label_out);
+        let mut first = Path::new(way, standing.address, labels, now);
+        // The handshake will have run over it.
+        first.proven = true;
+        Self {
+            id: opened.session,
+            opened,
+            proven: false,
+            begins: None,
+            paths: BTreeMap::from([(path, first)]),
+            current: path,
+            epoch: 0,
+            duplicate: None,
+            busy_until: None,
+            lost_since: None,
+            last_code: RefusalCode::RouteLost,
+            mtu: 0,
+            most: 0,
+            ceiling: None,
+            why: Why::First,
+            moved_at: None,
+            better_since: None,
+            peer_relays: Vec::new(),
+            ask: Ask::default(),
+            direct: Direct::default(),
+            due: None,
+        }
+    }
+
+    pub(super) fn is_caller(&self) -> bool {
+        self.opened.outgoing
+    }
+
+    /// Whether it sent data a short while ago.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy_until.is_some()
+    }
+
+    pub(super) fn set_busy(&mut self, now: Instant) {
+        self.busy_until = Some(now + BUSY);
+    }
+
+    pub(super) fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu;
+    }
+
+    pub(super) fn set_proven(&mut self, most: u16, now: Instant) {
+        self.proven = true;
+        self.most = most;
+        self.begins = Some(now + SETTLE);
+    }
+
+    /// Begins with what [`SETTLE`] held back.
+    fn begin(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        self.set_busy(now);
+        t.out.push_back(Output::Watch(self.id));
+        let stays = t.standing.iter().filter(|one| !one.leaving);
+        let relays = stays.map(|one| one.relay.clone()).collect();
+        t.out.push_back(Output::Tell(self.id, Word::Attachments(Attachments { relays })));
+        self.offer_addresses(t);
+        self.try_addresses(now, t);
+    }
+
+    /// Whether the peer hears what this terminal says of itself.
+    pub(super) fn is_begun(&self) -> bool {
+        self.proven && self.begins.is_none()
+    }
+
+    /// Takes in a path and shows it to the driver.
+    pub(super) fn install(&mut self, id: PathId, path: Path, t: &mut Terminal<'_>) {
+        t.out.push_back(Output::Install {
+            session: self.id,
+            path: id,
+            to: path.to,
+            label_in: path.label_in,
+            label_out: path.label_out,
+        });
+        self.paths.insert(id, path);
+    }
+
+    /// Forgets a path; its peer and its relays know, or are told by the caller of this.
+    pub(super) fn remove(&mut self, id: PathId, t: &mut Terminal<'_>) -> Option<Path> {
+        let path = self.paths.remove(&id)?;
+        if self.duplicate == Some(id) {
+            self.duplicate = None;
+            t.out.push_back(Output::Duplicate { session: self.id, path: None });
+        }
+        t.out.push_back(Output::Remove { session: self.id, path: id });
+        Some(path)
+    }
+
+    /// Gives a relayed path up, and says so along it.
+    pub(super) fn give_up(&mut self, id: PathId, code: RefusalCode, t: &mut Terminal<'_>) {
+        let Some(path) = self.remove(id, t) else { return };
+        if let (PathId::Relayed(generation), Some(attach)) = (id, path.attach()) {
+            let end = control::PathEnd { session: self.id, generation, code };
+            t.out.push_back(Output::Say(attach, ToRelay::EndPath(end)));
+        }
+    }
+
+    /// The label of the peer that direct frames to it carry.
+    pub(super) fn direct_path(&self, to: SocketAddr, now: Instant) -> Option<Path> {
+        let (own, peer) = (self.direct.label?, self.direct.peer.as_ref()?.label);
+        Some(Path::new(Way::Direct, to, (own, peer), now))
+    }
+
+    pub(super) fn heard(
+        &mut self,
+        heard: Heard,
+        probe: Probe,
+        at: Instant,
+        now: Instant,
+        t: &mut Terminal<'_>,
+    ) {
+        let id = match heard {
+            Heard::On(id) => id,
+            Heard::From(address) => match self.direct.path_to(&self.paths, address) {
+                Some(id) => id,
+                // An address that the peer did not name: its NAT made it (RFC 8445, section 7.2.5.3.1).
+                None => {
+                    if let Some(path) = self.direct_path(address, now)
+                        && let Some(id) = self.direct.room(&self.paths)
+                    {
+                        self.install(id, path, t);
+                    }
+                    return;
+                }
+            },
+        };
+        let Some(path) = self.paths.get_mut(&id) else { return };
+        if probe.answer {
+            path.answered(probe.number, at);
+        }
+        let newer = probe.epoch > self.epoch
+            || (probe.epoch == self.epoch && !self.opened.outgoing && self.epoch > 0);
+        if probe.in_use && newer && id != self.current {
+            self.go(id, probe.epoch, Why::Followed, now, t);
+        } else if probe.in_use && id == self.current {
+            self.epoch = self.epoch.max(probe.epoch);
+        }
+    }
+
+    /// Moves the data to another path.
+    fn go(&mut self, id: PathId, epoch: u32, why: Why, now: Instant, t: &mut Terminal<'_>) {
+        self.current = id;
+        self.epoch = epoch;
+        self.why = why;
+        self.moved_at = Some(now);
+        self.better_since = None;
+        if self.duplicate.take().is_some() {
+            t.out.push_back(Output::Duplicate { session: self.id, path: None });
+        }
+        t.out.push_back(Output::Use { session: self.id, path: id, epoch });
+        t.out.push_back(Output::Changed(self.id));
+        // The peer hears of it by a probe.
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.hurry();
+        }
+    }
+
+    fn move_to(&mut self, id: PathId, why: Why, now: Instant, t: &mut Terminal<'_>) {
+        self.go(id, self.epoch.saturating_add(1), why, now, t);
+    }
+
+    /// Whether a path ends at a relay that one of the terminals leaves, or has left.
+    pub(super) fn is_leaving(&self, path: &Path, standing: &[Standing]) -> bool {
+        let Some(attach) = path.attach() else { return false };
+        let mine = standing.iter().find(|one| one.attach == attach);
+        let theirs = if self.is_caller() { path.route().last() } else { path.route().first() };
+        mine.is_none_or(|one| one.leaving)
+            || (!self.peer_relays.is_empty()
+                && theirs.is_some_and(|relay| !self.peer_relays.contains(relay)))
+    }
+
+    /// Does what is due.
+    pub(super) fn step(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        if !self.proven {
+            self.due = None;
+            return;
+        }
+        if let Some(at) = self.begins {
+            if at > now {
+                self.due = Some(at);
+                return;
+            }
+            self.begins = None;
+            self.begin(now, t);
+        }
+        if let Some(due) = self.due {
+            let late = now.saturating_duration_since(due);
+            if late > t.hello {
+                self.paths.values_mut().for_each(|path| path.forgive(late));
+            }
+        }
+        if self.busy_until.is_some_and(|until| until <= now) {
+            self.busy_until = None;
+            t.out.push_back(Output::Watch(self.id));
+        }
+        self.paths.values_mut().for_each(|path| path.check(t.hello, now));
+        self.keep_current(now, t);
+        self.drop_dead(now, t);
+        if self.is_caller() {
+            self.choose(now, t);
+            self.ask_for_paths(now, t);
+        }
+        self.step_direct(now, t);
+        self.send_probes(now, t);
+        self.set_ceiling(t);
+        self.due = self.next_due(t.hello, t.config, now);
+    }
+
+    /// Whether this path could carry the packets that the session sends.
+    fn fits(&self, path: &Path) -> bool {
+        path.length >= usize::from(self.mtu) + HEAD
+    }
+
+    /// The best path that works, but for the current one: one whose packets fit, then the nearest.
+    fn best_other(&self, standing: &[Standing]) -> Option<PathId> {
+        self.paths
+            .iter()
+            .filter(|(id, path)| **id != self.current && path.works())
+            .min_by_key(|(_, path)| (self.is_leaving(path, standing), !self.fits(path), path.rtt))
+            .map(|(id, _)| *id)
+    }
+
+    /// Leaves a current path that does not work.
+    fn keep_current(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        let current = self.paths.get(&self.current);
+        if current.is_some_and(Path::works) {
+            self.lost_since = None;
+            if self.duplicate.take().is_some() {
+                t.out.push_back(Output::Duplicate { session: self.id, path: None });
+            }
+            return;
+        }
+        let suspect_since = current.and_then(|path| path.suspect_since);
+        let Some(other) = self.best_other(t.standing) else {
+            let since = *self.lost_since.get_or_insert(now);
+            let mut wait = t.config.resume_time;
+            if !self.is_caller() {
+                // The caller decides first.
+                wait += Duration::from_secs(2);
+            }
+            if now >= since + wait {
+                t.out.push_back(Output::Failed { session: self.id, code: self.last_code });
+            }
+            return;
+        };
+        self.lost_since = None;
+        let path = &self.paths[&other];
+        let answered_since = path.answered_of > suspect_since;
+        let long_enough = suspect_since.is_none_or(|since| now >= since + BOTH);
+        if answered_since || long_enough {
+            self.move_to(other, Why::Failover, now, t);
+        } else if self.duplicate != Some(other) {
+            self.duplicate = Some(other);
+            t.out.push_back(Output::Duplicate { session: self.id, path: Some(other) });
+            if let Some(path) = self.paths.get_mut(&other) {
+                path.hurry();
+            }
+        }
+    }
+
+    /// Gives up paths that do not work while others do, and such as never did.
+    fn drop_dead(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        let others_work = self.paths.get(&self.current).is_some_and(Path::works);
+        let dead: Vec<PathId> = self
+            .paths
+            .iter()
+            .filter(|(id, path)| {
+                let unproven = !path.proven && path.tries >= self.unproven_tries(path);
+                let quiet = path.suspect_since.is_some_and(|since| now >= since + GIVE_UP);
+                **id != self.current && (unproven || (quiet && others_work))
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in dead {
+            let never = self.paths.get(&id).is_some_and(|path| !path.proven);
+            if never && !matches!(id, PathId::Direct(_)) {
+                self.ask.failed(now, t.rng);
+            }
+            let code = if never { RefusalCode::NoAnswer } else { RefusalCode::Moved };
+            if matches!(id, PathId::Direct(_)) && !never {
+                self.direct.lost(now);
+            }
+            self.give_up(id, code, t);
+        }
+    }
+
+    fn unproven_tries(&self, path: &Path) -> u32 {
+        if path.is_direct() { super::direct::ROUNDS + 1 } else { UNPROVEN_TRIES }
+    }
+
+    /// The caller moves the data to a better path, without haste.
+    fn choose(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        let Some(current) = self.paths.get(&self.current).filter(|path| path.works()) else {
+            return;
+        };
+        let leaving = self.is_leaving(current, t.standing);
+        let found = self.paths.iter().find_map(|(id, path)| {
+            if *id == self.current || !path.works() || path.answers < 2 || !self.fits(path) {
+                return None;
+            }
+            if self.is_leaving(path, t.standing) {
+                return None;
+            }
+            let (mine, theirs) = (current.rtt.unwrap_or_default(), path.rtt.unwrap_or_default());
+            if leaving {
+                return Some((*id, Why::Leaving, Duration::ZERO));
+            }
+            let near = theirs <= mine.mul_f64(1.25) + Duration::from_millis(5);
+            if path.is_direct() && !current.is_direct() && near && path.loss < 0.1 {
+                return Some((*id, Why::Direct, Duration::ZERO));
+            }
+            let far = mine > theirs.mul_f64(2.0) + Duration::from_millis(20);
+            let lossy = current.loss > 0.2 && path.loss < 0.05;
+            if current.is_direct() && !path.is_direct() && (far || lossy) {
+                return Some((*id, Why::DirectWorse, DWELL));
+            }
+            None
+        });
+        let Some((id, why, hold)) = found else {
+            self.better_since = None;
+            return;
+        };
+        let since = match self.better_since {
+            Some((known, since)) if known == id => since,
+            _ => now,
+        };
+        self.better_since = Some((id, since));
+        let rested = self.moved_at.is_none_or(|at| now >= at + DWELL) || why == Why::Leaving;
+        if rested && now >= since + hold {
+            self.move_to(id, why, now, t);
+        }
+    }
+
+    fn pace(&self, id: PathId, path: &Path, hello: Duration, now: Instant) -> Duration {
+        if !path.proven {
+            return match path.way {
+                Way::Relayed { .. } => UNPROVEN_PACE,
+                Way::Direct => super::direct::pace(path.tries),
+            };
+        }
+        if let Some(since) = path.suspect_since {
+            return if now >= since + BOTH { LOST_PACE } else { hello };
+        }
+        if path.doubt_at(hello).is_some_and(|at| at <= now) {
+            return hello;
+        }
+        let young = path.answers < 3;
+        match self.is_busy() {
+            _ if young => UNPROVEN_PACE,
+            true if id == self.current || self.duplicate == Some(id) => hello,
+            true => STANDBY_PACE,
+            false => IDLE_PACE,
+        }
+    }
+
+    fn probe(&self, number: u64, id: PathId) -> Probe {
+        Probe { number, epoch: self.epoch, answer: false, in_use: id == self.current }
+    }
+
+    fn send_probes(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        let lengths = [PLAIN_FRAME, usize::from(self.most) + HEAD];
+        let ids: Vec<PathId> = self.paths.keys().copied().collect();
+        for id in ids {
+            let pace = self.pace(id, &self.paths[&id], t.hello, now);
+            let (plain, padded) = (t.rng.random(), t.rng.random());
+            let (plain_probe, padded_probe) = (self.probe(plain, id), self.probe(padded, id));
+            let Some(path) = self.paths.get_mut(&id) else { continue };
+            let session = self.id;
+            if path.probe_at(pace) <= now {
+                path.sent(plain, now);
+                let (probe, length) = (plain_probe, PROBE_FRAME);
+                t.out.push_back(Output::Probe { session, path: id, probe, length });
+            }
+            let wanted = lengths.iter().find_map(|&length| path.length_to_try(length, now));
+            if let Some(length) = wanted {
+                path.sent_padded(padded, length, now);
+                t.out.push_back(Output::Probe { session, path: id, probe: padded_probe, length });
+            }
+        }
+    }
+
+    /// Packets that a path may not carry are not sent while another may have to take over.
+    fn set_ceiling(&mut self, t: &mut Terminal<'_>) {
+        let working: Vec<&Path> = self.paths.values().filter(|path| path.works()).collect();
+        let least = working.iter().filter(|path| self.fits(path)).map(|path| path.length).min();
+        let ceiling = match least {
+            Some(least) if working.len() > 1 => {
+                u16::try_from(least.saturating_sub(HEAD)).ok().map(|bytes| bytes.max(self.mtu))
+            }
+            _ => None,
+        };
+        if ceiling != self.ceiling {
+            self.ceiling = ceiling;
+            t.out.push_back(Output::Ceiling { session: self.id, bytes: ceiling });
+        }
+    }
+
+    fn next_due(&self, hello: Duration, config: &Config, now: Instant) -> Option<Instant> {
+        let mut due = vec![self.busy_until, self.ask.due(), self.direct.due()];
+        for (id, path) in &self.paths {
+            due.push(Some(path.probe_at(self.pace(*id, path, hello, now))));
+            due.push(path.check_at(hello).filter(|at| *at > now));
+            due.push(path.length_at());
+            due.push(path.suspect_since.map(|at| at + BOTH).filter(|at| *at > now));
+        }
+        due.push(self.lost_since.map(|since| since + config.resume_time));
+        if let (Some((_, since)), Some(moved)) = (self.better_since, self.moved_at) {
+            due.push(Some((since + DWELL).min(moved + DWELL)).filter(|at| *at > now));
+        }
+        // Never at once again: what is due at this moment was done.
+        due.into_iter().flatten().min().map(|at| at.max(now + Duration::from_millis(1)))
+    }
+
+    pub(super) fn info(&self, t_direct: bool) -> PathInfo {
+        let current = self.paths.get(&self.current);
+        let relayed = current.filter(|path| !path.is_direct()).or_else(|| {
+            let works = |path: &&Path| !path.is_direct() && path.works();
+            self.paths.values().find(works)
+        });
+        let mut relays = relayed.map(|path| path.route().to_vec()).unwrap_or_default();
+        if !self.is_caller() {
+            relays.reverse();
+        }
+        PathInfo {
+            direct: current.is_some_and(Path::is_direct),
+            relays,
+            rtt_us: current
+                .and_then(|path| path.rtt)
+                .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            loss: current.map_or(0.0, |path| path.loss),
+            relayed_paths: self.paths.values().filter(|path| !path.is_direct()).count(),
+            why: self.explain(t_direct),
+        }
+    }
+
+    fn explain(&self, direct_allowed: bool) -> String {
+        let works = self.paths.get(&self.current).is_some_and(Path::works);
+        if !works {
+            return "no path works; one is asked for".to_owned();
+        }
+        let how = match self.why {
+            Why::Direct => return "direct: probes were answered both ways".to_owned(),
+            Why::First => "the path of the call",
+            Why::Failover => "the path before went quiet or was lost",
+            Why::Followed => "the other terminal moved here",
+            Why::DirectWorse => "the direct path got worse",
+            Why::Leaving => "a relay on the path before is being left",
+        };
+        if self.paths.get(&self.current).is_some_and(Path::is_direct) {
+            return format!("direct: {how}");
+        }
+        format!("relayed: {how}; {}", self.direct.explain(direct_allowed, &self.paths))
+    }
+
+    pub(super) fn label(t: &mut Terminal<'_>) -> Label {
+        Label::from_random(t.rng.random())
+    }
+
+    /// How many relayed paths there are.
+    pub(super) fn relayed(&self) -> usize {
+        self.paths.values().filter(|path| !path.is_direct()).count()
+    }
+
+    /// Makes room for one more relayed path, so that a relay never sees too many.
+    pub(super) fn make_room(&mut self, t: &mut Terminal<'_>) {
+        while self.relayed() >= limits::PATHS_PER_SESSION - 1 {
+            let oldest = self
+                .paths
+                .iter()
+                .filter(|(id, path)| **id != self.current && !path.is_direct())
+                .min_by_key(|(id, path)| (path.works(), **id))
+                .map(|(id, _)| *id);
+            match oldest {
+                Some(id) => self.give_up(id, RefusalCode::Moved, t),
+                None => return,
+            }
+        }
+    }
+}

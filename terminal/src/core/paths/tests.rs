@@ -1,0 +1,607 @@
+//! Two terminals, their relays and the lines between them, in virtual time.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use tasuki_proto::control::Resumed;
+use tasuki_proto::path::Probe;
+use tasuki_proto::{Generation, Label, RelayId, ServiceName, TerminalId};
+
+use super::*;
+use crate::core::calls::Opened;
+use crate::core::login::AttachId;
+
+const CALLER: usize = 0;
+const CALLEE: usize = 1;
+
+/// What a line does to frames, one way.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    delay: Duration,
+    loss: f64,
+    longest: usize,
+}
+
+const GOOD: Line = Line { delay: Duration::from_millis(10), loss: 0.0, longest: usize::MAX };
+const DEAD: Line = Line { loss: 1.0, ..GOOD };
+
+#[derive(Debug)]
+enum Event {
+    Frame { to: usize, path: PathId, from: SocketAddr, probe: Probe },
+    Message { to: usize, input: Input },
+}
+
+struct End {
+    paths: Paths,
+    current: PathId,
+    epoch: u32,
+    also: Option<PathId>,
+    moves: usize,
+    address: SocketAddr,
+    installed: BTreeMap<PathId, SocketAddr>,
+    failed: Option<RefusalCode>,
+    /// Its attachments: id and relay.
+    attached: Vec<(AttachId, &'static str)>,
+}
+
+struct World {
+    ends: [End; 2],
+    now: Instant,
+    events: BTreeMap<(Instant, u64), Event>,
+    count: u64,
+    rng: SmallRng,
+    /// By path generation (of the caller's numbering) and direction; direct lines by `u32::MAX`.
+    lines: BTreeMap<(u32, usize), Line>,
+    /// Relays that carry nothing.
+    dead_relays: BTreeSet<&'static str>,
+    routes: BTreeMap<u32, Vec<&'static str>>,
+    probes: usize,
+}
+
+const DIRECT: u32 = u32::MAX;
+
+fn id() -> SessionId {
+    SessionId { edge: RelayId(1), nonce: 7 }
+}
+
+fn relay(name: &str) -> RelayName {
+    RelayName::new(name).unwrap()
+}
+
+fn opened(outgoing: bool) -> Opened {
+    Opened {
+        session: id(),
+        peer: TerminalId::new(if outgoing { "b" } else { "a" }).unwrap(),
+        outgoing,
+        label_in: Label::new(1).unwrap(),
+        label_out: Label::new(2).unwrap(),
+        service: ServiceName::new("ssh").unwrap(),
+        route: vec![relay("r1"), relay("r3")],
+        peer_address: None,
+    }
+}
+
+impl World {
+    #[allow(clippy::disallowed_methods, reason = "only the beginning of virtual time")]
+    fn new(seed: u64, direct: bool) -> World {
+        let now = Instant::now();
+        let attached = [
+            vec![(AttachId(1), "r1"), (AttachId(2), "r2")],
+            vec![(AttachId(1), "r3"), (AttachId(2), "r4")],
+        ];
+        let config = Config { direct, ..Config::default() };
+        let ends = attached.map(|attached| End {
+            paths: Paths::new(config.clone(), SmallRng::seed_from_u64(seed)),
+            current: PathId::Relayed(Generation::CALL),
+            epoch: 0,
+            also: None,
+            moves: 0,
+            address: format!("198.51.100.{}:5000", attached[0].1.as_bytes()[1]).parse().unwrap(),
+            installed: BTreeMap::new(),
+            failed: None,
+            attached,
+        });
+        let mut world = World {
+            ends,
+            now,
+            events: BTreeMap::new(),
+            count: 0,
+            rng: SmallRng::seed_from_u64(seed),
+            lines: BTreeMap::new(),
+            dead_relays: BTreeSet::new(),
+            routes: BTreeMap::from([(0, vec!["r1", "r3"])]),
+            probes: 0,
+        };
+        for end in [CALLER, CALLEE] {
+            world.tell_attachments(end);
+            let address = world.ends[end].address;
+            let candidates = vec![Candidate { address, local: true }];
+            world.give(end, Input::Candidates(candidates));
+            let opened = opened(end == CALLER);
+            world.give(end, Input::Opened { opened, attach: AttachId(1) });
+        }
+        for end in [CALLER, CALLEE] {
+            world.give(end, Input::Proven { session: id(), most: 1_444 });
+        }
+        world
+    }
+
+    fn tell_attachments(&mut self, end: usize) {
+        let address = "203.0.113.1:4433".parse().unwrap();
+        let standing = self.ends[end]
+            .attached
+            .iter()
+            .map(|(attach, name)| Standing {
+                attach: *attach,
+                relay: relay(name),
+                address,
+                leaving: false,
+            })
+            .collect();
+        self.give(end, Input::Attachments(standing));
+    }
+
+    fn at(&mut self, delay: Duration, event: Event) {
+        self.count += 1;
+        self.events.insert((self.now + delay, self.count), event);
+    }
+
+    fn message(&mut self, to: usize, input: Input) {
+        self.at(Duration::from_millis(15), Event::Message { to, input });
+    }
+
+    fn give(&mut self, end: usize, input: Input) {
+        self.ends[end].paths.handle(input, self.now);
+        while let Some(output) = self.ends[end].paths.poll_output() {
+            self.perform(end, output);
+        }
+    }
+
+    fn perform(&mut self, end: usize, output: Output) {
+        let other = 1 - end;
+        match output {
+            Output::Say(attach, message) => self.relay(end, attach, message),
+            Output::Install { path, to, .. } => {
+                self.ends[end].installed.insert(path, to);
+            }
+            Output::Remove { path, .. } => {
+                self.ends[end].installed.remove(&path);
+            }
+            Output::Use { path, epoch, .. } => {
+                let end = &mut self.ends[end];
+                assert!(epoch >= end.epoch, "epochs do not go back");
+                (end.current, end.epoch) = (path, epoch);
+                end.moves += 1;
+            }
+            Output::Duplicate { path, .. } => self.ends[end].also = path,
+            Output::Probe { path, probe, length, .. } => {
+                self.probes += 1;
+                self.send(end, path, probe, length);
+            }
+            Output::Tell(_, Word::Addresses(addresses)) => {
+                self.message(other, Input::PeerAddresses(id(), addresses));
+            }
+            Output::Tell(_, Word::Attachments(attachments)) => {
+                self.message(other, Input::PeerAttachments(id(), attachments));
+            }
+            Output::Failed { code, .. } => self.ends[end].failed = Some(code),
+            Output::Watch(session) => {
+                self.ends[end].paths.handle(Input::Mtu { session, mtu: 1_444 }, self.now);
+            }
+            Output::Tell(..)
+            | Output::Ceiling { .. }
+            | Output::Listen { .. }
+            | Output::Changed(_) => {}
+        }
+    }
+
+    /// The mesh: a path leads to the callee's relay that is to be avoided least.
+    fn relay(&mut self, end: usize, attach: AttachId, message: ToRelay) {
+        let name = self.ends[end].attached.iter().find(|(a, _)| *a == attach).map(|(_, n)| *n);
+        let Some(name) = name.filter(|name| !self.dead_relays.contains(name)) else { return };
+        match message {
+            ToRelay::Resume(resume) => {
+                assert_eq!(end, CALLER, "only the caller asks");
+                let generation = resume.generation.0;
+                let mut there: Vec<(AttachId, &str)> = self.ends[CALLEE].attached.clone();
+                there.retain(|(_, relay)| !self.dead_relays.contains(relay));
+                there.sort_by_key(|(_, name)| resume.avoid.contains(&relay(name)));
+                let Some((to, last)) = there.first().copied() else {
+                    let code = RefusalCode::TargetLoggedOut;
+                    let end =
+                        control::PathEnd { session: id(), generation: resume.generation, code };
+                    return self.message(CALLER, Input::PathEnded(end));
+                };
+                self.routes.insert(generation, vec![name, last]);
+                let resuming = control::Resuming {
+                    session: id(),
+                    generation: resume.generation,
+                    caller: TerminalId::new("a").unwrap(),
+                    label: Label::new(90).unwrap(),
+                    route: vec![relay(name), relay(last)],
+                };
+                self.message(CALLEE, Input::Resuming { attach: to, resuming });
+            }
+            ToRelay::AcceptPath(accept) => {
+                let route = self.routes[&accept.generation.0].iter().map(|n| relay(n)).collect();
+                let resumed = Resumed {
+                    session: id(),
+                    generation: accept.generation,
+                    label: accept.label,
+                    route,
+                };
+                self.message(CALLER, Input::Resumed(resumed));
+            }
+            ToRelay::EndPath(path) => self.message(1 - end, Input::PathEnded(path)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn line(&self, path: PathId, from: usize) -> Line {
+        let key = match path {
+            PathId::Relayed(generation) => generation.0,
+            PathId::Direct(_) => DIRECT,
+        };
+        let route = self.routes.get(&key).map(Vec::as_slice).unwrap_or_default();
+        if route.iter().any(|relay| self.dead_relays.contains(relay)) {
+            return DEAD;
+        }
+        let direct = key == DIRECT && !self.lines.contains_key(&(key, from));
+        if direct { DEAD } else { self.lines.get(&(key, from)).copied().unwrap_or(GOOD) }
+    }
+
+    fn send(&mut self, from: usize, path: PathId, probe: Probe, length: usize) {
+        let line = self.line(path, from);
+        if !self.ends[from].installed.contains_key(&path)
+            && path != PathId::Relayed(Generation::CALL)
+        {
+            return;
+        }
+        if self.rng.random_bool(line.loss) || length > line.longest {
+            return;
+        }
+        let jitter = line.delay.mul_f64(self.rng.random_range(0.0..0.2));
+        let source = self.ends[from].address;
+        let frame = Event::Frame { to: 1 - from, path, from: source, probe };
+        self.at(line.delay + jitter, frame);
+    }
+
+    fn arrive(&mut self, to: usize, path: PathId, from: SocketAddr, probe: Probe) {
+        let here = match path {
+            PathId::Relayed(_) => Some(path),
+            PathId::Direct(_) => {
+                let mut known = self.ends[to].installed.iter();
+                known.find(|(p, a)| matches!(p, PathId::Direct(_)) && **a == from).map(|(p, _)| *p)
+            }
+        };
+        if !probe.answer
+            && let Some(here) = here
+        {
+            let end = &self.ends[to];
+            let in_use = end.current == here;
+            let answer = Probe { answer: true, in_use, epoch: end.epoch, ..probe };
+            self.send(to, here, answer, 40);
+        }
+        let heard = here.map_or(Heard::From(from), Heard::On);
+        let (session, at) = (id(), self.now);
+        self.give(to, Input::Heard { session, heard, probe, at });
+    }
+
+    /// Lets time pass; both sessions are busy meanwhile when `busy`.
+    fn run(&mut self, time: Duration, busy: bool) {
+        let until = self.now + time;
+        loop {
+            if busy {
+                for end in [CALLER, CALLEE] {
+                    self.give(end, Input::Busy(id()));
+                }
+            }
+            let event = self.events.first_key_value().map(|((at, _), _)| *at);
+            let timers = self.ends.iter().filter_map(|end| end.paths.poll_timeout()).min();
+            let next = event.into_iter().chain(timers).min();
+            let Some(next) = next.filter(|next| *next <= until) else {
+                self.now = until;
+                return;
+            };
+            self.now = next.max(self.now);
+            if event == Some(next) {
+                match self.events.pop_first().unwrap().1 {
+                    Event::Frame { to, path, from, probe } => self.arrive(to, path, from, probe),
+                    Event::Message { to, input } => self.give(to, input),
+                }
+            } else {
+                for end in [CALLER, CALLEE] {
+                    if self.ends[end].paths.poll_timeout().is_some_and(|due| due <= self.now) {
+                        self.give(end, Input::Timeout);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs until `done`, and says how long it took.
+    fn run_until(&mut self, most: Duration, busy: bool, done: impl Fn(&World) -> bool) -> Duration {
+        let begun = self.now;
+        while !done(self) {
+            assert!(self.now < begun + most, "not within {most:?}: {}", self.state());
+            self.run(Duration::from_millis(5), busy);
+        }
+        self.now - begun
+    }
+
+    fn state(&self) -> String {
+        let of =
+            |end: &End| format!("{:?} epoch {} {:?}", end.current, end.epoch, end.paths.info(id()));
+        format!("caller {}; callee {}", of(&self.ends[0]), of(&self.ends[1]))
+    }
+
+    fn relayed_paths(&self, end: usize) -> usize {
+        self.ends[end].paths.info(id()).map_or(0, |info| info.relayed_paths)
+    }
+
+    fn agree(&self) -> bool {
+        match (self.ends[CALLER].current, self.ends[CALLEE].current) {
+            (PathId::Direct(_), PathId::Direct(_)) => true,
+            (a, b) => a == b,
+        }
+    }
+
+    fn kill(&mut self, generation: u32, ways: &[usize]) {
+        for &way in ways {
+            self.lines.insert((generation, way), DEAD);
+        }
+    }
+
+    fn route(&self, end: usize) -> Vec<String> {
+        let relays = self.ends[end].paths.info(id()).unwrap().relays;
+        relays.iter().map(ToString::to_string).collect()
+    }
+}
+
+const SOON: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_session_gets_a_second_path_over_other_relays() {
+    let mut world = World::new(1, false);
+    let took = world
+        .run_until(SOON, true, |w| w.relayed_paths(CALLER) == 2 && w.relayed_paths(CALLEE) == 2);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    world.run(Duration::from_secs(5), true);
+    assert_eq!(world.routes[&1], ["r2", "r4"]);
+    assert_eq!((world.relayed_paths(CALLER), world.ends[CALLER].moves), (2, 0));
+    assert_eq!(world.route(CALLER), ["r1", "r3"]);
+    assert_eq!(world.route(CALLEE), ["r3", "r1"], "from its own relay");
+}
+
+#[test]
+fn a_quiet_path_is_left_by_both_sides_at_once_whoever_sees_it() {
+    for ways in [&[CALLER, CALLEE][..], &[CALLER], &[CALLEE]] {
+        let mut world = World::new(2, false);
+        world.run(SOON, true);
+        world.kill(0, ways);
+        let both =
+            |w: &World| w.agree() && w.ends[CALLER].current != PathId::Relayed(Generation(0));
+        let took = world.run_until(SOON, true, both);
+        assert!(took < Duration::from_millis(400), "{ways:?}: {took:?}");
+        assert_eq!(world.ends[CALLER].also, None);
+        // The dead path is given up and another one is there.
+        world.run(Duration::from_secs(6), true);
+        assert_eq!(world.relayed_paths(CALLER), 2, "{}", world.state());
+        assert!(!world.ends[CALLER].installed.contains_key(&PathId::Relayed(Generation(0))));
+    }
+}
+
+#[test]
+fn data_takes_both_paths_before_it_moves() {
+    let mut world = World::new(3, false);
+    world.run(SOON, true);
+    world.kill(0, &[CALLER, CALLEE]);
+    let took = world.run_until(SOON, true, |w| w.ends[CALLER].also.is_some());
+    assert!(took < Duration::from_millis(300), "{took:?}");
+    // It heals before the other answers: nothing moves.
+    world.lines.clear();
+    world.lines.insert((1, CALLER), Line { delay: Duration::from_millis(400), ..GOOD });
+    let moves = world.ends[CALLER].moves;
+    world.run_until(SOON, true, |w| w.ends[CALLER].also.is_none());
+    assert_eq!(world.ends[CALLER].moves, moves);
+}
+
+#[test]
+fn an_idle_session_notices_within_seconds_and_sends_little() {
+    let mut world = World::new(4, false);
+    world.run(Duration::from_secs(10), false);
+    let before = world.probes;
+    world.run(Duration::from_secs(600), false);
+    let each = (world.probes - before) as f64 / 600.0;
+    assert!(each < 0.5, "{each} probes a second over two paths and two ends");
+    world.kill(0, &[CALLER, CALLEE]);
+    world.run_until(Duration::from_secs(12), false, |w| {
+        w.agree() && w.ends[CALLER].current != PathId::Relayed(Generation(0))
+    });
+}
+
+#[test]
+fn a_path_that_a_relay_ends_is_left_at_once() {
+    let mut world = World::new(5, false);
+    world.run(SOON, true);
+    let end =
+        control::PathEnd { session: id(), generation: Generation(0), code: RefusalCode::RouteLost };
+    world.give(CALLER, Input::PathEnded(end));
+    assert_eq!(world.ends[CALLER].current, PathId::Relayed(Generation(1)));
+    world.run_until(SOON, true, |w| w.agree() && w.relayed_paths(CALLER) == 2);
+}
+
+#[test]
+fn a_lost_attachment_moves_and_a_new_one_brings_a_second_path() {
+    for end in [CALLER, CALLEE] {
+        let mut world = World::new(6, false);
+        world.run(SOON, true);
+        let dead = world.ends[end].attached.remove(0);
+        world.dead_relays.insert(dead.1);
+        world.tell_attachments(end);
+        world.run_until(SOON, true, World::agree);
+        world.run(Duration::from_secs(1), true);
+        world.ends[end].attached.push((AttachId(9), "r9"));
+        world.tell_attachments(end);
+        world.run_until(SOON, true, |w| {
+            let paths = &w.ends[end].installed;
+            let other: Vec<_> = w.routes.values().filter(|r| r.contains(&"r9")).collect();
+            paths.len() >= 2 && !other.is_empty() && w.relayed_paths(CALLER) == 2
+        });
+        world.run(Duration::from_secs(5), true);
+        assert!(world.agree() && world.relayed_paths(CALLEE) == 2, "{}", world.state());
+    }
+}
+
+#[test]
+fn one_attachment_each_is_enough_and_the_session_waits_for_another() {
+    let mut world = World::new(7, false);
+    for end in [CALLER, CALLEE] {
+        world.ends[end].attached.truncate(1);
+        world.tell_attachments(end);
+    }
+    world.run(Duration::from_secs(20), true);
+    assert_eq!(world.relayed_paths(CALLER), 1);
+    // Both lose it, and attach elsewhere half a minute later.
+    for end in [CALLER, CALLEE] {
+        world.dead_relays.insert(world.ends[end].attached.remove(0).1);
+        world.tell_attachments(end);
+    }
+    world.run(Duration::from_secs(30), true);
+    assert_eq!(world.ends[CALLER].failed, None);
+    world.ends[CALLER].attached.push((AttachId(8), "r8"));
+    world.ends[CALLEE].attached.push((AttachId(9), "r9"));
+    world.tell_attachments(CALLEE);
+    world.tell_attachments(CALLER);
+    let back = |w: &World| w.agree() && w.route(CALLER) == ["r8", "r9"];
+    world.run_until(SOON, true, back);
+    world.run(Duration::from_secs(5), true);
+    assert_eq!(world.relayed_paths(CALLER), 1);
+}
+
+#[test]
+fn a_session_without_a_path_ends_in_time_on_both_sides() {
+    let mut world = World::new(8, false);
+    world.run(SOON, true);
+    for end in [CALLER, CALLEE] {
+        world.ends[end].attached.clear();
+        world.tell_attachments(end);
+    }
+    world.run(limits::RESUME_TIME - Duration::from_secs(1), true);
+    assert_eq!(world.ends[CALLER].failed, None);
+    world.run(Duration::from_secs(4), true);
+    for end in [CALLER, CALLEE] {
+        assert_eq!(world.ends[end].failed, Some(RefusalCode::RouteLost));
+    }
+}
+
+#[test]
+fn a_callee_that_knows_nothing_of_the_session_ends_it() {
+    let mut world = World::new(9, false);
+    world.run(SOON, true);
+    // It restarted: other process, other sessions.
+    let fresh = Paths::new(Config::default(), SmallRng::seed_from_u64(1));
+    world.ends[CALLEE].paths = fresh;
+    world.tell_attachments(CALLEE);
+    world.kill(0, &[CALLEE]);
+    world.kill(1, &[CALLEE]);
+    world.run_until(Duration::from_secs(5), true, |w| w.ends[CALLER].failed.is_some());
+    assert_eq!(world.ends[CALLER].failed, Some(RefusalCode::PeerLost));
+}
+
+#[test]
+fn a_direct_path_is_found_used_lost_and_found_again() {
+    let mut world = World::new(10, true);
+    let fast = Line { delay: Duration::from_millis(2), ..GOOD };
+    for way in [CALLER, CALLEE] {
+        world.lines.insert((DIRECT, way), fast);
+    }
+    let direct = |w: &World| w.ends.iter().all(|end| matches!(end.current, PathId::Direct(_)));
+    let took = world.run_until(Duration::from_secs(5), true, direct);
+    assert!(took < SOON, "{took:?}");
+    assert!(world.ends[CALLER].paths.info(id()).unwrap().direct);
+    assert_eq!(world.route(CALLER), ["r1", "r3"], "the relays that would serve");
+    world.run(Duration::from_secs(5), true);
+    world.kill(DIRECT, &[CALLEE]);
+    let took = world.run_until(SOON, true, |w| w.agree() && !direct(w));
+    assert!(took < Duration::from_millis(400), "{took:?}");
+    world.lines.insert((DIRECT, CALLEE), fast);
+    world.run_until(Duration::from_secs(30), true, direct);
+}
+
+#[test]
+fn what_goes_one_way_only_is_not_used_as_a_direct_path() {
+    let mut world = World::new(11, true);
+    world.lines.insert((DIRECT, CALLER), GOOD);
+    world.run(Duration::from_secs(60), true);
+    assert_eq!(world.ends[CALLER].moves + world.ends[CALLEE].moves, 0);
+    let why = world.ends[CALLER].paths.info(id()).unwrap().why;
+    assert!(why.contains("answered directly") || why.contains("tried"), "{why}");
+}
+
+#[test]
+fn a_path_too_narrow_for_the_session_is_taken_in_need_only() {
+    let mut world = World::new(12, true);
+    for way in [CALLER, CALLEE] {
+        let line = Line { delay: Duration::from_millis(1), longest: 1_300, ..GOOD };
+        world.lines.insert((DIRECT, way), line);
+    }
+    world.run(Duration::from_secs(10), true);
+    assert_eq!(world.ends[CALLER].moves, 0, "{}", world.state());
+    for generation in 0..9 {
+        world.kill(generation, &[CALLER, CALLEE]);
+    }
+    world.run_until(SOON, true, |w| matches!(w.ends[CALLER].current, PathId::Direct(_)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    /// Loss and jitter alone move nothing for long: probes miss, data may take both paths, but there is no flapping.
+    #[test]
+    fn losses_do_not_make_it_flap(seed: u64, loss in 0.0..0.1_f64) {
+        let mut world = World::new(seed, false);
+        for generation in 0..3 {
+            for way in [CALLER, CALLEE] {
+                world.lines.insert((generation, way), Line { loss, ..GOOD });
+            }
+        }
+        world.run(Duration::from_secs(60), true);
+        let moves = world.ends[CALLER].moves + world.ends[CALLEE].moves;
+        prop_assert!(moves <= 12, "{} moves in a minute at a loss of {}", moves, loss);
+        prop_assert_eq!(world.ends[CALLER].failed, None);
+    }
+
+    /// Whatever dies and heals: both sides end on one path that works, and two paths stand.
+    #[test]
+    fn after_any_failures_both_sides_agree(seed: u64, steps in proptest::collection::vec((0_u32..6, 0_usize..3, 10_u64..1_500), 1..25)) {
+        let mut world = World::new(seed, seed % 2 == 0);
+        for way in [CALLER, CALLEE] {
+            world.lines.insert((DIRECT, way), GOOD);
+        }
+        world.run(SOON, true);
+        for (generation, what, ms) in steps {
+            let key = if generation == 5 { DIRECT } else { generation };
+            match what {
+                0 => world.kill(key, &[CALLER, CALLEE]),
+                1 => world.kill(key, &[seed as usize % 2]),
+                _ => {
+                    for way in [CALLER, CALLEE] {
+                        world.lines.insert((key, way), GOOD);
+                    }
+                }
+            }
+            world.run(Duration::from_millis(ms), true);
+        }
+        for line in world.lines.values_mut() {
+            *line = GOOD;
+        }
+        world.run(Duration::from_secs(15), true);
+        prop_assert!(world.agree(), "{}", world.state());
+        prop_assert_eq!(world.ends[CALLER].failed, None);
+        prop_assert!(world.relayed_paths(CALLER) >= 1 && world.relayed_paths(CALLER) <= 3);
+        prop_assert!(world.ends[CALLER].installed.len() <= limits::DIRECT_PATHS + limits::PATHS_PER_SESSION);
+    }
+}

@@ -1,0 +1,181 @@
+//! What the driver does for the paths of sessions.
+
+use std::time::Instant;
+
+use tasuki_proto::control::PathEnd;
+use tasuki_proto::session::Word;
+use tasuki_proto::{Generation, RefusalCode, ServiceName, SessionId, TerminalId, limits};
+
+use super::{AttachId, Driver, candidates, login, wall_ms};
+use crate::core::calls::{self, Opened, RequestId};
+use crate::core::paths::{Input, Output, Standing};
+use crate::io::socket::SocketEvent;
+
+impl Driver {
+    pub(super) fn handle_socket(&mut self, event: SocketEvent) {
+        let (address, now) = match &event {
+            SocketEvent::Heard { session, .. } => (*session, Instant::now()),
+            SocketEvent::Busy(session) => (*session, Instant::now()),
+        };
+        let Some(session) = self.sessions.session_at(address) else { return };
+        let input = match event {
+            SocketEvent::Heard { heard, probe, at, .. } => {
+                Input::Heard { session, heard, probe, at }
+            }
+            SocketEvent::Busy(_) => Input::Busy(session),
+        };
+        self.paths.handle(input, now);
+    }
+
+    pub(super) fn handle_word(&mut self, session: SessionId, word: Word, now: Instant) {
+        match word {
+            Word::Use(said) => {
+                let using = said.using;
+                self.calls.handle(calls::Input::PeerUse { session, using }, now);
+            }
+            Word::Addresses(addresses) => {
+                self.paths.handle(Input::PeerAddresses(session, addresses), now);
+            }
+            Word::Attachments(attachments) => {
+                self.paths.handle(Input::PeerAttachments(session, attachments), now);
+            }
+        }
+    }
+
+    pub(super) fn perform_paths(&mut self, output: Output) {
+        match output {
+            Output::Say(attach, message) => self.say(attach, message),
+            Output::Failed { session, code } => self.fail(session, code),
+            Output::Watch(session) => {
+                if let Some(mtu) = self.sessions.mtu(session) {
+                    self.paths.handle(Input::Mtu { session, mtu }, Instant::now());
+                }
+                self.sessions.direct(output, wall_ms());
+            }
+            Output::Changed(session) => {
+                if let Some(info) = self.paths.info(session) {
+                    tracing::info!(%session, why = info.why, "path changed");
+                }
+            }
+            output => self.sessions.direct(output, wall_ms()),
+        }
+    }
+
+    /// What the calls said because of what this attachment brought.
+    pub(super) fn perform_answers(&mut self, via: AttachId) {
+        while let Some(output) = self.calls.poll_output() {
+            self.perform_calls(output, Some(via));
+        }
+    }
+
+    /// Installs the first path of a session.
+    pub(super) fn open(&mut self, opened: Opened, via: Option<AttachId>) {
+        let attach = via.or_else(|| self.primary());
+        let relay = attach
+            .and_then(|attach| self.attachments.get(&attach)?.connection.clone())
+            .map(|connection| connection.remote_address());
+        let (Some(attach), Some(relay)) = (attach, relay) else {
+            return self.fail(opened.session, RefusalCode::RouteLost);
+        };
+        self.calling.insert(opened.session, attach);
+        self.sessions.open(opened.clone(), relay, wall_ms());
+        self.paths.handle(Input::Opened { opened, attach }, Instant::now());
+    }
+
+    /// A relay says that a path is gone: before its peer is proven, a call has no other.
+    pub(super) fn path_ended(&mut self, end: PathEnd, now: Instant) {
+        let is_call = end.generation == Generation::CALL;
+        if is_call && !self.sessions.is_proven(end.session) {
+            self.calling.remove(&end.session);
+            self.calls.handle(calls::Input::Unreached(end.session), now);
+        } else {
+            self.paths.handle(Input::PathEnded(end), now);
+        }
+    }
+
+    /// The attachments changed: calls that were under way over one that is gone are made again.
+    pub(super) fn attachments_changed(&mut self) {
+        let now = Instant::now();
+        let standing = self.standing();
+        let gone: Vec<SessionId> = self
+            .calling
+            .iter()
+            .filter(|(_, attach)| standing.iter().all(|one| one.attach != **attach))
+            .map(|(session, _)| *session)
+            .collect();
+        let any = !standing.is_empty();
+        self.paths.handle(Input::Attachments(standing), now);
+        self.find_candidates();
+        for session in gone {
+            self.calling.remove(&session);
+            self.calls.handle(calls::Input::Unreached(session), now);
+        }
+        if any {
+            for (_, request, target, service) in std::mem::take(&mut self.waiting) {
+                self.call(request, target, service);
+            }
+        }
+    }
+
+    /// The primary first.
+    pub(super) fn standing_attachments(&self) -> Vec<AttachId> {
+        self.primary().into_iter().collect()
+    }
+
+    fn standing(&self) -> Vec<Standing> {
+        self.standing_attachments()
+            .into_iter()
+            .filter_map(|attach| {
+                let attachment = self.attachments.get(&attach)?;
+                let (_, relay) = attachment.relay.clone()?;
+                let address = attachment.connection.as_ref()?.remote_address();
+                Some(Standing { attach, relay, address, leaving: false })
+            })
+            .collect()
+    }
+
+    /// Looks where this machine may be reached.
+    pub(super) fn find_candidates(&mut self) {
+        if !self.settings.paths.direct {
+            return;
+        }
+        let mut seen_as = Vec::new();
+        for attach in self.standing_attachments() {
+            seen_as.extend(self.attachments.get(&attach).and_then(|a| a.seen_as));
+        }
+        let found = candidates::candidates(self.sessions.local_addr(), &seen_as);
+        self.paths.handle(Input::Candidates(found), Instant::now());
+    }
+
+    /// A call that no relay is there for waits for one, as long as a call may take.
+    pub(super) fn wait_to_call(
+        &mut self,
+        request: RequestId,
+        target: TerminalId,
+        service: ServiceName,
+    ) {
+        let trying = matches!(self.state, login::State::Connecting(_));
+        if trying && self.waiting.len() < limits::SESSIONS_PER_TERMINAL {
+            let until = Instant::now() + limits::CALL_TIMEOUT;
+            self.waiting.push_back((until, request, target, service));
+        } else {
+            self.refuse_call(request);
+        }
+    }
+
+    fn refuse_call(&mut self, request: RequestId) {
+        let refusal = self.not_attached();
+        self.calls.handle(calls::Input::Done(request), Instant::now());
+        self.answer(request, Err(refusal));
+    }
+
+    pub(super) fn give_up_waiting(&mut self, now: Instant) {
+        while let Some((until, request, ..)) = self.waiting.front()
+            && *until <= now
+        {
+            let request = *request;
+            self.waiting.pop_front();
+            self.refuse_call(request);
+        }
+    }
+}
