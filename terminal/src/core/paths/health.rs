@@ -213,26 +213,22 @@ impl Path {
         }
     }
 
-    /// The length of a padded probe to send: `wanted`, unless it is proven, or was tried in vain.
-    pub(super) fn length_to_try(&mut self, wanted: usize, now: Instant) -> Option<usize> {
-        if !self.works() || self.length >= wanted || self.too_long.is_some_and(|l| l <= wanted) {
+    /// The length of a padded probe to send: the first of these that is neither proven nor was tried in vain.
+    pub(super) fn length_to_try(&mut self, lengths: &[usize], now: Instant) -> Option<usize> {
+        if !self.works() {
             return None;
         }
-        let patience = self.rtt_or_unknown() * 2 + Duration::from_millis(100);
-        match &self.padded {
-            Some(padded) if padded.length == wanted => {
-                if padded.at + patience > now {
-                    return None;
-                }
-                if padded.tries >= LENGTH_TRIES {
-                    self.too_long = Some(wanted);
-                    self.padded = None;
-                    return None;
-                }
+        if let Some(padded) = &self.padded {
+            if self.length_at().is_some_and(|at| at > now) {
+                return None;
             }
-            _ => {}
+            if padded.tries >= LENGTH_TRIES {
+                self.too_long = Some(padded.length);
+                self.padded = None;
+            }
         }
-        Some(wanted)
+        let too_long = self.too_long.unwrap_or(usize::MAX);
+        lengths.iter().copied().find(|&length| self.length < length && length < too_long)
     }
 
     /// When a padded probe may be due again.

@@ -225,6 +225,8 @@ impl Session {
         let newer = probe.epoch > self.epoch
             || (probe.epoch == self.epoch && !self.opened.outgoing && self.epoch > 0);
         if probe.in_use && newer && id != self.current {
+            // The peer uses what was proven to it: an answer of this end came back by this path.
+            path.proven = true;
             self.go(id, probe.epoch, Why::Followed, now, t);
         } else if probe.in_use && id == self.current {
             self.epoch = self.epoch.max(probe.epoch);
@@ -314,6 +316,12 @@ impl Session {
             .map(|(id, _)| *id)
     }
 
+    /// How long it waits while no path works. The caller gives up first.
+    fn patience(&self, config: &Config) -> Duration {
+        let more = if self.is_caller() { Duration::ZERO } else { Duration::from_secs(2) };
+        config.resume_time + more
+    }
+
     /// Leaves a current path that does not work.
     fn keep_current(&mut self, now: Instant, t: &mut Terminal<'_>) {
         let current = self.paths.get(&self.current);
@@ -327,12 +335,7 @@ impl Session {
         let suspect_since = current.and_then(|path| path.suspect_since);
         let Some(other) = self.best_other(t.standing) else {
             let since = *self.lost_since.get_or_insert(now);
-            let mut wait = t.config.resume_time;
-            if !self.is_caller() {
-                // The caller decides first.
-                wait += Duration::from_secs(2);
-            }
-            if now >= since + wait {
+            if now >= since + self.patience(t.config) {
                 t.out.push_back(Output::Failed { session: self.id, code: self.last_code });
             }
             return;
@@ -367,7 +370,7 @@ impl Session {
             .collect();
         for id in dead {
             let never = self.paths.get(&id).is_some_and(|path| !path.proven);
-            if never && !matches!(id, PathId::Direct(_)) {
+            if never && self.is_caller() && !matches!(id, PathId::Direct(_)) {
                 self.ask.failed(now, t.rng);
             }
             let code = if never { RefusalCode::NoAnswer } else { RefusalCode::Moved };
@@ -465,8 +468,7 @@ impl Session {
                 let (probe, length) = (plain_probe, PROBE_FRAME);
                 t.out.push_back(Output::Probe { session, path: id, probe, length });
             }
-            let wanted = lengths.iter().find_map(|&length| path.length_to_try(length, now));
-            if let Some(length) = wanted {
+            if let Some(length) = path.length_to_try(&lengths, now) {
                 path.sent_padded(padded, length, now);
                 t.out.push_back(Output::Probe { session, path: id, probe: padded_probe, length });
             }
@@ -489,20 +491,20 @@ impl Session {
         }
     }
 
+    /// What is due at `now` was done, or is not to be.
     fn next_due(&self, hello: Duration, config: &Config, now: Instant) -> Option<Instant> {
         let mut due = vec![self.busy_until, self.ask.due(), self.direct.due()];
         for (id, path) in &self.paths {
             due.push(Some(path.probe_at(self.pace(*id, path, hello, now))));
-            due.push(path.check_at(hello).filter(|at| *at > now));
+            due.push(path.check_at(hello));
             due.push(path.length_at());
-            due.push(path.suspect_since.map(|at| at + BOTH).filter(|at| *at > now));
+            due.push(path.suspect_since.map(|at| at + BOTH));
         }
-        due.push(self.lost_since.map(|since| since + config.resume_time));
+        due.push(self.lost_since.map(|since| since + self.patience(config)));
         if let (Some((_, since)), Some(moved)) = (self.better_since, self.moved_at) {
-            due.push(Some((since + DWELL).min(moved + DWELL)).filter(|at| *at > now));
+            due.push(Some((since + DWELL).max(moved + DWELL)));
         }
-        // Never at once again: what is due at this moment was done.
-        due.into_iter().flatten().min().map(|at| at.max(now + Duration::from_millis(1)))
+        due.into_iter().flatten().filter(|at| *at > now).min()
     }
 
     pub(super) fn info(&self, t_direct: bool) -> PathInfo {

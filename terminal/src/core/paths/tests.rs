@@ -58,6 +58,8 @@ struct World {
     dead_relays: BTreeSet<&'static str>,
     routes: BTreeMap<u32, Vec<&'static str>>,
     probes: usize,
+    /// How often something was due.
+    steps: usize,
 }
 
 const DIRECT: u32 = u32::MAX;
@@ -113,6 +115,7 @@ impl World {
             dead_relays: BTreeSet::new(),
             routes: BTreeMap::from([(0, vec!["r1", "r3"])]),
             probes: 0,
+            steps: 0,
         };
         for end in [CALLER, CALLEE] {
             world.tell_attachments(end);
@@ -123,7 +126,7 @@ impl World {
             world.give(end, Input::Opened { opened, attach: AttachId(1) });
         }
         for end in [CALLER, CALLEE] {
-            world.give(end, Input::Proven { session: id(), most: 1_444 });
+            world.give(end, Input::Proven { session: id(), most: 8_944 });
         }
         world
     }
@@ -306,6 +309,7 @@ impl World {
                 return;
             };
             self.now = next.max(self.now);
+            self.steps += 1;
             if event == Some(next) {
                 match self.events.pop_first().unwrap().1 {
                     Event::Frame { to, path, from, probe } => self.arrive(to, path, from, probe),
@@ -598,7 +602,12 @@ proptest! {
         for line in world.lines.values_mut() {
             *line = GOOD;
         }
+        let (before, probes) = (world.steps, world.probes);
         world.run(Duration::from_secs(15), true);
+        // Each probe is sent, heard and answered; the rest is timers.
+        let (steps, probes) = (world.steps - before, world.probes - probes);
+        prop_assert!(steps < 8 * probes + 200, "{} steps for {} probes", steps, probes);
+        prop_assert!(probes < 15 * 200, "{} probes", probes);
         prop_assert!(world.agree(), "{}", world.state());
         prop_assert_eq!(world.ends[CALLER].failed, None);
         prop_assert!(world.relayed_paths(CALLER) >= 1 && world.relayed_paths(CALLER) <= 3);
