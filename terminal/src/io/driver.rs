@@ -51,7 +51,6 @@ pub struct Settings {
 
 /// An attachment that is being made or stands.
 struct Attachment {
-    id: AttachId,
     orders: mpsc::Sender<Order>,
     relay: Option<(RelayId, RelayName)>,
     seen_as: Option<SocketAddr>,
@@ -74,7 +73,8 @@ struct Driver {
     upper: Upper,
     releases: Releases,
     answers: BTreeMap<RequestId, oneshot::Sender<Result<Session, Refusal>>>,
-    lists: BTreeMap<u64, oneshot::Sender<Result<Page, Refusal>>>,
+    /// Questions, and the attachment that each was asked on.
+    lists: BTreeMap<u64, (AttachId, oneshot::Sender<Result<Page, Refusal>>)>,
     next_list: u64,
     ended: VecDeque<SessionView>,
 }
@@ -170,6 +170,7 @@ impl Driver {
                 () = sleep_until(due) => {
                     let now = Instant::now();
                     if self.login.poll_timeout().is_some_and(|due| due <= now) {
+                        self.measure_attachments(now);
                         self.login.handle(login::Input::Timeout, now);
                     }
                     if self.calls.poll_timeout().is_some_and(|due| due <= now) {
@@ -217,7 +218,6 @@ impl Driver {
             login::Output::Attach { attach, relay } => {
                 let (orders, inbox) = mpsc::channel(limits::TERMINAL_QUEUE);
                 let attachment = Attachment {
-                    id: attach,
                     orders,
                     relay: None,
                     seen_as: None,
@@ -236,7 +236,7 @@ impl Driver {
                 if code == RefusalCode::LoggedOut {
                     self.say(attach, ToRelay::Logout(tasuki_proto::control::Logout {}));
                 }
-                if let Some(attachment) = self.attachments.remove(&attach)
+                if let Some(attachment) = self.forget(attach, code)
                     && attachment.orders.try_send(Order::Close(code)).is_ok()
                 {
                     self.leaving.insert(attach);
@@ -248,7 +248,10 @@ impl Driver {
 
     fn change_state(&mut self, state: login::State) {
         match &state {
-            login::State::LoggedIn { relay, .. } => tracing::info!(%relay, "logged in"),
+            login::State::LoggedIn { primary, standby } => {
+                let standby = standby.as_ref().map(|standby| standby.relay.as_str());
+                tracing::info!(primary = %primary.relay, standby, "logged in");
+            }
             login::State::LoggedOut => tracing::info!("logged out"),
             login::State::Parked(refusal) => tracing::warn!(%refusal, "parked"),
             login::State::Connecting(Some(refusal)) => tracing::info!(%refusal, "not logged in"),
@@ -263,11 +266,34 @@ impl Driver {
                 _ => RefusalCode::RouteLost,
             };
             self.calls.handle(calls::Input::Detached(code), Instant::now());
-            for (_, reply) in std::mem::take(&mut self.lists) {
-                let _ = reply.send(Err(code.into()));
-            }
         }
         self.state = state;
+    }
+
+    /// An attachment is over: nobody answers what was asked on it.
+    fn forget(&mut self, attach: AttachId, code: RefusalCode) -> Option<Attachment> {
+        if let login::State::LoggedIn { primary, standby } = &self.state
+            && let Some(ended) = [Some(primary), standby.as_ref()]
+                .into_iter()
+                .flatten()
+                .find(|one| one.attach == attach)
+        {
+            tracing::info!(relay = %ended.relay, %code, "attachment ended");
+        }
+        let asked_on = |_: &u64, waiting: &mut (AttachId, _)| waiting.0 == attach;
+        let code = if code == RefusalCode::EndedByCaller { RefusalCode::RouteLost } else { code };
+        for (_, (_, reply)) in self.lists.extract_if(.., asked_on) {
+            let _ = reply.send(Err(code.into()));
+        }
+        self.attachments.remove(&attach)
+    }
+
+    fn measure_attachments(&mut self, now: Instant) {
+        for (&attach, attachment) in &self.attachments {
+            if let Some(connection) = &attachment.connection {
+                self.login.handle(login::Input::Rtt { attach, rtt_us: rtt_us(connection) }, now);
+            }
+        }
     }
 
     fn perform_calls(&mut self, output: calls::Output) {
@@ -330,7 +356,7 @@ impl Driver {
 
     fn primary(&self) -> Option<AttachId> {
         match &self.state {
-            login::State::LoggedIn { attach, .. } => Some(*attach),
+            login::State::LoggedIn { primary, .. } => Some(primary.attach),
             _ => None,
         }
     }
@@ -340,7 +366,7 @@ impl Driver {
         if attachment.orders.try_send(Order::Say(message)).is_err() {
             // The relay does not read: as good as gone.
             let refusal = Refusal::from(RefusalCode::TooSlow);
-            self.attachments.remove(&attach);
+            self.forget(attach, RefusalCode::RouteLost);
             self.login.handle(login::Input::Lost { attach, refusal }, Instant::now());
         }
     }
@@ -383,7 +409,7 @@ impl Driver {
             attachment::Event::Lost(attach, refusal) => {
                 self.leaving.remove(&attach);
                 self.confirm_logouts();
-                if self.attachments.remove(&attach).is_some() {
+                if self.forget(attach, RefusalCode::RouteLost).is_some() {
                     self.login.handle(login::Input::Lost { attach, refusal }, now);
                 }
             }
@@ -393,16 +419,21 @@ impl Driver {
     fn handle_said(&mut self, attach: AttachId, message: ToTerminal, now: Instant) {
         match message {
             ToTerminal::Welcome(welcome) => {
-                if let Some(attachment) = self.attachments.get_mut(&attach) {
-                    attachment.relay = Some((welcome.relay, welcome.name));
-                    attachment.seen_as = Some(welcome.address);
-                }
-                let (epoch, instance) = (welcome.epoch, welcome.instance);
-                self.login.handle(login::Input::Welcome { attach, epoch, instance }, now);
+                let Some(attachment) = self.attachments.get_mut(&attach) else { return };
+                attachment.relay = Some((welcome.relay, welcome.name));
+                attachment.seen_as = Some(welcome.address);
+                let input = login::Input::Welcome {
+                    attach,
+                    epoch: welcome.epoch,
+                    instance: welcome.instance,
+                    terminals: welcome.terminals,
+                    rtt_us: attachment.connection.as_ref().map_or(u32::MAX, rtt_us),
+                };
+                self.login.handle(input, now);
             }
             ToTerminal::LoggedIn(_) => self.login.handle(login::Input::LoggedIn(attach), now),
             ToTerminal::Refused(refused) => {
-                self.attachments.remove(&attach);
+                self.forget(attach, refused.refusal.code);
                 let input = login::Input::Refused {
                     attach,
                     refusal: refused.refusal,
@@ -423,7 +454,7 @@ impl Driver {
             }
             ToTerminal::Ended(end) => self.calls.handle(calls::Input::Ended(end), now),
             ToTerminal::Page(page) => {
-                if let Some(reply) = self.lists.remove(&page.request) {
+                if let Some((_, reply)) = self.lists.remove(&page.request) {
                     let _ = reply.send(Ok(page));
                 }
             }
@@ -472,8 +503,8 @@ impl Driver {
                 };
                 let request = self.next_list;
                 self.next_list += 1;
-                self.lists.retain(|_, waiting| !waiting.is_closed());
-                self.lists.insert(request, reply);
+                self.lists.retain(|_, (_, waiting)| !waiting.is_closed());
+                self.lists.insert(request, (attach, reply));
                 self.say(attach, ToRelay::List(List { request, filter, after, limit }));
             }
             AgentRequest::Status(reply) => {
@@ -546,16 +577,21 @@ impl Driver {
             }
             login::State::Parked(refusal) => ("parked", Some(refusal.to_string())),
         };
-        let attachments = self
-            .attachments
-            .values()
-            .filter(|attachment| self.primary() == Some(attachment.id))
-            .filter_map(|attachment| {
+        let roles = match &self.state {
+            login::State::LoggedIn { primary, standby } => {
+                [Some((primary, "primary")), standby.as_ref().map(|standby| (standby, "standby"))]
+            }
+            _ => [None, None],
+        };
+        let attachments = roles
+            .into_iter()
+            .flatten()
+            .filter_map(|(attached, role)| {
+                let attachment = self.attachments.get(&attached.attach)?;
                 let connection = attachment.connection.as_ref()?;
-                let (_, relay) = attachment.relay.as_ref()?;
                 Some(AttachmentStatus {
-                    relay: relay.clone(),
-                    role: "primary",
+                    relay: attached.relay.clone(),
+                    role,
                     address: canonical(connection.remote_address()),
                     seen_as: attachment.seen_as?,
                     rtt_us: connection.rtt().as_micros() as u64,
@@ -574,6 +610,10 @@ impl Driver {
             certificate_until: identity.not_after(),
         }
     }
+}
+
+fn rtt_us(connection: &Connection) -> u32 {
+    u32::try_from(connection.rtt().as_micros()).unwrap_or(u32::MAX)
 }
 
 async fn sleep_until(due: Option<Instant>) {
