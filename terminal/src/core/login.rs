@@ -39,7 +39,6 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rand::rngs::SmallRng;
 use tasuki_proto::control::RelayContact;
-use tasuki_proto::limits;
 use tasuki_proto::rows::AttachmentRole;
 use tasuki_proto::{LoginEpoch, Refusal, RefusalCode, RelayName};
 
@@ -49,6 +48,7 @@ use self::relays::Relays;
 
 mod advance;
 mod attempt;
+mod loss;
 mod relays;
 
 /// One try to attach and, where it works, the attachment; never used twice.
@@ -197,7 +197,7 @@ pub const STABLE: Duration = Duration::from_secs(10);
 pub const HASTE: Duration = Duration::from_millis(400);
 /// After the loss of one of two, the search for another begins between a quarter of this and this; also the least time
 /// between two log-ins beside a standing primary, so that each relay hears of few changes a second
-/// ([`limits::ROLE_CHANGES_PER_SECOND`]).
+/// ([`tasuki_proto::limits::ROLE_CHANGES_PER_SECOND`]).
 pub const CALM: Duration = Duration::from_secs(1);
 /// How often another relay is looked at, on average.
 pub const SCOUT: Duration = Duration::from_secs(600);
@@ -292,10 +292,12 @@ impl Login {
                 self.handle_welcome(attach, (epoch, instance), (rtt_us, terminals), now);
             }
             Input::LoggedIn(attach) => self.handle_logged_in(attach, now),
+            // The next time-out draws the conclusions, when all are measured.
             Input::Rtt { attach, rtt_us } => {
                 if let Some(attempt) = self.try_by_id.get_mut(&attach) {
                     attempt.measured(rtt_us);
                 }
+                return;
             }
             Input::Refused { attach, refusal, retry_after_ms } => {
                 let hint = Duration::from_millis(retry_after_ms.into());
@@ -414,69 +416,6 @@ impl Login {
         self.let_go(Try::is_open);
     }
 
-    fn handle_failure(&mut self, attach: AttachId, refusal: Refusal, hint: Duration, now: Instant) {
-        let Some(attempt) = self.try_by_id.remove(&attach) else { return };
-        let asked = self.asked.take_if(|asked| asked.attach == attach);
-        // An attachment of an older epoch is cut for this process's own sake.
-        let told = attempt.told.map(|(epoch, _)| epoch);
-        let epoch = told.or(asked.map(|asked| asked.epoch));
-        if refusal.code == RefusalCode::Superseded && epoch.is_none_or(|epoch| epoch >= self.epoch)
-        {
-            return self.park(refusal);
-        }
-        let least = if is_hopeless(refusal.code) { BACKOFF_HOPELESS } else { Duration::ZERO };
-        // The hint is the relay's: cut, so that nothing overflows.
-        let wait = hint.min(limits::PEER_DELAY).max(least);
-        let jitter = self.rng.random_range(0.75..1.25);
-        if matches!(attempt.stage, Stage::Leaving { .. }) {
-            return;
-        }
-        let stood = attempt.stood(now);
-        self.relays.failed(
-            &attempt.relay,
-            stood.is_some_and(|stood| stood >= STABLE),
-            wait,
-            jitter,
-            now,
-        );
-        self.trouble = Some(refusal);
-        if stood.is_some_and(|stood| stood >= STABLE) {
-            self.taking_over = false;
-        }
-        if stood.is_some() {
-            self.handle_loss(attach, now);
-        }
-    }
-
-    /// One of the set is gone.
-    fn handle_loss(&mut self, attach: AttachId, now: Instant) {
-        if self.primary == Some(attach) {
-            self.primary = self.standby.take();
-        } else {
-            self.standby = None;
-        }
-        (self.measure_at, self.scout_at) = (None, None);
-        // All terminals of a relay lose it at the same moment.
-        if self.primary.is_none() {
-            self.next_try = Some(now + HASTE.mul_f64(self.rng.random_range(0.0..1.0)));
-            if self.asked.is_some() {
-                self.begin_epoch();
-            }
-            return;
-        }
-        let calm = now + CALM.mul_f64(self.rng.random_range(0.25..1.0));
-        (self.next_try, self.calm_until) = (Some(calm), Some(calm));
-        // What is about to join the old epoch would be cut.
-        self.let_go(|attempt| attempt.stage == Stage::LoggingIn);
-        self.begin_epoch();
-    }
-
-    /// All that stand, and who joins them, get an epoch above all that were used or seen.
-    fn begin_epoch(&mut self) {
-        // A welcome never says u64::MAX, so only this process could get there, one loss at a time.
-        self.epoch = LoginEpoch(self.epoch.max(self.seen).0.saturating_add(1));
-    }
-
     fn park(&mut self, refusal: Refusal) {
         self.parked = Some(refusal);
         self.detach_all(RefusalCode::Superseded);
@@ -528,21 +467,6 @@ impl Login {
             self.outputs.push_back(Output::State(state));
         }
     }
-}
-
-/// Whether the same refusal will come until somebody does something.
-fn is_hopeless(code: RefusalCode) -> bool {
-    matches!(
-        code,
-        RefusalCode::UnknownTerminal
-            | RefusalCode::WrongMesh
-            | RefusalCode::Revoked
-            | RefusalCode::WrongRole
-            | RefusalCode::WrongName
-            | RefusalCode::CertificateMissing
-            | RefusalCode::BadCertificate
-            | RefusalCode::ProtocolTooOld
-    )
 }
 
 #[cfg(test)]

@@ -280,9 +280,12 @@ impl Driver {
         {
             tracing::info!(relay = %ended.relay, %code, "attachment ended");
         }
-        let asked_on = |_: &u64, waiting: &mut (AttachId, _)| waiting.0 == attach;
+        let asked_on = |(_, (on, _)): &(u64, (AttachId, _))| *on == attach;
+        let (unanswered, others): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut self.lists).into_iter().partition(asked_on);
+        self.lists = others;
         let code = if code == RefusalCode::EndedByCaller { RefusalCode::RouteLost } else { code };
-        for (_, (_, reply)) in self.lists.extract_if(.., asked_on) {
+        for (_, reply) in unanswered.into_values() {
             let _ = reply.send(Err(code.into()));
         }
         self.attachments.remove(&attach)

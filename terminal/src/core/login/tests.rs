@@ -1,6 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use rand::SeedableRng;
+use tasuki_proto::limits;
 
 const ME: u64 = 7;
 
