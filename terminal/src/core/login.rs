@@ -1,7 +1,7 @@
 //! Which relays to attach to, when to try again, which attachment is the primary (C1, architecture 6).
 //!
 //! **Two attachments.** The agent keeps two on different relays where it can: calls go out over the primary, the standby
-//! takes over at once when the primary is lost. Each relay is a [`Try`] from the dial to the end of its attachment, and
+//! takes over at once when the primary is lost. Each relay is a try from the dial to the end of its attachment, and
 //! there is at most one a relay.
 //!
 //! **Tries.** While an attachment is missing, relays are tried one [`STAGGER`] after the other, at most [`TRIES`] that
@@ -11,7 +11,7 @@
 //! **Choice.** [`SETTLE`] after the first Welcome the cheapest relay becomes the primary and the next the standby; nobody
 //! waits for a slower one. A cost is the round-trip time and a little for the relay's load; a relay that drains costs
 //! more than any other. While both stand, another relay is looked at every [`SCOUT`]: it takes the standby's place where
-//! it is clearly better ([`is_better`]). By the same rule, measured every [`MEASURE`], the two change their roles, at
+//! it is clearly better, by 30 % and 5 ms. By the same rule, measured every [`MEASURE`], the two change their roles, at
 //! most once in [`DWELL`]. What is replaced stays for [`GRACE`], so that sessions can move.
 //!
 //! **Draining.** Within [`DRAIN_JITTER`] a relay that drains is left for another as said above, and at once for
