@@ -14,8 +14,9 @@
 //! it is clearly better, by 30 % and 5 ms. By the same rule, measured every [`MEASURE`], the two change their roles, at
 //! most once in [`DWELL`]. What is replaced stays for [`GRACE`], so that sessions can move.
 //!
-//! **Draining.** Within [`DRAIN_JITTER`] a relay that drains is left for another as said above, and at once for
-//! whichever is met first. Where there is no other, it is not left.
+//! **Draining.** Within [`DRAIN_JITTER`], at random, a primary whose relay drains becomes the standby, and a standby whose
+//! relay drains is replaced as one that is missing, but stays until another stands. Where there is no other, it is not
+//! left.
 //!
 //! **Back-off.** Each relay has its own: it doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`] with each failure, is
 //! never shorter than the relay's hint, has jitter, and begins anew only after an attachment that lasted

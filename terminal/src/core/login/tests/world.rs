@@ -312,7 +312,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     /// Relays die, return, drain, become slow, and lose the terminal without noticing. At any time at most two
     /// attachments stand, on different relays; epochs never decrease; nothing is tried in a storm; no relay hears of more
