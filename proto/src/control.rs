@@ -56,12 +56,15 @@ pub struct Welcome {
     pub address: SocketAddr,
     /// The handle that the relay's challenges will carry (see [`crate::frame::challenge`]).
     pub handle: Label,
+    /// Terminals attached to the relay, two digits of it: what it costs to be one more of them.
+    pub terminals: u32,
 }
 
-/// Logs in.
+/// Logs in; on an attachment that is logged in: changes its epoch and role.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
-    /// One more than the highest known; the same for both attachments of one log-in.
+    /// Names the set of attachments that stand together: one more than the highest known, the same for all of the set,
+    /// and one more again for what is left when one of them is lost.
     pub epoch: LoginEpoch,
     /// Primary or standby.
     pub role: AttachmentRole,

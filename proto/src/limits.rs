@@ -46,6 +46,10 @@ pub const SESSIONS_PER_RELAY: usize = 200_000;
 pub const PATHS_PER_SESSION: usize = 4;
 /// Calls and paths that one terminal may ask for per second, on average and in a burst; beyond: `busy`.
 pub const CALLS_PER_SECOND: u32 = 2_000;
+/// How often per second an attachment may change its epoch or role, on average; beyond: cut with `protocol-error`.
+pub const ROLE_CHANGES_PER_SECOND: u32 = 4;
+/// Changes of an attachment's epoch or role in a burst.
+pub const ROLE_CHANGES_AT_ONCE: u32 = 16;
 /// Attributes of a terminal, and groups.
 pub const ATTRIBUTES: usize = 32;
 /// Bytes of a key or value of an attribute.

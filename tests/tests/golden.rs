@@ -350,6 +350,7 @@ fn control_messages_to_the_terminal() {
         "to-terminal-welcome" => ToTerminal::Welcome(control::Welcome {
             protocol: 1, software: "0.1.0".into(), relay: RelayId(7), name: relay("r1"),
             epoch: LoginEpoch(4), instance: 5, address: v6(), handle: label(23),
+            terminals: 120,
         }),
         "to-terminal-refused" => ToTerminal::Refused(control::Refused {
             refusal: RefusalCode::Draining.into(), retry_after_ms: 1_500,

@@ -135,13 +135,15 @@ impl Relay {
         }
         match self.terminal_view(&id) {
             None => refused(RefusalCode::UnknownTarget, id.as_str()),
-            Some(view) => match view.attachments.first() {
-                Some(attachment) => {
-                    let detail = format!("{id} is attached to {}: run it there", attachment.relay);
-                    AdminReply::Refused(Refusal::new(RefusalCode::BadRequest, detail))
-                }
-                None => refused(RefusalCode::TargetLoggedOut, id.as_str()),
-            },
+            Some(view) if view.attachments.is_empty() => {
+                refused(RefusalCode::TargetLoggedOut, id.as_str())
+            }
+            Some(view) => {
+                let relays = view.attachments.iter().map(|attachment| attachment.relay.as_str());
+                let relays = relays.collect::<Vec<_>>().join(" and ");
+                let detail = format!("{id} is attached to {relays}: run it there");
+                refused(RefusalCode::BadRequest, &detail)
+            }
         }
     }
 

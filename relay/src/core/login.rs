@@ -5,6 +5,11 @@
 //! epoch, never by comparing relays: a log-in with a lower epoch than the highest known is refused with
 //! `superseded`, a higher one takes the place of what is attached here at once, and a higher one seen elsewhere
 //! in the table cuts what is attached here.
+//!
+//! An epoch names the set of attachments that stand together. A terminal that loses one of two logs in again on the
+//! other, on the same connection, with the next epoch: that voids the row of the lost one everywhere, and where its
+//! relay still takes it for alive, cuts it. Sessions outlive what the same process replaces: it goes on elsewhere
+//! (`route-lost`); what another process replaces ends (`superseded`).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -14,10 +19,11 @@ use tasuki_proto::control::{Hello, LoggedIn, Login as LoginMessage, Refused, ToT
 use tasuki_proto::identity::KeyFingerprint;
 use tasuki_proto::rows::AttachmentRow;
 use tasuki_proto::{
-    Label, LoginEpoch, Refusal, RefusalCode, RelayId, RelayName, TerminalId, version,
+    Label, LoginEpoch, Refusal, RefusalCode, RelayId, RelayName, TerminalId, limits, version,
 };
 
 use super::ConnId;
+use super::wiring::rounded;
 
 /// A change of the number of sessions between other values than 0 and 1 is written at most this often.
 const COUNT_PERIOD: Duration = Duration::from_secs(1);
@@ -49,7 +55,7 @@ pub enum Input {
     },
     /// Its first message.
     Hello(ConnId, Hello, Known),
-    /// Its second.
+    /// Its second; later, that its epoch or role changes.
     Login(ConnId, LoginMessage, Known),
     /// It logs out.
     Logout(ConnId),
@@ -76,7 +82,8 @@ pub enum Output {
     Close(ConnId, RefusalCode),
     /// The terminal is logged in: it may call, be called and list.
     Attached(ConnId, TerminalId),
-    /// It was logged in and is not any more; its sessions end with the code.
+    /// It was logged in and is not any more. Its sessions hear the code: with `route-lost` its process goes on over
+    /// another attachment.
     Detached(ConnId, TerminalId, RefusalCode),
     /// Write its row.
     Write(TerminalId, AttachmentRow),
@@ -97,7 +104,26 @@ struct Attachment {
 enum Phase {
     Connected,
     Greeted { instance: u64 },
-    LoggedIn { row: AttachmentRow, written: u32, write_after: Instant },
+    LoggedIn { row: AttachmentRow, written: u32, write_after: Instant, changes: Changes },
+}
+
+/// Changes of epoch or role that an attachment may still make.
+#[derive(Debug)]
+struct Changes {
+    left: f64,
+    at: Instant,
+}
+
+impl Changes {
+    fn take(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        let most = f64::from(limits::ROLE_CHANGES_AT_ONCE);
+        self.at = now;
+        self.left = (self.left + since * f64::from(limits::ROLE_CHANGES_PER_SECOND)).min(most);
+        let may = self.left >= 1.0;
+        self.left -= if may { 1.0 } else { 0.0 };
+        may
+    }
 }
 
 /// The terminals connected to this relay.
@@ -162,12 +188,12 @@ impl Login {
                     .map(|(c, _)| *c)
                     .collect();
                 for conn in hit {
-                    self.cut(conn, RefusalCode::Revoked);
+                    self.cut(conn, RefusalCode::Revoked, RefusalCode::Revoked);
                 }
             }
             Input::Kick(terminal) => {
                 if let Some(&conn) = self.conns.get(&terminal) {
-                    self.cut(conn, RefusalCode::Kicked);
+                    self.cut(conn, RefusalCode::Kicked, RefusalCode::Kicked);
                 }
             }
         }
@@ -180,7 +206,7 @@ impl Login {
         {
             self.due.remove(&(due, conn));
             let Some(attachment) = self.attachments.get_mut(&conn) else { continue };
-            if let Phase::LoggedIn { row, written, write_after } = &mut attachment.phase
+            if let Phase::LoggedIn { row, written, write_after, .. } = &mut attachment.phase
                 && row.sessions != *written
             {
                 *written = row.sessions;
@@ -276,6 +302,7 @@ impl Login {
                 instance,
                 address: attachment.address,
                 handle: attachment.handle,
+                terminals: rounded(self.conns.len()),
             };
             self.outputs.push_back(Output::Send(conn, ToTerminal::Welcome(welcome)));
         }
@@ -290,26 +317,34 @@ impl Login {
         wall_ms: u64,
     ) {
         let Some(attachment) = self.attachments.get(&conn) else { return };
-        let Phase::Greeted { instance } = attachment.phase else {
-            self.refuse(conn, RefusalCode::ProtocolError.into(), 0);
-            return;
+        let (instance, own) = match &attachment.phase {
+            Phase::Connected => {
+                self.refuse(conn, RefusalCode::ProtocolError.into(), 0);
+                return;
+            }
+            Phase::Greeted { instance } => (*instance, LoginEpoch::default()),
+            Phase::LoggedIn { row, .. } => (row.instance, row.epoch),
         };
         // A terminal cannot jump far ahead, else it could never be superseded.
         let (epoch, holder) = known.highest.unwrap_or_default();
-        let too_far = login.epoch.0 > epoch.0.saturating_add(1 << 20);
+        let too_far = login.epoch.0 > epoch.0.max(own.0).saturating_add(1 << 20);
         let stale = login.epoch < epoch || (login.epoch == epoch && holder != instance);
         if too_far {
-            self.refuse(conn, RefusalCode::ProtocolError.into(), 0);
+            self.cut(conn, RefusalCode::ProtocolError, RefusalCode::ProtocolError);
             return;
         }
-        if known.highest.is_some() && stale {
-            self.refuse(conn, RefusalCode::Superseded.into(), 0);
+        if known.highest.is_some() && stale || login.epoch < own {
+            self.supersede(conn, holder);
+            return;
+        }
+        if matches!(attachment.phase, Phase::LoggedIn { .. }) {
+            self.change_role(conn, login, now);
             return;
         }
         let (terminal, address) = (attachment.terminal.clone(), attachment.address);
         // A new log-in never waits for the old one.
         if let Some(&old) = self.conns.get(&terminal) {
-            self.cut(old, RefusalCode::Superseded);
+            self.supersede(old, instance);
         }
         let row = AttachmentRow {
             role: login.role,
@@ -320,12 +355,31 @@ impl Login {
             sessions: 0,
         };
         if let Some(attachment) = self.attachments.get_mut(&conn) {
-            attachment.phase = Phase::LoggedIn { row: row.clone(), written: 0, write_after: now };
+            let changes = Changes { left: f64::from(limits::ROLE_CHANGES_AT_ONCE), at: now };
+            let row = row.clone();
+            attachment.phase = Phase::LoggedIn { row, written: 0, write_after: now, changes };
         }
         self.conns.insert(terminal.clone(), conn);
         self.outputs.push_back(Output::Write(terminal.clone(), row));
         self.outputs.push_back(Output::Send(conn, ToTerminal::LoggedIn(LoggedIn {})));
         self.outputs.push_back(Output::Attached(conn, terminal));
+    }
+
+    /// A terminal that is logged in says its epoch and role anew.
+    fn change_role(&mut self, conn: ConnId, login: &LoginMessage, now: Instant) {
+        let Some(attachment) = self.attachments.get_mut(&conn) else { return };
+        let Phase::LoggedIn { row, written, changes, .. } = &mut attachment.phase else { return };
+        if !changes.take(now) {
+            self.cut(conn, RefusalCode::ProtocolError, RefusalCode::ProtocolError);
+            return;
+        }
+        if (row.epoch, row.role) != (login.epoch, login.role) {
+            (row.epoch, row.role) = (login.epoch, login.role);
+            *written = row.sessions;
+            let output = Output::Write(attachment.terminal.clone(), row.clone());
+            self.outputs.push_back(output);
+        }
+        self.outputs.push_back(Output::Send(conn, ToTerminal::LoggedIn(LoggedIn {})));
     }
 
     fn handle_moved(&mut self, conn: ConnId, address: SocketAddr) {
@@ -343,7 +397,9 @@ impl Login {
 
     fn handle_count(&mut self, conn: ConnId, sessions: u32, now: Instant) {
         let Some(attachment) = self.attachments.get_mut(&conn) else { return };
-        let Phase::LoggedIn { row, written, write_after } = &mut attachment.phase else { return };
+        let Phase::LoggedIn { row, written, write_after, .. } = &mut attachment.phase else {
+            return;
+        };
         row.sessions = sessions;
         let begins_or_ends = (sessions == 0) != (*written == 0);
         if sessions == *written {
@@ -368,7 +424,7 @@ impl Login {
         // Equal epochs of two processes: the larger instance wins, at every relay alike.
         let newer = epoch > row.epoch || (epoch == row.epoch && instance > row.instance);
         if newer {
-            self.cut(conn, RefusalCode::Superseded);
+            self.supersede(conn, instance);
         }
     }
 
@@ -379,8 +435,19 @@ impl Login {
         self.outputs.push_back(Output::Close(conn, code));
     }
 
-    fn cut(&mut self, conn: ConnId, code: RefusalCode) {
-        self.detach(conn, code);
+    /// Cuts a connection for a newer log-in of the process `by`.
+    fn supersede(&mut self, conn: ConnId, by: u64) {
+        let same = self.attachments.get(&conn).is_some_and(|attachment| match &attachment.phase {
+            Phase::LoggedIn { row, .. } => row.instance == by,
+            _ => false,
+        });
+        let sessions = if same { RefusalCode::RouteLost } else { RefusalCode::Superseded };
+        self.cut(conn, RefusalCode::Superseded, sessions);
+    }
+
+    /// Cuts a connection with `code`; what it carried hears `sessions`.
+    fn cut(&mut self, conn: ConnId, code: RefusalCode, sessions: RefusalCode) {
+        self.detach(conn, sessions);
         self.refuse(conn, code.into(), 0);
     }
 

@@ -57,7 +57,7 @@ impl Load {
 }
 
 /// `count` with its two highest digits, so that it does not change with every terminal.
-fn rounded(count: usize) -> u32 {
+pub(super) fn rounded(count: usize) -> u32 {
     let mut unit = 1;
     while count / unit >= 100 {
         unit *= 10;

@@ -1,20 +1,38 @@
-//! Which relay to attach to, when to try again (C1, architecture 6).
+//! Which relays to attach to, when to try again, which attachment is the primary (C1, architecture 6).
 //!
-//! **Tries.** Relays are tried one [`STAGGER`] after the other, at most [`TRIES`] at once, in an order that prefers
-//! those that do not drain and failed least, at random among equals. The first that says Welcome is logged in to; when
-//! it says LoggedIn the others are dropped. A try that takes longer than [`ATTACH_TIMEOUT`] failed.
+//! **Two attachments.** The agent keeps two on different relays where it can: calls go out over the primary, the standby
+//! takes over at once when the primary is lost. Each relay is a try from the dial to the end of its attachment, and
+//! there is at most one a relay.
+//!
+//! **Tries.** While an attachment is missing, relays are tried one [`STAGGER`] after the other, at most [`TRIES`] that
+//! are younger than [`PATIENCE`], in an order that prefers those that do not drain and failed least, at random among
+//! equals. A try that takes longer than [`ATTACH_TIMEOUT`] failed.
+//!
+//! **Choice.** [`SETTLE`] after the first Welcome the cheapest relay becomes the primary and the next the standby; nobody
+//! waits for a slower one. A cost is the round-trip time and a little for the relay's load; a relay that drains costs
+//! more than any other. While both stand, another relay is looked at every [`SCOUT`]: it takes the standby's place where
+//! it is clearly better, by 30 % and 5 ms. By the same rule, measured every [`MEASURE`], the two change their roles, at
+//! most once in [`DWELL`]. What is replaced stays for [`GRACE`], so that sessions can move.
+//!
+//! **Draining.** Within [`DRAIN_JITTER`], at random, a primary whose relay drains becomes the standby, and a standby whose
+//! relay drains is replaced as one that is missing, but stays until another stands. Where there is no other, it is not
+//! left.
 //!
 //! **Back-off.** Each relay has its own: it doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`] with each failure, is
 //! never shorter than the relay's hint, has jitter, and begins anew only after an attachment that lasted
 //! [`STABLE`]; so a relay that accepts and then drops is not hammered. Refusals that trying cannot cure (a revoked
 //! key, say) wait [`BACKOFF_HOPELESS`]. It is tried for ever.
 //!
-//! **Epoch.** A log-in uses one more than the highest epoch that this process used or the relay knows. Whoever was told
-//! to log in last is active: the older process is told `superseded`, or sees at its next Welcome that another process has
-//! an epoch above its own, and is parked until its user says `login`. So two processes with one identity never fight.
+//! **Epoch.** It names the set of attachments that stand together. A set begins with one more than the highest epoch
+//! that this process used or a relay knows. When one of the set is lost, the rest logs in again, on its connection, with
+//! the next epoch: so the row of the lost one is void in every table, and its relay cuts it, should it be half alive. One
+//! log-in is unanswered at a time, and none joins the set before all that stand are in its epoch: else a relay would hear
+//! of the newer epoch first and cut what stands. Roles change within an epoch, the new primary first.
 //!
-//! **Draining.** A relay that drains takes no attachment that another could have; one that stands there stays until the
-//! relay ends it. This version keeps one attachment, the primary.
+//! **Two processes.** Whoever was told to log in last is active: the older process is told `superseded`, or sees at its
+//! next Welcome that another process has an epoch above its own, and is parked until its user says `login`. So two
+//! processes with one identity never fight. `superseded` for an attachment of an older epoch of this process only says
+//! that the relay heard of the newer one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -22,9 +40,17 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rand::rngs::SmallRng;
 use tasuki_proto::control::RelayContact;
-use tasuki_proto::limits;
 use tasuki_proto::rows::AttachmentRole;
 use tasuki_proto::{LoginEpoch, Refusal, RefusalCode, RelayName};
+
+use self::advance::Draining;
+use self::attempt::{Stage, Try};
+use self::relays::Relays;
+
+mod advance;
+mod attempt;
+mod loss;
+mod relays;
 
 /// One try to attach and, where it works, the attachment; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,9 +80,20 @@ pub enum Input {
         epoch: LoginEpoch,
         /// The process that this epoch belongs to; 0: none.
         instance: u64,
+        /// Terminals attached to it.
+        terminals: u32,
+        /// The round-trip time to it, µs.
+        rtt_us: u32,
     },
     /// The relay answered Login.
     LoggedIn(AttachId),
+    /// The round-trip time to the relay of a standing attachment, µs; given before each [`Input::Timeout`].
+    Rtt {
+        /// Which attachment.
+        attach: AttachId,
+        /// How long.
+        rtt_us: u32,
+    },
     /// The relay refused, or ended the attachment with a reason. The connection is of no further use.
     Refused {
         /// Which try.
@@ -89,7 +126,7 @@ pub enum Output {
         /// The relay.
         relay: RelayContact,
     },
-    /// Say Login.
+    /// Say Login; on an attachment that stands too.
     Login {
         /// On this connection.
         attach: AttachId,
@@ -109,6 +146,15 @@ pub enum Output {
     State(State),
 }
 
+/// A standing attachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// Which.
+    pub attach: AttachId,
+    /// To this relay.
+    pub relay: RelayName,
+}
+
 /// Where the agent stands, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -118,21 +164,27 @@ pub enum State {
     Connecting(Option<Refusal>),
     /// Attached.
     LoggedIn {
-        /// The primary attachment.
-        attach: AttachId,
-        /// To this relay.
-        relay: RelayName,
+        /// Calls go out over it.
+        primary: Attached,
+        /// Takes over when the primary is lost; `None` while no other relay is attached.
+        standby: Option<Attached>,
     },
     /// Another process with this identity took over; nothing is tried until the user says `login`.
     Parked(Refusal),
 }
 
-/// From one try to the next while none said Welcome.
-pub const STAGGER: Duration = Duration::from_millis(400);
-/// Tries at once.
+/// From one try to the next, on average.
+pub const STAGGER: Duration = Duration::from_millis(30);
+/// Tries at once that may still be quick.
 pub const TRIES: usize = 3;
-/// How long a try may take. QUIC sends its first packet at 0, 1, 3 and 7 s, so a relay that comes back is met within
-/// four seconds of that.
+/// Tries at once, slow ones too.
+pub const TRIES_IN_ALL: usize = 8;
+/// A try that takes longer leaves its place to another, and goes on.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+/// From the first Welcome to the choice.
+pub const SETTLE: Duration = Duration::from_millis(60);
+/// How long a try may take, and an answer to Login. QUIC sends its first packet at 0, 1, 3 and 7 s, so a relay that comes
+/// back is met within four seconds of that.
 pub const ATTACH_TIMEOUT: Duration = Duration::from_millis(7_500);
 /// The first wait for the same relay.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(250);
@@ -142,31 +194,29 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub const BACKOFF_HOPELESS: Duration = Duration::from_secs(60);
 /// How long an attachment lasts until its relay counts as good.
 pub const STABLE: Duration = Duration::from_secs(10);
+/// After the loss of all attachments the first try comes within this.
+pub const HASTE: Duration = Duration::from_millis(400);
+/// After the loss of one of two, the search for another begins between a quarter of this and this; also the least time
+/// between two log-ins beside a standing primary, so that each relay hears of few changes a second
+/// ([`tasuki_proto::limits::ROLE_CHANGES_PER_SECOND`]).
+pub const CALM: Duration = Duration::from_secs(1);
+/// How often another relay is looked at, on average.
+pub const SCOUT: Duration = Duration::from_secs(600);
+/// How often the costs of the two attachments are compared.
+pub const MEASURE: Duration = Duration::from_secs(60);
+/// The least time between two exchanges of the roles that nothing but costs asks for.
+pub const DWELL: Duration = Duration::from_secs(600);
+/// How long an attachment that was replaced stays.
+pub const GRACE: Duration = Duration::from_secs(5);
+/// A relay that drains is left within this, at random, since all its terminals leave it.
+pub const DRAIN_JITTER: Duration = Duration::from_secs(5);
 
+/// A Login that was not answered.
 #[derive(Debug)]
-struct Relay {
-    contact: RelayContact,
-    /// Failures since it was last good.
-    failures: u32,
-    not_before: Option<Instant>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Connecting.
-    Attaching,
-    /// Said Welcome; another try is ahead of it.
-    Welcome,
-    /// Was sent Login.
-    LoggingIn,
-    /// Said LoggedIn, at this time.
-    LoggedIn(Instant),
-}
-
-#[derive(Debug)]
-struct Try {
-    relay: RelayName,
-    stage: Stage,
+struct Asked {
+    attach: AttachId,
+    epoch: LoginEpoch,
+    role: AttachmentRole,
     deadline: Instant,
 }
 
@@ -174,20 +224,31 @@ struct Try {
 #[derive(Debug)]
 pub struct Login {
     instance: u64,
-    choice: RelayChoice,
     rng: SmallRng,
     /// Whether the user wants to be logged in.
     wanted: bool,
-    /// Told to log in and not logged in since: takes over from whoever is.
+    /// Told to log in, and not logged in for [`STABLE`] since: takes over from whoever is.
     taking_over: bool,
     parked: Option<Refusal>,
     trouble: Option<Refusal>,
-    /// The highest that this process used or saw.
+    /// Of the attachments that stand, or of the last that did; those that know an older one are told.
     epoch: LoginEpoch,
-    relay_by_name: BTreeMap<RelayName, Relay>,
+    /// The highest that a relay knew.
+    seen: LoginEpoch,
+    relays: Relays,
     try_by_id: BTreeMap<AttachId, Try>,
+    primary: Option<AttachId>,
+    standby: Option<AttachId>,
+    asked: Option<Asked>,
     next_id: u64,
     next_try: Option<Instant>,
+    /// No log-in beside a standing primary before this.
+    calm_until: Option<Instant>,
+    settle_at: Option<Instant>,
+    draining: Draining,
+    scout_at: Option<Instant>,
+    measure_at: Option<Instant>,
+    dwell_until: Option<Instant>,
     shown: State,
     outputs: VecDeque<Output>,
 }
@@ -198,17 +259,26 @@ impl Login {
     pub fn new(instance: u64, choice: RelayChoice, rng: SmallRng) -> Self {
         Self {
             instance,
-            choice,
             rng,
             wanted: false,
             taking_over: false,
             parked: None,
             trouble: None,
             epoch: LoginEpoch(0),
-            relay_by_name: BTreeMap::new(),
+            seen: LoginEpoch(0),
+            relays: Relays::new(choice),
             try_by_id: BTreeMap::new(),
+            primary: None,
+            standby: None,
+            asked: None,
             next_id: 0,
             next_try: None,
+            calm_until: None,
+            settle_at: None,
+            draining: Draining::No,
+            scout_at: None,
+            measure_at: None,
+            dwell_until: None,
             shown: State::LoggedOut,
             outputs: VecDeque::new(),
         }
@@ -218,11 +288,18 @@ impl Login {
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {
             Input::Timeout => {}
-            Input::Contacts(contacts) => self.handle_contacts(contacts),
-            Input::Welcome { attach, epoch, instance } => {
-                self.handle_welcome(attach, epoch, instance, now);
+            Input::Contacts(contacts) => self.relays.learn(contacts),
+            Input::Welcome { attach, epoch, instance, terminals, rtt_us } => {
+                self.handle_welcome(attach, (epoch, instance), (rtt_us, terminals), now);
             }
             Input::LoggedIn(attach) => self.handle_logged_in(attach, now),
+            // The next time-out draws the conclusions, when all are measured.
+            Input::Rtt { attach, rtt_us } => {
+                if let Some(attempt) = self.try_by_id.get_mut(&attach) {
+                    attempt.measured(rtt_us);
+                }
+                return;
+            }
             Input::Refused { attach, refusal, retry_after_ms } => {
                 let hint = Duration::from_millis(retry_after_ms.into());
                 self.handle_failure(attach, refusal, hint, now);
@@ -237,7 +314,9 @@ impl Login {
                 self.detach_all(RefusalCode::LoggedOut);
             }
         }
-        self.try_relays(now);
+        if self.is_trying() {
+            self.advance(now);
+        }
         self.show();
     }
 
@@ -251,10 +330,16 @@ impl Login {
         if !self.is_trying() {
             return None;
         }
-        let deadlines = self.try_by_id.values().map(|t| t.deadline);
-        let next = self.candidates().map(|relay| relay.not_before.max(self.next_try));
-        let next = next.flatten().min().filter(|_| self.try_by_id.len() < TRIES);
-        deadlines.chain(next).min()
+        let answer = self.asked.as_ref().map(|asked| asked.deadline);
+        let settle = self.settle_at.filter(|_| self.asked.is_none());
+        let settle = settle.map(|at| self.not_before_join(at));
+        let tries = self.try_by_id.values().filter_map(Try::poll_timeout).min();
+        let both = self.measure_at.into_iter().chain(self.scout_at).min();
+        let drain = match self.draining {
+            Draining::LeaveAt(at) => Some(at),
+            Draining::No | Draining::Leave => None,
+        };
+        [answer, settle, tries, both, self.next_attach(), drain].into_iter().flatten().min()
     }
 
     /// Where the agent stands.
@@ -262,24 +347,15 @@ impl Login {
         &self.shown
     }
 
+    /// The attachments that were replaced and stand for a short while yet.
+    pub fn leaving(&self) -> impl Iterator<Item = AttachId> + '_ {
+        let leaves = |attempt: &Try| matches!(attempt.stage, Stage::Leaving { .. });
+        self.try_by_id.iter().filter(move |(_, attempt)| leaves(attempt)).map(|(id, _)| *id)
+    }
+
     /// The epoch of the present log-in, or of the last one.
     pub fn epoch(&self) -> LoginEpoch {
         self.epoch
-    }
-
-    fn handle_contacts(&mut self, contacts: Vec<RelayContact>) {
-        // A mesh without relays cannot have said so.
-        if contacts.is_empty() {
-            return;
-        }
-        let mut before = std::mem::take(&mut self.relay_by_name);
-        for contact in contacts {
-            let name = contact.name.clone();
-            let known = before.remove(&name).filter(|r| r.contact.addresses == contact.addresses);
-            let (failures, not_before) =
-                known.map_or((0, None), |relay| (relay.failures, relay.not_before));
-            self.relay_by_name.insert(name, Relay { contact, failures, not_before });
-        }
     }
 
     fn handle_login(&mut self) {
@@ -288,87 +364,63 @@ impl Login {
             self.taking_over = true;
             self.parked = None;
             self.trouble = None;
-            for relay in self.relay_by_name.values_mut() {
-                relay.not_before = None;
-            }
+            self.relays.forgive();
             self.next_try = None;
         }
     }
 
-    fn handle_welcome(&mut self, attach: AttachId, epoch: LoginEpoch, instance: u64, now: Instant) {
+    fn handle_welcome(
+        &mut self,
+        attach: AttachId,
+        (epoch, instance): (LoginEpoch, u64),
+        (rtt_us, terminals): (u32, u32),
+        now: Instant,
+    ) {
         let Some(attempt) = self.try_by_id.get_mut(&attach) else { return };
-        if attempt.stage != Stage::Attaching {
+        if !attempt.is_attaching() {
             return;
         }
-        if epoch.0 == u64::MAX {
-            // No terminal ever gets there: the relay lies, and would lock this terminal out.
-            self.outputs.push_back(Output::Detach { attach, code: RefusalCode::ProtocolError });
-            let refusal = RefusalCode::ProtocolError.into();
-            return self.handle_failure(attach, refusal, BACKOFF_HOPELESS, now);
+        // The relay lies, and would lock this terminal out: nobody gets to the highest epoch, and of this process no
+        // relay can know one that it did not use.
+        if epoch.0 == u64::MAX || (instance == self.instance && epoch > self.epoch) {
+            let code = RefusalCode::ProtocolError;
+            self.outputs.push_back(Output::Detach { attach, code });
+            return self.handle_failure(attach, code.into(), BACKOFF_HOPELESS, now);
         }
-        attempt.stage = Stage::Welcome;
-        let foreign = instance != 0 && instance != self.instance;
-        if foreign && !self.taking_over && epoch > self.epoch {
-            return self.park(RefusalCode::Superseded.into());
+        attempt.welcomed(rtt_us, terminals);
+        if instance != 0 && epoch > self.epoch {
+            if !self.taking_over {
+                return self.park(RefusalCode::Superseded.into());
+            }
+            self.seen = self.seen.max(epoch);
+            if self.primary.is_some() || self.asked.is_some() {
+                self.begin_epoch();
+            }
         }
-        self.epoch = self.epoch.max(epoch);
-        self.log_in_next();
-    }
-
-    /// Sends Login on the oldest try that said Welcome, unless one was sent.
-    fn log_in_next(&mut self) {
-        if self.try_by_id.values().any(|t| t.stage == Stage::LoggingIn) {
-            return;
-        }
-        let waiting = self.try_by_id.iter_mut().find(|(_, t)| t.stage == Stage::Welcome);
-        if let Some((&attach, attempt)) = waiting {
-            attempt.stage = Stage::LoggingIn;
-            // A welcome never says u64::MAX, so only this process could get there, one log-in at a time.
-            self.epoch = LoginEpoch(self.epoch.0.saturating_add(1));
-            let (epoch, role) = (self.epoch, AttachmentRole::Primary);
-            self.outputs.push_back(Output::Login { attach, epoch, role });
-        }
+        self.seen = self.seen.max(epoch);
+        self.settle_at.get_or_insert(now + SETTLE);
     }
 
     fn handle_logged_in(&mut self, attach: AttachId, now: Instant) {
+        let Some(asked) = self.asked.take_if(|asked| asked.attach == attach) else { return };
         let Some(attempt) = self.try_by_id.get_mut(&attach) else { return };
-        if attempt.stage != Stage::LoggingIn {
+        let joins = attempt.logged_in((asked.epoch, asked.role), now);
+        if !joins {
             return;
         }
-        attempt.stage = Stage::LoggedIn(now);
-        self.taking_over = false;
         self.trouble = None;
-        let others: Vec<_> = self.try_by_id.keys().copied().filter(|id| *id != attach).collect();
-        for attach in others {
-            self.try_by_id.remove(&attach);
-            let code = RefusalCode::EndedByCaller;
-            self.outputs.push_back(Output::Detach { attach, code });
+        if self.primary.is_none() {
+            self.primary = Some(attach);
+            return;
         }
-    }
-
-    fn handle_failure(&mut self, attach: AttachId, refusal: Refusal, hint: Duration, now: Instant) {
-        let Some(attempt) = self.try_by_id.remove(&attach) else { return };
-        if refusal.code == RefusalCode::Superseded {
-            return self.park(refusal);
+        if let Some(replaced) = self.standby.replace(attach)
+            && let Some(attempt) = self.try_by_id.get_mut(&replaced)
+        {
+            attempt.stage = Stage::Leaving { until: now + GRACE };
         }
-        let lasted = match attempt.stage {
-            Stage::LoggedIn(since) => now.saturating_duration_since(since),
-            _ => Duration::ZERO,
-        };
-        if let Some(relay) = self.relay_by_name.get_mut(&attempt.relay) {
-            relay.failures = if lasted >= STABLE { 0 } else { relay.failures.saturating_add(1) };
-            let doubled = BACKOFF_MIN.saturating_mul(1 << relay.failures.min(8));
-            let least = if is_hopeless(refusal.code) { BACKOFF_HOPELESS } else { Duration::ZERO };
-            // The hint is the relay's: cut, so that nothing overflows.
-            let wait = doubled.min(BACKOFF_MAX).max(hint.min(limits::PEER_DELAY)).max(least);
-            relay.not_before = Some(now + wait.mul_f64(self.rng.random_range(0.75..1.25)));
-        }
-        if matches!(attempt.stage, Stage::LoggedIn(_)) {
-            // All terminals of a relay lose it at the same moment.
-            self.next_try = Some(now + STAGGER.mul_f64(self.rng.random_range(0.0..1.0)));
-        }
-        self.trouble = Some(refusal);
-        self.log_in_next();
+        self.measure_at = Some(now + MEASURE);
+        self.scout_at = Some(now + SCOUT.mul_f64(self.rng.random_range(0.75..1.25)));
+        self.let_go(Try::is_open);
     }
 
     fn park(&mut self, refusal: Refusal) {
@@ -376,79 +428,44 @@ impl Login {
         self.detach_all(RefusalCode::Superseded);
     }
 
-    /// Drops all tries, and ends the attachment with `code`.
+    /// Drops all tries, and ends the attachments with `code`.
     fn detach_all(&mut self, code: RefusalCode) {
         for (attach, attempt) in std::mem::take(&mut self.try_by_id) {
-            let code = match attempt.stage {
-                Stage::LoggedIn(_) | Stage::LoggingIn => code,
-                Stage::Attaching | Stage::Welcome => RefusalCode::EndedByCaller,
-            };
+            let code = if attempt.is_open() { RefusalCode::EndedByCaller } else { code };
             self.outputs.push_back(Output::Detach { attach, code });
+        }
+        (self.primary, self.standby, self.asked) = (None, None, None);
+        (self.settle_at, self.draining) = (None, Draining::No);
+        (self.measure_at, self.scout_at) = (None, None);
+    }
+
+    /// Drops these tries; nobody is to blame.
+    fn let_go(&mut self, which: impl Fn(&Try) -> bool) {
+        let gone = self.try_by_id.iter().filter(|(_, attempt)| which(attempt)).map(|(id, _)| *id);
+        for attach in gone.collect::<Vec<_>>() {
+            self.try_by_id.remove(&attach);
+            self.asked.take_if(|asked| asked.attach == attach);
+            self.outputs.push_back(Output::Detach { attach, code: RefusalCode::EndedByCaller });
         }
     }
 
     fn is_trying(&self) -> bool {
-        let logged_in = self.try_by_id.values().any(|t| matches!(t.stage, Stage::LoggedIn(_)));
-        self.wanted && self.parked.is_none() && !logged_in
+        self.wanted && self.parked.is_none()
     }
 
-    /// The relays that may be tried and are not.
-    fn candidates(&self) -> impl Iterator<Item = &Relay> {
-        let tried: BTreeSet<_> = self.try_by_id.values().map(|t| &t.relay).collect();
-        self.relay_by_name.values().filter(move |relay| {
-            let name = &relay.contact.name;
-            let chosen = match &self.choice {
-                RelayChoice::Auto => true,
-                RelayChoice::Names(names) => names.contains(name),
-            };
-            chosen && !tried.contains(name)
-        })
-    }
-
-    fn try_relays(&mut self, now: Instant) {
-        if !self.is_trying() {
-            return;
-        }
-        let late = self.try_by_id.iter().filter(|(_, t)| t.deadline <= now);
-        for attach in late.map(|(id, _)| *id).collect::<Vec<_>>() {
-            let code = RefusalCode::Silent;
-            self.outputs.push_back(Output::Detach { attach, code });
-            self.handle_failure(attach, code.into(), Duration::ZERO, now);
-        }
-        if self.try_by_id.len() >= TRIES || self.next_try.is_some_and(|at| at > now) {
-            return;
-        }
-        let ready = self.candidates().filter(|r| r.not_before.is_none_or(|at| at <= now));
-        let order = |r: &&Relay| (r.contact.draining, r.failures);
-        let Some(best) = ready.map(|r| order(&r)).min() else { return };
-        let ready = self.candidates().filter(|r| r.not_before.is_none_or(|at| at <= now));
-        let equals: Vec<_> =
-            ready.filter(|r| order(r) == best).map(|r| r.contact.clone()).collect();
-        let Some(relay) = equals.get(self.rng.random_range(0..equals.len())).cloned() else {
-            return;
-        };
-        let attach = AttachId(self.next_id);
-        self.next_id += 1;
-        self.next_try = Some(now + STAGGER);
-        self.try_by_id.insert(
-            attach,
-            Try {
-                relay: relay.name.clone(),
-                stage: Stage::Attaching,
-                deadline: now + ATTACH_TIMEOUT,
-            },
-        );
-        self.outputs.push_back(Output::Attach { attach, relay });
+    fn attached(&self, attach: Option<AttachId>) -> Option<Attached> {
+        let attach = attach?;
+        let relay = self.try_by_id.get(&attach)?.relay.clone();
+        Some(Attached { attach, relay })
     }
 
     fn show(&mut self) {
-        let logged_in = self.try_by_id.iter().find(|(_, t)| matches!(t.stage, Stage::LoggedIn(_)));
         let state = if !self.wanted {
             State::LoggedOut
         } else if let Some(refusal) = &self.parked {
             State::Parked(refusal.clone())
-        } else if let Some((&attach, attempt)) = logged_in {
-            State::LoggedIn { attach, relay: attempt.relay.clone() }
+        } else if let Some(primary) = self.attached(self.primary) {
+            State::LoggedIn { primary, standby: self.attached(self.standby) }
         } else {
             State::Connecting(self.trouble.clone())
         };
@@ -457,21 +474,6 @@ impl Login {
             self.outputs.push_back(Output::State(state));
         }
     }
-}
-
-/// Whether the same refusal will come until somebody does something.
-fn is_hopeless(code: RefusalCode) -> bool {
-    matches!(
-        code,
-        RefusalCode::UnknownTerminal
-            | RefusalCode::WrongMesh
-            | RefusalCode::Revoked
-            | RefusalCode::WrongRole
-            | RefusalCode::WrongName
-            | RefusalCode::CertificateMissing
-            | RefusalCode::BadCertificate
-            | RefusalCode::ProtocolTooOld
-    )
 }
 
 #[cfg(test)]

@@ -61,7 +61,6 @@ type Inboxes =
 
 /// An attachment that is being made or stands.
 struct Attachment {
-    id: AttachId,
     orders: mpsc::Sender<Order>,
     relay: Option<(RelayId, RelayName)>,
     seen_as: Option<SocketAddr>,
@@ -89,7 +88,8 @@ struct Driver {
     upper: Upper,
     releases: Releases,
     answers: BTreeMap<RequestId, oneshot::Sender<Result<Session, Refusal>>>,
-    lists: BTreeMap<u64, oneshot::Sender<Result<Page, Refusal>>>,
+    /// Questions, and the attachment that each was asked on.
+    lists: BTreeMap<u64, (AttachId, oneshot::Sender<Result<Page, Refusal>>)>,
     next_list: u64,
     ended: VecDeque<SessionView>,
 }
@@ -209,6 +209,7 @@ impl Driver {
     fn handle_timeout(&mut self) {
         let now = Instant::now();
         if self.login.poll_timeout().is_some_and(|due| due <= now) {
+            self.measure_attachments(now);
             self.login.handle(login::Input::Timeout, now);
         }
         if self.calls.poll_timeout().is_some_and(|due| due <= now) {
@@ -258,7 +259,6 @@ impl Driver {
             login::Output::Attach { attach, relay } => {
                 let (orders, inbox) = mpsc::channel(limits::TERMINAL_QUEUE);
                 let attachment = Attachment {
-                    id: attach,
                     orders,
                     relay: None,
                     seen_as: None,
@@ -277,7 +277,7 @@ impl Driver {
                 if code == RefusalCode::LoggedOut {
                     self.say(attach, ToRelay::Logout(tasuki_proto::control::Logout {}));
                 }
-                if let Some(attachment) = self.attachments.remove(&attach)
+                if let Some(attachment) = self.forget(attach, code)
                     && attachment.orders.try_send(Order::Close(code)).is_ok()
                 {
                     self.leaving.insert(attach);
@@ -289,14 +289,15 @@ impl Driver {
 
     fn change_state(&mut self, state: login::State) {
         match &state {
-            login::State::LoggedIn { relay, .. } => tracing::info!(%relay, "logged in"),
+            login::State::LoggedIn { primary, standby } => {
+                let standby = standby.as_ref().map(|standby| standby.relay.as_str());
+                tracing::info!(primary = %primary.relay, standby, "logged in");
+            }
             login::State::LoggedOut => tracing::info!("logged out"),
             login::State::Parked(refusal) => tracing::warn!(%refusal, "parked"),
             login::State::Connecting(Some(refusal)) => tracing::info!(%refusal, "not logged in"),
             login::State::Connecting(None) => {}
         }
-        let was_in = matches!(self.state, login::State::LoggedIn { .. });
-        let is_in = matches!(state, login::State::LoggedIn { .. });
         let over = match &state {
             login::State::LoggedOut => Some(RefusalCode::LoggedOut),
             login::State::Parked(refusal) => Some(refusal.code),
@@ -306,14 +307,41 @@ impl Driver {
         if let Some(code) = over {
             self.calls.handle(calls::Input::Detached(code), Instant::now());
         }
-        if was_in && !is_in {
-            let code = over.unwrap_or(RefusalCode::RouteLost);
-            for (_, reply) in std::mem::take(&mut self.lists) {
-                let _ = reply.send(Err(code.into()));
-            }
-        }
         self.state = state;
         self.attachments_changed();
+    }
+
+    /// An attachment is over: nobody answers what was asked on it.
+    fn forget(&mut self, attach: AttachId, code: RefusalCode) -> Option<Attachment> {
+        if let login::State::LoggedIn { primary, standby } = &self.state
+            && let Some(ended) = [Some(primary), standby.as_ref()]
+                .into_iter()
+                .flatten()
+                .find(|one| one.attach == attach)
+        {
+            tracing::info!(relay = %ended.relay, %code, "attachment ended");
+        }
+        let asked_on = |(_, (on, _)): &(u64, (AttachId, _))| *on == attach;
+        let (unanswered, others): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut self.lists).into_iter().partition(asked_on);
+        self.lists = others;
+        let code = if code == RefusalCode::EndedByCaller { RefusalCode::RouteLost } else { code };
+        for (_, reply) in unanswered.into_values() {
+            let _ = reply.send(Err(code.into()));
+        }
+        let forgotten = self.attachments.remove(&attach);
+        if forgotten.is_some() {
+            self.attachments_changed();
+        }
+        forgotten
+    }
+
+    fn measure_attachments(&mut self, now: Instant) {
+        for (&attach, attachment) in &self.attachments {
+            if let Some(connection) = &attachment.connection {
+                self.login.handle(login::Input::Rtt { attach, rtt_us: rtt_us(connection) }, now);
+            }
+        }
     }
 
     /// `via` is the attachment that brought what this answers.
@@ -379,7 +407,7 @@ impl Driver {
 
     fn primary(&self) -> Option<AttachId> {
         match &self.state {
-            login::State::LoggedIn { attach, .. } => Some(*attach),
+            login::State::LoggedIn { primary, .. } => Some(primary.attach),
             _ => None,
         }
     }
@@ -389,7 +417,7 @@ impl Driver {
         if attachment.orders.try_send(Order::Say(message)).is_err() {
             // The relay does not read: as good as gone.
             let refusal = Refusal::from(RefusalCode::TooSlow);
-            self.attachments.remove(&attach);
+            self.forget(attach, RefusalCode::RouteLost);
             self.login.handle(login::Input::Lost { attach, refusal }, Instant::now());
         }
     }
@@ -428,7 +456,7 @@ impl Driver {
             attachment::Event::Lost(attach, refusal) => {
                 self.leaving.remove(&attach);
                 self.confirm_logouts();
-                if self.attachments.remove(&attach).is_some() {
+                if self.forget(attach, RefusalCode::RouteLost).is_some() {
                     self.login.handle(login::Input::Lost { attach, refusal }, now);
                 }
             }
@@ -438,16 +466,21 @@ impl Driver {
     fn handle_said(&mut self, attach: AttachId, message: ToTerminal, now: Instant) {
         match message {
             ToTerminal::Welcome(welcome) => {
-                if let Some(attachment) = self.attachments.get_mut(&attach) {
-                    attachment.relay = Some((welcome.relay, welcome.name));
-                    attachment.seen_as = Some(welcome.address);
-                }
-                let (epoch, instance) = (welcome.epoch, welcome.instance);
-                self.login.handle(login::Input::Welcome { attach, epoch, instance }, now);
+                let Some(attachment) = self.attachments.get_mut(&attach) else { return };
+                attachment.relay = Some((welcome.relay, welcome.name));
+                attachment.seen_as = Some(welcome.address);
+                let input = login::Input::Welcome {
+                    attach,
+                    epoch: welcome.epoch,
+                    instance: welcome.instance,
+                    terminals: welcome.terminals,
+                    rtt_us: attachment.connection.as_ref().map_or(u32::MAX, rtt_us),
+                };
+                self.login.handle(input, now);
             }
             ToTerminal::LoggedIn(_) => self.login.handle(login::Input::LoggedIn(attach), now),
             ToTerminal::Refused(refused) => {
-                self.attachments.remove(&attach);
+                self.forget(attach, refused.refusal.code);
                 let input = login::Input::Refused {
                     attach,
                     refusal: refused.refusal,
@@ -478,7 +511,7 @@ impl Driver {
             ToTerminal::PathEnded(end) => self.path_ended(end, now),
             ToTerminal::Ended(end) => self.calls.handle(calls::Input::Ended(end), now),
             ToTerminal::Page(page) => {
-                if let Some(reply) = self.lists.remove(&page.request) {
+                if let Some((_, reply)) = self.lists.remove(&page.request) {
                     let _ = reply.send(Ok(page));
                 }
             }
@@ -527,8 +560,8 @@ impl Driver {
                 };
                 let request = self.next_list;
                 self.next_list += 1;
-                self.lists.retain(|_, waiting| !waiting.is_closed());
-                self.lists.insert(request, reply);
+                self.lists.retain(|_, (_, waiting)| !waiting.is_closed());
+                self.lists.insert(request, (attach, reply));
                 self.say(attach, ToRelay::List(List { request, filter, after, limit }));
             }
             AgentRequest::Status(reply) => {
@@ -601,16 +634,21 @@ impl Driver {
             }
             login::State::Parked(refusal) => ("parked", Some(refusal.to_string())),
         };
-        let attachments = self
-            .attachments
-            .values()
-            .filter(|attachment| self.primary() == Some(attachment.id))
-            .filter_map(|attachment| {
+        let roles = match &self.state {
+            login::State::LoggedIn { primary, standby } => {
+                [Some((primary, "primary")), standby.as_ref().map(|standby| (standby, "standby"))]
+            }
+            _ => [None, None],
+        };
+        let attachments = roles
+            .into_iter()
+            .flatten()
+            .filter_map(|(attached, role)| {
+                let attachment = self.attachments.get(&attached.attach)?;
                 let connection = attachment.connection.as_ref()?;
-                let (_, relay) = attachment.relay.as_ref()?;
                 Some(AttachmentStatus {
-                    relay: relay.clone(),
-                    role: "primary",
+                    relay: attached.relay.clone(),
+                    role,
                     address: canonical(connection.remote_address()),
                     seen_as: attachment.seen_as?,
                     rtt_us: connection.rtt().as_micros() as u64,
@@ -629,6 +667,10 @@ impl Driver {
             certificate_until: identity.not_after(),
         }
     }
+}
+
+fn rtt_us(connection: &Connection) -> u32 {
+    u32::try_from(connection.rtt().as_micros()).unwrap_or(u32::MAX)
 }
 
 async fn sleep_until(due: Option<Instant>) {

@@ -143,7 +143,8 @@ impl Directory {
         found.retain(|one| unreachable || one.reachable);
         let current = found.iter().map(|one| (one.row.epoch, one.row.instance)).max();
         found.retain(|one| Some((one.row.epoch, one.row.instance)) == current);
-        let sessions = found.iter().fold(0_u32, |sum, one| sum.saturating_add(one.row.sessions));
+        // A session has a way over each of them.
+        let sessions = found.iter().map(|one| one.row.sessions).max().unwrap_or(0);
         for one in &found {
             updated_at = updated_at.max(one.record.wall_ms());
         }

@@ -193,6 +193,27 @@ fn the_highest_login_at_a_reachable_relay_is_current_and_its_primary_first() {
 }
 
 #[test]
+fn a_terminal_with_two_attachments_is_shown_with_both() {
+    let mut setup = Setup::new();
+    setup.directory.set_reachable(&BTreeSet::from([relay("r2"), relay("r3")]));
+    for name in ["r2", "r3"] {
+        setup.relay_row(name, name);
+    }
+    setup.account("a", "plc");
+    setup.attached("r3", "a", AttachmentRole::Primary, 2, 2);
+    setup.attached("r2", "a", AttachmentRole::Standby, 2, 3);
+    let view = setup.directory.terminal_view(setup.gossip.table_mut(), &terminal("a")).unwrap();
+    let shown: Vec<_> = view.attachments.iter().map(|a| (a.relay.as_str(), a.role)).collect();
+    assert_eq!(shown, [("r2", AttachmentRole::Standby), ("r3", AttachmentRole::Primary)]);
+    assert_eq!(view.sessions, 3, "each session has a way over both");
+    assert_eq!(view.state, TerminalState::InCommunication);
+    // The one that says the next epoch voids the other.
+    setup.attached("r2", "a", AttachmentRole::Primary, 3, 1);
+    let view = setup.directory.terminal_view(setup.gossip.table_mut(), &terminal("a")).unwrap();
+    assert_eq!((view.attachments.len(), view.sessions), (1, 1));
+}
+
+#[test]
 fn a_newer_login_elsewhere_is_told() {
     let mut setup = Setup::new();
     setup.handle(Input::Write(Write {

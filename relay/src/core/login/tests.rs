@@ -1,3 +1,5 @@
+use tasuki_proto::rows::AttachmentRole;
+
 use super::*;
 
 struct World {
@@ -40,10 +42,7 @@ impl World {
     }
 
     fn login(&mut self, conn: u64, epoch: u64, known: Known) -> Vec<Output> {
-        let login = LoginMessage {
-            epoch: LoginEpoch(epoch),
-            role: tasuki_proto::rows::AttachmentRole::Primary,
-        };
+        let login = LoginMessage { epoch: LoginEpoch(epoch), role: AttachmentRole::Primary };
         self.give(Input::Login(ConnId(conn), login, known))
     }
 
@@ -167,4 +166,97 @@ fn counts_go_out_at_once_between_0_and_1_and_else_once_a_second() {
     assert!(matches!(world.login.poll_output(), Some(Output::Write(_, row)) if row.sessions == 3));
     assert_eq!(world.login.poll_timeout(), None);
     assert_eq!(count(&mut world, 0), 1);
+}
+
+fn row_of(outputs: &[Output]) -> Option<&AttachmentRow> {
+    outputs.iter().find_map(|output| match output {
+        Output::Write(_, row) => Some(row),
+        _ => None,
+    })
+}
+
+fn told_to_sessions(outputs: &[Output]) -> Option<RefusalCode> {
+    outputs.iter().find_map(|output| match output {
+        Output::Detached(_, _, code) => Some(*code),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_standing_attachment_changes_its_epoch_and_role() {
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    let login = LoginMessage { epoch: LoginEpoch(5), role: AttachmentRole::Standby };
+    let outputs = world.give(Input::Login(ConnId(1), login.clone(), known(4, 77)));
+    let row = row_of(&outputs).unwrap();
+    assert_eq!((row.epoch, row.role), (LoginEpoch(5), AttachmentRole::Standby));
+    let logged_in = || Output::Send(ConnId(1), ToTerminal::LoggedIn(LoggedIn {}));
+    assert_eq!(outputs[1..], [logged_in()], "it was attached already");
+    // Said twice, it writes nothing.
+    let outputs = world.give(Input::Login(ConnId(1), login, known(5, 77)));
+    assert_eq!(outputs, [logged_in()]);
+    // The connection counts as it did.
+    assert_eq!(world.login.conn_of(&TerminalId::new("a").unwrap()), Some(ConnId(1)));
+}
+
+#[test]
+fn an_epoch_never_goes_back() {
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    let outputs = world.login(1, 3, known(4, 77));
+    assert_eq!(refused_with(&outputs), Some(RefusalCode::Superseded));
+    assert_eq!(told_to_sessions(&outputs), Some(RefusalCode::RouteLost));
+    // Another process took over meanwhile.
+    world.attach(2, 77, 6);
+    let outputs = world.login(2, 6, known(6, 99));
+    assert_eq!(refused_with(&outputs), Some(RefusalCode::Superseded));
+    assert_eq!(told_to_sessions(&outputs), Some(RefusalCode::Superseded));
+    assert!(world.login.is_empty());
+}
+
+#[test]
+fn who_changes_his_role_all_the_time_is_cut() {
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    for epoch in 5..5 + u64::from(limits::ROLE_CHANGES_AT_ONCE) {
+        assert_eq!(refused_with(&world.login(1, epoch, known(epoch - 1, 77))), None);
+    }
+    world.now += Duration::from_secs(1);
+    for epoch in 30..30 + u64::from(limits::ROLE_CHANGES_PER_SECOND) {
+        assert_eq!(refused_with(&world.login(1, epoch, known(epoch - 1, 77))), None);
+    }
+    let outputs = world.login(1, 99, known(98, 77));
+    assert_eq!(refused_with(&outputs), Some(RefusalCode::ProtocolError));
+    assert!(world.login.is_empty());
+}
+
+#[test]
+fn sessions_outlive_what_the_same_process_replaces() {
+    let id = TerminalId::new("a").unwrap();
+    // By another connection here.
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    let outputs = world.attach(2, 77, 5);
+    assert_eq!(refused_with(&outputs), Some(RefusalCode::Superseded));
+    assert_eq!(told_to_sessions(&outputs), Some(RefusalCode::RouteLost));
+    // By an attachment elsewhere, which only the same epoch leaves alone.
+    assert_eq!(world.give(Input::Elsewhere(id.clone(), LoginEpoch(5), 77)), []);
+    let outputs = world.give(Input::Elsewhere(id.clone(), LoginEpoch(6), 77));
+    assert_eq!(refused_with(&outputs), Some(RefusalCode::Superseded));
+    assert_eq!(told_to_sessions(&outputs), Some(RefusalCode::RouteLost));
+    // Another process ends them.
+    world.attach(3, 77, 7);
+    let outputs = world.give(Input::Elsewhere(id, LoginEpoch(8), 99));
+    assert_eq!(told_to_sessions(&outputs), Some(RefusalCode::Superseded));
+}
+
+#[test]
+fn welcome_tells_how_many_are_attached() {
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    world.connect(2, "b");
+    let outputs = world.hello(2, 5, known(0, 0));
+    assert!(
+        matches!(&outputs[..], [Output::Send(_, ToTerminal::Welcome(welcome))] if welcome.terminals == 1)
+    );
 }

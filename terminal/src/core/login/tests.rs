@@ -1,6 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use rand::SeedableRng;
+use tasuki_proto::limits;
 
 const ME: u64 = 7;
 
@@ -49,16 +50,51 @@ impl Agent {
         }
     }
 
+    /// Logs in to a mesh of which only one relay answers.
     fn log_in(&mut self) -> (AttachId, String) {
         let (attach, relay) = attached(&self.feed(Input::Login)).unwrap();
-        let outputs = self.welcome(attach, 0, 0);
-        assert!(matches!(outputs[..], [Output::Login { .. }]));
+        let mut outputs = self.welcome(attach, 0, 0);
+        while epoch_of(&outputs).is_none() {
+            outputs = self.next();
+        }
         self.feed(Input::LoggedIn(attach));
         (attach, relay)
     }
 
+    /// Lets time pass until a Login is said.
+    fn next_login(&mut self) -> (AttachId, u64, AttachmentRole) {
+        loop {
+            let login = self.next().into_iter().find_map(|output| match output {
+                Output::Login { attach, epoch, role } => Some((attach, epoch.0, role)),
+                _ => None,
+            });
+            if let Some(login) = login {
+                return login;
+            }
+        }
+    }
+
     fn welcome(&mut self, attach: AttachId, epoch: u64, instance: u64) -> Vec<Output> {
-        self.feed(Input::Welcome { attach, epoch: LoginEpoch(epoch), instance })
+        self.near(attach, epoch, instance, 1_000)
+    }
+
+    fn near(&mut self, attach: AttachId, epoch: u64, instance: u64, rtt_us: u32) -> Vec<Output> {
+        let epoch = LoginEpoch(epoch);
+        self.feed(Input::Welcome { attach, epoch, instance, terminals: 0, rtt_us })
+    }
+
+    fn lost(&mut self, attach: AttachId) -> Vec<Output> {
+        self.feed(Input::Lost { attach, refusal: RefusalCode::Silent.into() })
+    }
+
+    fn roles(&self) -> (Option<String>, Option<String>) {
+        match self.login.state() {
+            State::LoggedIn { primary, standby } => {
+                let name = |attached: &Attached| attached.relay.as_str().to_owned();
+                (Some(name(primary)), standby.as_ref().map(name))
+            }
+            _ => (None, None),
+        }
     }
 
     fn refused(&mut self, attach: AttachId, code: RefusalCode, retry_after_ms: u32) -> Vec<Output> {
@@ -96,21 +132,56 @@ fn logs_in_with_one_more_than_the_highest_epoch() {
 }
 
 #[test]
-fn a_dead_relay_costs_one_stagger() {
+fn the_cheapest_that_answer_in_time_become_primary_and_standby() {
     let mut a = agent(RelayChoice::Auto, &["r1", "r2", "r3", "r4"]);
     let (first, one) = attached(&a.feed(Input::Login)).unwrap();
     let (second, two, waited) = a.next_try();
-    assert_eq!(waited, STAGGER);
+    assert!(waited <= STAGGER.mul_f64(1.5), "{waited:?}");
     let (third, three, _) = a.next_try();
-    assert_eq!(BTreeSet::from([one, two, three]).len(), 3);
-    // No fourth at the same time; the second answers first.
-    assert_eq!(a.login.poll_timeout().map(|at| at - a.now), Some(ATTACH_TIMEOUT - 2 * STAGGER));
-    assert!(epoch_of(&a.welcome(second, 0, 0)).is_some());
-    assert_eq!(a.welcome(third, 0, 0), [], "one log-in at a time");
+    assert_eq!(BTreeSet::from([one, two.clone(), three.clone()]).len(), 3);
+    let begun = a.now;
+    assert_eq!(a.near(first, 4, 0, 90_000), []);
+    assert_eq!(a.near(second, 5, 0, 50_000), []);
+    assert_eq!(a.near(third, 0, 0, 20_000), []);
+    assert_eq!(a.next_login(), (third, 6, AttachmentRole::Primary));
+    assert_eq!(a.now - begun, SETTLE);
+    let outputs = a.feed(Input::LoggedIn(third));
+    let (epoch, role) = (LoginEpoch(6), AttachmentRole::Standby);
+    assert!(outputs.contains(&Output::Login { attach: second, epoch, role }), "{outputs:?}");
+    assert_eq!(a.roles(), (Some(three.clone()), None), "it stands before the second does");
     let outputs = a.feed(Input::LoggedIn(second));
-    for attach in [first, third] {
-        assert!(outputs.contains(&Output::Detach { attach, code: RefusalCode::EndedByCaller }));
+    assert_eq!(a.roles(), (Some(three), Some(two)));
+    assert!(outputs.contains(&Output::Detach { attach: first, code: RefusalCode::EndedByCaller }));
+}
+
+#[test]
+fn load_counts_where_round_trips_are_equal() {
+    let mut a = agent(RelayChoice::Auto, &["r1", "r2"]);
+    let (first, _) = attached(&a.feed(Input::Login)).unwrap();
+    let (second, _, _) = a.next_try();
+    for (attach, terminals) in [(first, 9_000), (second, 100)] {
+        let epoch = LoginEpoch(0);
+        a.feed(Input::Welcome { attach, epoch, instance: 0, terminals, rtt_us: 2_000 });
     }
+    let primary = match a.login.asked.as_ref() {
+        Some(asked) => asked.attach,
+        None => a.next_login().0,
+    };
+    assert_eq!(primary, second);
+}
+
+#[test]
+fn slow_relays_are_not_waited_for_and_make_place() {
+    let mut a = agent(RelayChoice::Auto, &["r1", "r2", "r3", "r4", "r5"]);
+    attached(&a.feed(Input::Login)).unwrap();
+    a.next_try();
+    a.next_try();
+    let (fourth, name, waited) = a.next_try();
+    assert!(waited >= PATIENCE - 3 * STAGGER && waited <= PATIENCE, "{waited:?}");
+    a.welcome(fourth, 0, 0);
+    assert_eq!(a.next_login().0, fourth);
+    a.feed(Input::LoggedIn(fourth));
+    assert_eq!(a.roles(), (Some(name), None));
 }
 
 #[test]
@@ -119,7 +190,7 @@ fn a_refused_login_goes_on_with_the_next_welcome() {
     let (first, _) = attached(&a.feed(Input::Login)).unwrap();
     let (second, _, _) = a.next_try();
     a.welcome(first, 0, 0);
-    a.welcome(second, 0, 0);
+    assert_eq!(epoch_of(&a.welcome(second, 0, 0)), Some(1), "nobody is left to wait for");
     assert_eq!(epoch_of(&a.refused(first, RefusalCode::Draining, 0)), Some(2));
 }
 
@@ -132,7 +203,12 @@ fn waits_for_relays_that_do_not_exist_yet_and_takes_no_others() {
     let outputs = a.feed(Input::Contacts(vec![contact("r1", false), contact("r9", false)]));
     assert_eq!(attached(&outputs).map(|(_, relay)| relay), Some("r9".to_owned()));
     a.feed(Input::Contacts(Vec::new()));
-    assert_eq!(a.login.relay_by_name.len(), 2, "an empty list is not believed");
+    let relay = RelayName::new("r9").unwrap();
+    assert_eq!(
+        a.login.relays.next_ready(|name| *name == relay, false),
+        Some(None),
+        "an empty list is not believed"
+    );
 }
 
 #[test]
@@ -186,7 +262,7 @@ fn hopeless_refusals_are_told_and_tried_slowly() {
 
 #[test]
 fn a_superseded_process_is_parked_until_its_user_says_login() {
-    let mut a = agent(RelayChoice::Auto, &["r1", "r2"]);
+    let mut a = agent(RelayChoice::Auto, &["r1"]);
     let (attach, _) = a.log_in();
     let outputs = a.refused(attach, RefusalCode::Superseded, 0);
     assert_eq!(outputs, [Output::State(State::Parked(RefusalCode::Superseded.into()))]);
@@ -199,7 +275,8 @@ fn a_superseded_process_is_parked_until_its_user_says_login() {
 fn a_process_that_comes_back_does_not_take_over_from_a_newer_one() {
     let mut a = agent(RelayChoice::Auto, &["r1", "r2"]);
     let (attach, _) = a.log_in();
-    a.feed(Input::Lost { attach, refusal: RefusalCode::Silent.into() });
+    a.now += STABLE;
+    a.lost(attach);
     let (attach, _, _) = a.next_try();
     let outputs = a.welcome(attach, 2, 99);
     assert!(outputs.contains(&Output::State(State::Parked(RefusalCode::Superseded.into()))));
@@ -219,7 +296,7 @@ fn an_absurd_epoch_does_not_lock_the_terminal_out() {
 
 #[test]
 fn logout_ends_the_attachment_and_stays() {
-    let mut a = agent(RelayChoice::Auto, &["r1", "r2"]);
+    let mut a = agent(RelayChoice::Auto, &["r1"]);
     let (attach, _) = a.log_in();
     let outputs = a.feed(Input::Logout);
     let detach = Output::Detach { attach, code: RefusalCode::LoggedOut };
@@ -229,62 +306,204 @@ fn logout_ends_the_attachment_and_stays() {
     assert!(attached(&a.feed(Input::Login)).is_some());
 }
 
-proptest! {
-    /// Whatever relays answer: never two log-ins at once, never a try without a wish, a finite number of tries in a
-    /// given time, and once all relays behave the agent is logged in within seconds.
-    #[test]
-    fn it_always_gets_there(
-        seed in any::<u64>(),
-        steps in proptest::collection::vec((0_u8..9, 0_u8..4, any::<u32>()), 0..80),
-    ) {
-        let mut a = agent(RelayChoice::Auto, &["r1", "r2", "r3"]);
-        a.login.rng = SmallRng::seed_from_u64(seed);
-        let mut outputs = a.feed(Input::Login);
-        let mut open = BTreeMap::new();
-        for (what, which, number) in steps {
-            for output in outputs.drain(..) {
-                match output {
-                    Output::Attach { attach, .. } => { open.insert(attach, ()); }
-                    Output::Detach { attach, .. } => { open.remove(&attach); }
-                    _ => {}
-                }
+/// An agent on two relays: the primary and the standby.
+fn on_two(relays: &[&str]) -> (Agent, (AttachId, String), (AttachId, String)) {
+    let mut a = agent(RelayChoice::Auto, relays);
+    let (first, one) = attached(&a.feed(Input::Login)).unwrap();
+    let (second, two, _) = a.next_try();
+    let mut outputs = a.near(first, 0, 0, 10_000);
+    outputs.extend(a.near(second, 0, 0, 20_000));
+    while epoch_of(&outputs).is_none() {
+        outputs = a.next();
+    }
+    a.feed(Input::LoggedIn(first));
+    a.feed(Input::LoggedIn(second));
+    assert_eq!(a.roles(), (Some(one.clone()), Some(two.clone())));
+    a.now += STABLE;
+    (a, (first, one), (second, two))
+}
+
+#[test]
+fn the_standby_becomes_the_primary_at_once_in_the_next_epoch() {
+    let (mut a, (first, one), (second, two)) = on_two(&["r1", "r2", "r3"]);
+    let outputs = a.lost(first);
+    assert_eq!(a.roles(), (Some(two.clone()), None));
+    let (epoch, role) = (LoginEpoch(2), AttachmentRole::Primary);
+    assert_eq!(outputs[0], Output::Login { attach: second, epoch, role });
+    // Nobody joins the epoch before the primary is in it.
+    let (third, three, waited) = a.next_try();
+    assert!(three != two && waited <= CALM, "{three} after {waited:?}");
+    a.welcome(third, 1, ME);
+    a.now += SETTLE;
+    assert_eq!(epoch_of(&a.feed(Input::Timeout)), None);
+    let outputs = a.feed(Input::LoggedIn(second));
+    let login = Output::Login { attach: third, epoch, role: AttachmentRole::Standby };
+    let joins = outputs.contains(&login) || a.next_login() == (third, 2, AttachmentRole::Standby);
+    assert!(joins);
+    a.feed(Input::LoggedIn(third));
+    assert_eq!(a.roles(), (Some(two), Some(three)));
+    assert_ne!(Some(one), a.roles().1);
+}
+
+#[test]
+fn a_lost_standby_is_void_and_replaced() {
+    let (mut a, (first, one), (second, _)) = on_two(&["r1", "r2"]);
+    let outputs = a.lost(second);
+    assert_eq!(a.roles(), (Some(one), None));
+    let (epoch, role) = (LoginEpoch(2), AttachmentRole::Primary);
+    assert_eq!(outputs[0], Output::Login { attach: first, epoch, role });
+    a.feed(Input::LoggedIn(first));
+    let (again, _, _) = a.next_try();
+    a.welcome(again, 1, ME);
+    assert_eq!(a.login.asked.as_ref().map(|asked| asked.epoch), Some(epoch));
+}
+
+#[test]
+fn superseded_by_its_own_newer_epoch_is_no_reason_to_park() {
+    let (mut a, (first, _), (second, _)) = on_two(&["r1", "r2", "r3"]);
+    a.lost(first);
+    // The relay of the second heard of a newer epoch before it was told.
+    a.refused(second, RefusalCode::Superseded, 0);
+    assert!(matches!(a.login.state(), State::Connecting(_) | State::LoggedIn { .. }));
+    assert!(a.login.poll_timeout().is_some());
+
+    let (mut a, (_, _), (second, _)) = on_two(&["r1", "r2", "r3"]);
+    a.refused(second, RefusalCode::Superseded, 0);
+    assert!(matches!(a.login.state(), State::Parked(_)), "in the present epoch it is another one");
+}
+
+#[test]
+fn who_was_just_told_to_log_in_goes_above_a_ghost_that_one_relay_knows() {
+    let mut a = agent(RelayChoice::Auto, &["r1", "r2"]);
+    let (first, _) = a.log_in();
+    let (second, _, _) = a.next_try();
+    let outputs = a.welcome(second, 41, 99);
+    let (epoch, role) = (LoginEpoch(42), AttachmentRole::Primary);
+    assert!(outputs.contains(&Output::Login { attach: first, epoch, role }), "{outputs:?}");
+    let outputs = a.feed(Input::LoggedIn(first));
+    assert_eq!(epoch_of(&outputs), Some(42), "{outputs:?}");
+}
+
+#[test]
+fn a_relay_that_invents_an_epoch_of_this_process_is_left_alone() {
+    let (mut a, (first, _), (_, _)) = on_two(&["r1", "r2"]);
+    a.lost(first);
+    let (again, _, _) = a.next_try();
+    let outputs = a.welcome(again, 9, ME);
+    assert!(outputs.contains(&Output::Detach { attach: again, code: RefusalCode::ProtocolError }));
+    assert_eq!(a.login.epoch(), LoginEpoch(2));
+}
+
+#[test]
+fn a_scout_takes_the_standbys_place_only_where_it_is_clearly_better() {
+    for (rtt_us, better) in [(13_000, true), (15_500, false), (30_000, false)] {
+        let (mut a, (_, one), (second, two)) = on_two(&["r1", "r2", "r3"]);
+        let (scout, three, waited) = a.next_try();
+        assert!(waited >= SCOUT.mul_f64(0.7) && waited <= SCOUT.mul_f64(1.3), "{waited:?}");
+        let mut outputs = a.near(scout, 1, ME, rtt_us);
+        if !better {
+            while outputs.is_empty() {
+                outputs = a.next();
             }
-            prop_assert!(open.len() <= TRIES);
-            let at_once = a.login.try_by_id.values();
-            let at_once = at_once.filter(|t| matches!(t.stage, Stage::LoggingIn | Stage::LoggedIn(_)));
-            prop_assert!(at_once.count() <= 1);
-            let Some(&attach) = open.keys().nth(which.into()) else {
-                a.now += Duration::from_millis(u64::from(number % 10_000));
-                outputs = a.feed(Input::Timeout);
-                continue;
-            };
-            let codes = [RefusalCode::Overloaded, RefusalCode::NotYetKnown, RefusalCode::Kicked];
-            outputs = match what {
-                0..=2 => a.welcome(attach, number.into(), ME),
-                3..=5 => a.feed(Input::LoggedIn(attach)),
-                6 => { open.remove(&attach); a.refused(attach, codes[number as usize % 3], number) }
-                7 => {
-                    open.remove(&attach);
-                    a.feed(Input::Lost { attach, refusal: RefusalCode::Silent.into() })
-                }
-                _ => { a.now += Duration::from_millis(u64::from(number % 10_000)); a.feed(Input::Timeout) }
-            };
+            let code = RefusalCode::EndedByCaller;
+            assert_eq!(outputs, [Output::Detach { attach: scout, code }]);
+            assert_eq!(a.roles(), (Some(one), Some(two)));
+            continue;
         }
-        let latest = a.now + limits::PEER_DELAY.mul_f64(1.25) + ATTACH_TIMEOUT * 2;
-        while !matches!(a.login.state(), State::LoggedIn { .. }) {
-            let tries: Vec<_> = a.login.try_by_id.iter().map(|(id, t)| (*id, t.stage)).collect();
-            for (attach, stage) in tries {
-                match stage {
-                    Stage::Attaching => a.welcome(attach, 0, 0),
-                    Stage::LoggingIn => a.feed(Input::LoggedIn(attach)),
-                    _ => Vec::new(),
-                };
-            }
-            if !matches!(a.login.state(), State::LoggedIn { .. }) {
-                a.now = a.login.poll_timeout().unwrap().max(a.now);
-                a.feed(Input::Timeout);
-            }
-            prop_assert!(a.now <= latest);
+        while epoch_of(&outputs).is_none() {
+            outputs = a.next();
         }
+        assert_eq!(epoch_of(&outputs), Some(1), "nothing was lost");
+        assert_eq!(a.roles().1, Some(two), "it stays until the other stands");
+        a.feed(Input::LoggedIn(scout));
+        assert_eq!(a.roles(), (Some(one), Some(three)));
+        let replaced = a.now;
+        let outputs = a.next();
+        assert_eq!(outputs, [Output::Detach { attach: second, code: RefusalCode::EndedByCaller }]);
+        assert_eq!(a.now - replaced, GRACE);
     }
 }
+
+#[test]
+fn roles_change_within_the_epoch_and_the_new_primary_first() {
+    let (mut a, (first, one), (second, two)) = on_two(&["r1", "r2"]);
+    for _ in 0..20 {
+        a.feed(Input::Rtt { attach: first, rtt_us: 80_000 });
+    }
+    let (attach, epoch, role) = a.next_login();
+    assert_eq!((attach, epoch, role), (second, 1, AttachmentRole::Primary));
+    assert_eq!(a.roles(), (Some(two), Some(one)));
+    let outputs = a.feed(Input::LoggedIn(second));
+    let (epoch, role) = (LoginEpoch(1), AttachmentRole::Standby);
+    assert_eq!(outputs, [Output::Login { attach: first, epoch, role }]);
+}
+
+#[test]
+fn a_draining_relay_is_left_after_another_stands() {
+    let (mut a, (first, one), (second, two)) = on_two(&["r1", "r2", "r3"]);
+    let contacts = |draining: &[&String]| {
+        let all = ["r1", "r2", "r3"].map(str::to_owned);
+        all.iter().map(|name| contact(name, draining.contains(&name))).collect::<Vec<_>>()
+    };
+    assert_eq!(a.feed(Input::Contacts(contacts(&[&one]))), []);
+    let told = a.now;
+    assert_eq!(a.next_login(), (second, 1, AttachmentRole::Primary));
+    assert!(a.now - told <= DRAIN_JITTER);
+    a.feed(Input::LoggedIn(second));
+    a.feed(Input::LoggedIn(first));
+    let third = match a.login.try_by_id.iter().find(|(_, attempt)| attempt.is_attaching()) {
+        Some((&third, _)) => third,
+        None => a.next_try().0,
+    };
+    a.near(third, 1, ME, 200_000);
+    while a.login.asked.is_none() {
+        a.next();
+    }
+    assert_eq!(a.roles(), (Some(two.clone()), Some(one)));
+    a.feed(Input::LoggedIn(third));
+    assert_eq!(a.roles().0, Some(two));
+    let outputs = a.next();
+    assert_eq!(outputs, [Output::Detach { attach: first, code: RefusalCode::EndedByCaller }]);
+}
+
+#[test]
+fn where_there_is_no_other_relay_a_draining_one_is_not_left() {
+    let (mut a, (_, one), (second, two)) = on_two(&["r1", "r2"]);
+    let drains = vec![contact("r1", true), contact("r2", true)];
+    a.feed(Input::Contacts(drains));
+    let until = a.now + Duration::from_secs(3_600);
+    let mut steps = 0;
+    while let Some(due) = a.login.poll_timeout().filter(|due| *due <= until) {
+        assert!(due >= a.now);
+        a.now = due;
+        a.feed(Input::Timeout);
+        steps += 1;
+    }
+    assert!(steps < 200, "{steps}");
+    assert_eq!(a.roles(), (Some(one.clone()), Some(two)));
+    a.lost(second);
+    assert_eq!(a.roles(), (Some(one), None));
+}
+
+#[test]
+fn logout_ends_both_and_says_so_to_both() {
+    let (mut a, (first, _), (second, _)) = on_two(&["r1", "r2", "r3"]);
+    let outputs = a.feed(Input::Logout);
+    for attach in [first, second] {
+        assert!(outputs.contains(&Output::Detach { attach, code: RefusalCode::LoggedOut }));
+    }
+    assert_eq!(a.login.state(), &State::LoggedOut);
+    assert_eq!(a.login.poll_timeout(), None);
+}
+
+#[test]
+fn an_unanswered_change_of_roles_is_a_loss() {
+    let (mut a, (first, _), (second, _)) = on_two(&["r1", "r2", "r3"]);
+    a.lost(first);
+    while a.roles().0.is_some() {
+        a.next();
+    }
+    assert!(!a.login.try_by_id.contains_key(&second));
+}
+
+mod world;

@@ -117,19 +117,29 @@ impl Driver {
         }
     }
 
-    /// The primary first.
+    /// The primary first, those that are being left last.
     pub(super) fn standing_attachments(&self) -> Vec<AttachId> {
-        self.primary().into_iter().collect()
+        let stand = match &self.state {
+            login::State::LoggedIn { primary, standby } => {
+                [Some(primary.attach), standby.as_ref().map(|standby| standby.attach)]
+            }
+            _ => [None, None],
+        };
+        let mut all: Vec<AttachId> = stand.into_iter().flatten().collect();
+        all.extend(self.login.leaving());
+        all.retain(|attach| self.attachments.contains_key(attach));
+        all
     }
 
     fn standing(&self) -> Vec<Standing> {
+        let leaving: Vec<AttachId> = self.login.leaving().collect();
         self.standing_attachments()
             .into_iter()
             .filter_map(|attach| {
                 let attachment = self.attachments.get(&attach)?;
                 let (_, relay) = attachment.relay.clone()?;
                 let address = attachment.connection.as_ref()?.remote_address();
-                Some(Standing { attach, relay, address, leaving: false })
+                Some(Standing { attach, relay, address, leaving: leaving.contains(&attach) })
             })
             .collect()
     }
