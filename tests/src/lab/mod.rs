@@ -1,7 +1,7 @@
 //! The laboratory: real processes of relays and agents, real programs, real namespaces.
 //!
 //! - [`mesh`] starts relays and agents on loopback or in namespaces and asks them how they are;
-//! - [`netns`] makes network namespaces with NATs between them;
+//! - [`netns`] makes network namespaces with NATs of all kinds between them;
 //! - [`forwarder`] is a bad line: a UDP forwarder with delay, loss and a rate;
 //! - [`programs`] are the applications that sessions carry: sshd, a web server, iperf3, echoes;
 //! - [`workload`] is the main job: all of them at once;

@@ -1,0 +1,60 @@
+//! What the internet does to packets on their way, switched while everything runs: its switch drops what passes
+//! between two addresses, in both directions or one, always or by chance. Relays stay reachable. Nothing is closed
+//! and nobody is told.
+
+use std::net::IpAddr;
+
+use super::{Namespace, RELAYS, Wan};
+
+/// A filter of its own family: packets that a switch passes on are not routed.
+const TABLE: &str = "bridge way";
+
+/// The empty filter.
+pub(super) fn prepare(switch: &Namespace) {
+    switch.nft(&format!(
+        "table {TABLE} {{\n chain between {{ type filter hook forward priority 0; }}\n }}"
+    ));
+}
+
+impl Wan {
+    /// Drops what passes between two addresses, both ways.
+    ///
+    /// # Panics
+    /// When the rule is not accepted; so do the others here.
+    pub fn block(&self, a: IpAddr, b: IpAddr) {
+        self.block_one_way(a, b);
+        self.block_one_way(b, a);
+    }
+
+    /// Drops what passes between machines other than relays.
+    pub fn block_direct(&self) {
+        for (family, relays) in ["ip", "ip6"].iter().zip(RELAYS) {
+            self.add(&format!("{family} saddr != {relays} {family} daddr != {relays} drop"));
+        }
+    }
+
+    /// Drops what passes from one address to another; the other way stays free.
+    pub fn block_one_way(&self, from: IpAddr, to: IpAddr) {
+        self.add(&format!("{} drop", between(from, to)));
+    }
+
+    /// Drops so many of 100 packets on their way from one address to another, at random; at most 99.
+    pub fn lose(&self, from: IpAddr, to: IpAddr, percent: u8) {
+        self.add(&format!("{} numgen random mod 100 < {percent} drop", between(from, to)));
+    }
+
+    /// Takes back everything that was dropped.
+    pub fn allow(&self) {
+        self.switch.nft(&format!("flush chain {TABLE} between"));
+    }
+
+    fn add(&self, rule: &str) {
+        self.switch.nft(&format!("add rule {TABLE} between {rule}"));
+    }
+}
+
+/// What goes from one address to another.
+fn between(from: IpAddr, to: IpAddr) -> String {
+    let family = if from.is_ipv4() { "ip" } else { "ip6" };
+    format!("{family} saddr {from} {family} daddr {to}")
+}
