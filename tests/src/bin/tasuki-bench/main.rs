@@ -16,6 +16,7 @@ mod helper;
 mod herd;
 mod idle;
 mod mixed;
+mod nat;
 mod ours;
 mod peers;
 mod procs;
@@ -73,6 +74,8 @@ enum Verb {
     Mixed(mixed::Flags),
     /// The relay that carries a bulk transfer dies or hangs, again and again: stalls, nothing lost (P12).
     Failover(failover::Flags),
+    /// Which path a call takes between NATs of each kind, and how soon it is direct.
+    Nat(nat::Flags),
     /// Calls, for `call`.
     #[command(hide = true)]
     Caller(caller::Flags),
@@ -85,8 +88,10 @@ enum Verb {
     Table(table::Flags),
 }
 
-const NAMES: [&str; 10] =
-    ["bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "gossip", "table"];
+const NAMES: [&str; 11] = [
+    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "nat", "gossip",
+    "table",
+];
 
 fn main() -> Result<()> {
     let Cli { verb, options } = Cli::parse();
@@ -103,6 +108,7 @@ fn main() -> Result<()> {
         Verb::Mixed(flags) => procs::guarded(move || mixed::run(&options, &flags))?,
         Verb::Storm(flags) => procs::guarded(move || storm::run(&options, &flags))?,
         Verb::Failover(flags) => procs::guarded(move || failover::run(&options, &flags))?,
+        Verb::Nat(flags) => procs::guarded(move || nat::run(&options, &flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
         Verb::Table(flags) => table::run(&options, &flags)?,
         Verb::Bulk(flags) => procs::guarded(move || bulk::run(&options, &flags))?,
