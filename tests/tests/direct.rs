@@ -122,8 +122,39 @@ fn two_machines_of_one_lan_are_direct_without_their_gateway() {
     echo.round().unwrap();
     let took = paths::wait_for(mesh.terminal("a"), "b", "direct", DIRECT_WITHIN).unwrap();
     println!("direct in the LAN after {took:?}");
+    let ping = mesh.terminal("a").verb(&["ping", "b", "-c", "3", "--json"]).ok().json();
+    assert_eq!((&ping["path"], &ping["received"]), (&"direct".into(), &3.into()), "{ping}");
     a.router.drop_outgoing("wan0", "");
     echo.round().unwrap();
+}
+
+/// D1, from the other side: who says never is probed by nobody, although nothing stands in the way.
+#[test]
+fn one_terminal_that_says_never_is_enough() {
+    let _alone = alone();
+    let Some(wan) = Wan::new("terminals without direct paths") else { return };
+    let (a, b) = (wan.place(Public, "a", 101), wan.place(Public, "b", 102));
+    let echo = TcpService::echo(Some(&b.machine));
+    let (mesh, _hosts) = public_relays(&wan);
+    let mesh = mesh
+        .terminal(TerminalSpec::new("a").at(&["r1"]).on(&a.machine))
+        .terminal(
+            TerminalSpec::new("b")
+                .at(&["r2"])
+                .on(&b.machine)
+                .flags(&["--direct", "never"])
+                .offers("echo", &format!("tcp://{}", echo.address())),
+        )
+        .start();
+    // Whatever passes between the two from here on is counted.
+    let counter = wan.count_direct();
+    let (_forward, address) = mesh.terminal("a").forward("b/echo");
+    let mut echo = Echo::connect(Some(&a.machine), address).unwrap();
+    echo.round().unwrap();
+    let direct = paths::wait_for(mesh.terminal("a"), "b", "direct", DIRECT_WITHIN);
+    assert!(direct.is_err(), "direct after {direct:?}");
+    echo.round().unwrap();
+    assert_eq!(counter.udp_packets(), 0, "packets between the two");
 }
 
 /// Two terminals, and a transfer from `a` to `b` that runs until it is ended.

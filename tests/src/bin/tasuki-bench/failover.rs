@@ -12,8 +12,8 @@ use serde_json::Value;
 use tasuki_tests::lab::forwarder::Impairment;
 use tasuki_tests::lab::process::Signal;
 use tasuki_tests::lab::transfer::{Receiver, Sender};
-use tasuki_tests::lab::wait::{POLL, SOON};
-use tasuki_tests::lab::{Mesh, MeshSpec, RelaySpec, TerminalSpec, paths};
+use tasuki_tests::lab::wait::SOON;
+use tasuki_tests::lab::{Mesh, MeshSpec, RelaySpec, TerminalSpec, eventually, paths};
 
 use crate::Options;
 use crate::procs::caught;
@@ -25,7 +25,7 @@ const BROKEN: Duration = Duration::from_secs(30);
 /// Bytes that show that a transfer goes on: more than lies in buffers on the way.
 const GOES_ON: u64 = 16 * 1024 * 1024;
 /// For how long a relay hangs.
-const HANG: Duration = Duration::from_secs(4);
+const HANG: Duration = Duration::from_secs(3);
 /// A case begins no further round after this time, so that all of them end in ten minutes.
 const CASE: Duration = Duration::from_secs(125);
 
@@ -147,7 +147,7 @@ fn strike_again(case: Case, options: &Options, flags: &Flags, outcome: &mut Outc
     let mut rng = StdRng::seed_from_u64(options.seed);
     let receiver = Receiver::start(None, options.seed);
     let mesh = start(case, flags, &receiver);
-    wait_all_back(&mesh, case)?;
+    wait_all_back(&mesh, case);
     let (_forward, address) = mesh.terminal("caller").forward("callee/bulk");
     let sender = Sender::start(None, address, options.seed, u64::MAX)?;
     let begun = Instant::now();
@@ -229,7 +229,7 @@ fn strike(
         relay.start();
         outcome.restarts += 1;
     }
-    let back = wait_all_back(mesh, case)?;
+    let back = wait_all_back(mesh, case);
     std::thread::sleep(calm);
     goes_on(receiver).with_context(|| format!("after {victim} of {route:?} is back"))?;
     let stall = receiver.seen().longest_gap.as_secs_f64() * 1000.0;
@@ -250,26 +250,26 @@ fn route(mesh: &Mesh) -> Result<Vec<String>> {
     Ok(route)
 }
 
-/// Waits until every link stands and both terminals have all their attachments; how long that took.
-fn wait_all_back(mesh: &Mesh, case: Case) -> Result<Duration> {
+/// Waits until every link stands, both terminals have all their attachments, and every table knows of these and no
+/// others; how long that took. Panics when that is not so soon.
+fn wait_all_back(mesh: &Mesh, case: Case) -> Duration {
     let begun = Instant::now();
     let wanted = if case.in_the_middle() { 1 } else { 2 };
+    let attached = |row: &Value| match row["attachments"].as_array().map_or(0, Vec::len) {
+        count if count == wanted => Ok(()),
+        _ => Err(format!("not {wanted} attachments: {row}")),
+    };
     mesh.wait_for_links();
     for name in ["caller", "callee"] {
-        loop {
+        let what = format!("{name} has all attachments");
+        eventually(&what, SOON, || {
             let done = mesh.terminal(name).verb(&["status", "--json"]);
-            let status: Value = serde_json::from_slice(&done.stdout)
-                .with_context(|| format!("the status of {name}: {}", done.stderr))?;
-            let attachments = status["attachments"].as_array().map_or(0, Vec::len);
-            if attachments == wanted {
-                break;
-            }
-            ensure!(
-                begun.elapsed() < SOON,
-                "{name} has {attachments} of {wanted} attachments after {SOON:?}: {status}"
-            );
-            std::thread::sleep(POLL);
-        }
+            let status = serde_json::from_slice(&done.stdout);
+            attached(&status.map_err(|e| format!("{e}: {}", done.stderr))?)
+        });
+        // An agent may take a relay that died for one that it is attached to; the relay itself does not, once it
+        // is back.
+        mesh.wait_everywhere(&what, SOON, |relay| attached(&relay.row(name)?));
     }
-    Ok(begun.elapsed())
+    begun.elapsed()
 }

@@ -65,7 +65,10 @@ pub enum Outcome {
     /// None can.
     Relayed,
     /// A direct path if the machine behind plain masquerade sends first, or both so close that their first packets
-    /// cross; else its gateway has moved the port, and the other side lets no other port in.
+    /// cross; else its gateway has moved the port, and the other side lets no other port in. Here packets take no
+    /// time and never cross: whose first probe comes first decides. If that is the caller's, a caller behind plain
+    /// masquerade reaches a port-restricted callee directly, a callee behind it is reached through relays, and so
+    /// are two of them.
     Race,
 }
 

@@ -4,10 +4,13 @@
 
 use std::net::IpAddr;
 
-use super::{Namespace, RELAYS, Wan};
+use super::{LIMIT, Namespace, RELAYS, Wan};
+use crate::lab::process::run;
 
 /// A filter of its own family: packets that a switch passes on are not routed.
 const TABLE: &str = "bridge way";
+/// The counters are apart: they stay when the filter is emptied.
+const COUNTS: &str = "bridge counts";
 
 /// The empty filter.
 pub(super) fn prepare(switch: &Namespace) {
@@ -48,8 +51,45 @@ impl Wan {
         self.switch.nft(&format!("flush chain {TABLE} between"));
     }
 
+    /// Counts, from here on, the UDP packets that pass between machines other than relays, also those that are
+    /// dropped.
+    pub fn count_direct(&self) -> Counter<'_> {
+        let count = |(family, relays): (&str, &str)| {
+            format!(
+                "{family} saddr != {relays} {family} daddr != {relays} meta l4proto udp counter;\n"
+            )
+        };
+        let rules: String = ["ip", "ip6"].into_iter().zip(RELAYS).map(count).collect();
+        self.switch.nft(&format!(
+            "table {COUNTS} {{}}\n delete table {COUNTS}\n table {COUNTS} {{\n \
+             chain between {{ type filter hook forward priority -10; {rules} }}\n }}"
+        ));
+        Counter(self)
+    }
+
     fn add(&self, rule: &str) {
         self.switch.nft(&format!("add rule {TABLE} between {rule}"));
+    }
+}
+
+/// What passes between machines other than relays; a later one begins again for all.
+#[derive(Debug)]
+pub struct Counter<'a>(&'a Wan);
+
+impl Counter<'_> {
+    /// UDP packets of both families so far.
+    ///
+    /// # Panics
+    /// When nftables does not say.
+    pub fn udp_packets(&self) -> u64 {
+        let mut nft = self.0.switch.command("nft");
+        let table = run(nft.args(["-j", "list", "table"]).args(COUNTS.split(' ')), LIMIT).ok();
+        let rules = table.json()["nftables"].as_array().cloned().unwrap_or_default();
+        let counters = rules.iter().filter_map(|row| row["rule"]["expr"].as_array()).flatten();
+        let packets: Vec<u64> =
+            counters.filter_map(|part| part["counter"]["packets"].as_u64()).collect();
+        assert_eq!(packets.len(), RELAYS.len(), "{rules:?}");
+        packets.iter().sum()
     }
 }
 

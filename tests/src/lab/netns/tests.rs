@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use serde_json::Value;
 
-use super::nat::{NatKind, Outcome};
+use super::nat::{NatKind, Natted, Outcome};
 use super::*;
 
 /// A socket in `namespace` that gives up after a moment.
@@ -247,12 +247,16 @@ fn ways_are_blocked_lossy_and_free_again_while_relays_are_reached() {
             reach(&left, Wan::address6(11), &server, 4433),
         ]
     };
+    let counter = wan.count_direct();
+    assert_eq!(counter.udp_packets(), 0);
     assert_eq!(ways(), [true; 5]);
+    assert_eq!(counter.udp_packets(), 3, "those past the relay");
     wan.block_direct();
     assert_eq!(ways(), [false, false, false, true, true]);
     wan.allow();
     wan.block(Wan::address(101).into(), Wan::address(102).into());
     assert_eq!(ways(), [false, false, true, true, true]);
+    assert_eq!(counter.udp_packets(), 9, "also those that are dropped");
     wan.allow();
     wan.block_one_way(Wan::address(101).into(), Wan::address(102).into());
     assert_eq!(ways(), [false, true, true, true, true]);
@@ -342,4 +346,93 @@ fn expectations_do_not_depend_on_who_calls() {
     expected(NatKind::Public, NatKind::UdpBlocked, Outcome::Relayed);
     expected(NatKind::Ipv6Only, NatKind::BrokenIpv4, Outcome::Direct);
     expected(NatKind::Ipv6Only, NatKind::BrokenIpv6, Outcome::Relayed);
+}
+
+/// A terminal of plain sockets.
+struct Puncher {
+    socket: UdpSocket,
+    /// How the relay sees it, over each family that works.
+    seen: Vec<SocketAddr>,
+    /// Whence probes came that were probed in turn.
+    probed_back: Vec<SocketAddr>,
+    /// Whether a probe of its own was answered.
+    proven: bool,
+}
+
+impl Puncher {
+    /// A new mapping, shown to the relay.
+    fn new(at: &Natted, relay: &UdpSocket) -> Puncher {
+        let socket = at.machine.enter(|| UdpSocket::bind("[::]:0")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(3))).unwrap();
+        let ways = [Wan::address(11).to_ipv6_mapped(), Wan::address6(11)];
+        let seen = ways
+            .into_iter()
+            .filter_map(|ip| socket.send_to(b"out", (ip, 4433)).ok().and_then(|_| hear(relay)));
+        Puncher { seen: seen.collect(), socket, probed_back: Vec::new(), proven: false }
+    }
+
+    /// One probe to each of the other's addresses.
+    fn probe(&self, other: &Puncher) {
+        for to in &other.seen {
+            let _ = self.socket.send_to(b"probe", to);
+        }
+    }
+
+    /// Answers what has come.
+    fn answer(&mut self) {
+        let mut buffer = [0; 64];
+        while let Ok((count, from)) = self.socket.recv_from(&mut buffer) {
+            match &buffer[..count] {
+                b"probe" => {
+                    let _ = self.socket.send_to(b"answer", from);
+                    // Whoever it comes from may not be whom the relay sees (ICE: peer-reflexive).
+                    if !self.probed_back.contains(&from) {
+                        self.probed_back.push(from);
+                        let _ = self.socket.send_to(b"probe", from);
+                    }
+                }
+                _ => self.proven = true,
+            }
+        }
+    }
+}
+
+/// The expectations, shown by the simplest terminals that can be: the caller probes first, both answer what comes
+/// in, three rounds. So they hold for any terminal, and no more can be had without guessing ports.
+#[test]
+fn plain_sockets_reach_each_other_where_it_is_expected() {
+    let Some(wan) = Wan::new("the matrix of NATs with plain sockets") else { return };
+    let relay = wan.dual_host("r1", 11);
+    let relay = socket(&relay, "[::]:4433");
+    relay.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    let places = |side: &str, first: u8| -> Vec<Natted> {
+        let numbered = NatKind::ALL.into_iter().zip(first..);
+        numbered.map(|(kind, n)| wan.place(kind, &format!("{}-{side}", kind.name()), n)).collect()
+    };
+    let (callers, callees) = (places("a", 101), places("b", 151));
+    for from in &callers {
+        for to in &callees {
+            let (mut a, mut b) = (Puncher::new(from, &relay), Puncher::new(to, &relay));
+            for _ in 0..3 {
+                a.probe(&b);
+                b.probe(&a);
+                for _ in 0..2 {
+                    a.answer();
+                    b.answer();
+                }
+                if a.proven && b.proven {
+                    break;
+                }
+            }
+            let expected = match from.kind().expected(to.kind()) {
+                Outcome::Direct => true,
+                Outcome::Relayed => false,
+                // Only whose own port the first probe does not move.
+                Outcome::Race => to.kind() != NatKind::Masquerade,
+            };
+            let proven = (a.proven, b.proven);
+            let what = format!("{:?} calls {:?}", from.kind(), to.kind());
+            assert_eq!(proven, (expected, expected), "{what}: {:?} {:?}", a.seen, b.seen);
+        }
+    }
 }
