@@ -17,8 +17,8 @@ use tasuki_tests::lab::wait::SOON;
 use tasuki_tests::lab::{Mesh, TerminalSpec};
 
 const SEED: u64 = 42;
-/// What a transfer carries at least in each state of the path.
-const PART: u64 = 25_000_000;
+/// What a transfer carries at least in each state of the path: with four of them 1 GB, or 100 MB of a debug build.
+const PART: u64 = if cfg!(debug_assertions) { 25_000_000 } else { 250_000_000 };
 /// The longest that a transfer stands still when its path changes.
 const STALL: Duration = Duration::from_secs(1);
 /// How soon a path that has become possible again is found.

@@ -166,10 +166,17 @@ fn strike_again(case: Case, options: &Options, flags: &Flags, outcome: &mut Outc
     })();
     outcome.seconds = begun.elapsed().as_secs_f64();
     outcome.bytes = receiver.seen().bytes;
-    struck?;
-    sender.finish(&receiver, BROKEN).map_err(|e| anyhow!("at the end: {e}"))?;
-    outcome.whole = true;
-    Ok(())
+    let done = struck.and_then(|()| {
+        sender.finish(&receiver, BROKEN).map(drop).map_err(|e| anyhow!("at the end: {e}"))
+    });
+    if done.is_err() {
+        mesh.show_logs();
+        for (name, peer) in [("caller", "callee"), ("callee", "caller")] {
+            eprintln!("paths of {name}: {:?}", paths::row(mesh.terminal(name), peer));
+        }
+    }
+    outcome.whole = done.is_ok();
+    done
 }
 
 /// The mesh of a case, with a caller and a callee that never take a direct path.

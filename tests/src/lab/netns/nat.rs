@@ -94,8 +94,8 @@ impl Behaviour {
         Some(Behaviour { independent_mapping: true, filtering, moves: false })
     }
 
-    /// Whether the other side can be sure that what it sends to the mapping that relays see comes in, once the
-    /// machine has sent to *some* port of the other side's address.
+    /// Whether what comes from a port of the other side that nobody knew is let in, once the machine has sent to
+    /// another port of that address.
     fn admits_other_ports(self) -> bool {
         self.filtering < Filtering::AddressAndPort
     }
@@ -181,6 +181,7 @@ impl NatKind {
         }
     }
 
+    /// Whether IPv6 works for it.
     const fn has_ipv6(self) -> bool {
         matches!(self, NatKind::Ipv6Only | NatKind::BrokenIpv4)
     }

@@ -415,11 +415,11 @@ fn plain_sockets_reach_each_other_where_it_is_expected() {
             let (mut a, mut b) = (Puncher::new(from, &relay), Puncher::new(to, &relay));
             for _ in 0..3 {
                 a.probe(&b);
+                b.answer();
                 b.probe(&a);
-                for _ in 0..2 {
-                    a.answer();
-                    b.answer();
-                }
+                a.answer();
+                b.answer();
+                a.answer();
                 if a.proven && b.proven {
                     break;
                 }
