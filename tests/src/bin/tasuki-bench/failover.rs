@@ -1,6 +1,8 @@
 //! The relay that carries a bulk transfer dies or hangs, again and again, and the transfer goes on (P12).
 //!
-//! Each byte is checked where it arrives, and so is the longest time without one.
+//! Each byte is checked where it arrives, and so is the longest time without one, from a strike until everything is
+//! back and `--secs` more have passed. The figures of the first case bear their plain names, those of further ones
+//! the name of their case before it.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
 //! Every ordered pair of kinds of NAT: which path a call takes, what was expected, and how soon it was direct
-//! (D1, D2).
+//! (D1, D2). A call has `--secs`, or as long as the interfaces say, to become direct.
 
 use std::time::{Duration, Instant};
 

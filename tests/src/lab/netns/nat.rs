@@ -64,11 +64,13 @@ pub enum Outcome {
     Direct,
     /// None can.
     Relayed,
-    /// A direct path if the machine behind plain masquerade sends first, or both so close that their first packets
-    /// cross; else its gateway has moved the port, and the other side lets no other port in. Here packets take no
-    /// time and never cross: whose first probe comes first decides. If that is the caller's, a caller behind plain
-    /// masquerade reaches a port-restricted callee directly, a callee behind it is reached through relays, and so
-    /// are two of them.
+    /// A direct path, unless a probe comes to a plain masquerade before its own machine has probed: then that
+    /// gateway moves the port, and the other side lets no other port in.
+    ///
+    /// In this laboratory packets take no time and so never cross: whose first probe comes first decides. If that is
+    /// the caller's, a caller behind plain masquerade reaches a port-restricted callee directly, a callee behind it
+    /// is reached through relays, and so are two of them. All of them are direct if both sides first open their
+    /// mappings with packets of a short life, which leave their own NAT and die before the other's.
     Race,
 }
 

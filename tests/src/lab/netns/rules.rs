@@ -12,10 +12,17 @@ const TABLE: &str = "bridge way";
 /// The counters are apart: they stay when the filter is emptied.
 const COUNTS: &str = "bridge counts";
 
-/// The empty filter.
+/// Routers that the internet has between two machines.
+const HOPS: u8 = 8;
+
+/// The empty filter; and a packet that may not be passed on as often as the internet has routers dies on its way.
 pub(super) fn prepare(switch: &Namespace) {
     switch.nft(&format!(
-        "table {TABLE} {{\n chain between {{ type filter hook forward priority 0; }}\n }}"
+        "table {TABLE} {{
+           chain between {{ type filter hook forward priority 0; }}
+           chain hops {{ type filter hook forward priority 10;
+             ip ttl < {HOPS} drop; meta l4proto udp ip6 hoplimit < {HOPS} drop; }}
+         }}"
     ));
 }
 

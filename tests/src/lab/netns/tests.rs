@@ -397,22 +397,42 @@ impl Puncher {
     }
 }
 
-/// The expectations, shown by the simplest terminals that can be: the caller probes first, both answer what comes
-/// in, three rounds. So they hold for any terminal, and no more can be had without guessing ports.
-#[test]
-fn plain_sockets_reach_each_other_where_it_is_expected() {
-    let Some(wan) = Wan::new("the matrix of NATs with plain sockets") else { return };
-    let relay = wan.dual_host("r1", 11);
-    let relay = socket(&relay, "[::]:4433");
-    relay.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-    let places = |side: &str, first: u8| -> Vec<Natted> {
-        let numbered = NatKind::ALL.into_iter().zip(first..);
-        numbered.map(|(kind, n)| wan.place(kind, &format!("{}-{side}", kind.name()), n)).collect()
-    };
-    let (callers, callees) = (places("a", 101), places("b", 151));
-    for from in &callers {
-        for to in &callees {
-            let (mut a, mut b) = (Puncher::new(from, &relay), Puncher::new(to, &relay));
+/// A relay for plain sockets, and two machines of each kind.
+struct Field {
+    _host: Namespace,
+    relay: UdpSocket,
+    callers: Vec<Natted>,
+    callees: Vec<Natted>,
+    _wan: Wan,
+}
+
+impl Field {
+    fn new(what: &str, kinds: &[NatKind]) -> Option<Field> {
+        let wan = Wan::new(what)?;
+        let host = wan.dual_host("r1", 11);
+        let relay = socket(&host, "[::]:4433");
+        relay.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+        let places = |side: &str, first: u8| -> Vec<Natted> {
+            let numbered = kinds.iter().zip(first..);
+            let place =
+                |(kind, n): (&NatKind, u8)| wan.place(*kind, &format!("{}-{side}", kind.name()), n);
+            numbered.map(place).collect()
+        };
+        let (callers, callees) = (places("a", 101), places("b", 151));
+        Some(Field { _host: host, relay, callers, callees, _wan: wan })
+    }
+
+    /// Calls from each to each: `open` first, then three rounds, in which the caller probes before the callee, and
+    /// both answer what comes in. `expected` says who must have proven the path: both or neither.
+    fn each_pair(
+        &self,
+        open: impl Fn(&Puncher, &Puncher),
+        expected: impl Fn(NatKind, NatKind) -> bool,
+    ) {
+        for (from, to) in self.callers.iter().flat_map(|a| self.callees.iter().map(move |b| (a, b)))
+        {
+            let (mut a, mut b) = (Puncher::new(from, &self.relay), Puncher::new(to, &self.relay));
+            open(&a, &b);
             for _ in 0..3 {
                 a.probe(&b);
                 b.answer();
@@ -424,15 +444,43 @@ fn plain_sockets_reach_each_other_where_it_is_expected() {
                     break;
                 }
             }
-            let expected = match from.kind().expected(to.kind()) {
-                Outcome::Direct => true,
-                Outcome::Relayed => false,
-                // Only whose own port the first probe does not move.
-                Outcome::Race => to.kind() != NatKind::Masquerade,
-            };
-            let proven = (a.proven, b.proven);
+            let expected = expected(from.kind(), to.kind());
             let what = format!("{:?} calls {:?}", from.kind(), to.kind());
-            assert_eq!(proven, (expected, expected), "{what}: {:?} {:?}", a.seen, b.seen);
+            let seen = (&a.seen, &b.seen);
+            assert_eq!((a.proven, b.proven), (expected, expected), "{what}: {seen:?}");
         }
     }
+}
+
+/// The expectations, shown by the simplest terminals that can be. So they hold for any terminal, and no more can be
+/// had without guessing ports.
+#[test]
+fn plain_sockets_reach_each_other_where_it_is_expected() {
+    let what = "the matrix of NATs with plain sockets";
+    let Some(field) = Field::new(what, &NatKind::ALL) else { return };
+    field.each_pair(
+        |_, _| (),
+        |from, to| match from.expected(to) {
+            Outcome::Direct => true,
+            Outcome::Relayed => false,
+            // Only whose own port the first probe does not move.
+            Outcome::Race => to != NatKind::Masquerade,
+        },
+    );
+}
+
+#[test]
+fn packets_of_a_short_life_win_every_race() {
+    let kinds = [NatKind::PortRestricted, NatKind::Masquerade, NatKind::CarrierGrade];
+    let Some(field) = Field::new("races with plain sockets", &kinds) else { return };
+    let open = |a: &Puncher, b: &Puncher| {
+        for (from, to) in [(a, b), (b, a)] {
+            let life = from.socket.ttl().unwrap();
+            // Enough for two NATs of its own.
+            from.socket.set_ttl(4).unwrap();
+            from.probe(to);
+            from.socket.set_ttl(life).unwrap();
+        }
+    };
+    field.each_pair(open, |_, _| true);
 }
