@@ -92,11 +92,15 @@ fn pairs_that_can_be_direct_are_so_soon() {
     let _alone = alone();
     assert!(DIRECT.iter().all(|(a, b)| a.expected(*b) == Outcome::Direct));
     let Some(pairs) = Pairs::start("direct pairs of NATs", &kinds(&DIRECT)) else { return };
+    let mut others = Vec::new();
     for (from, to) in DIRECT {
         let went = pairs.call(from, to, DIRECT_WITHIN);
-        assert!(matches!(went, Ok(Went::Direct(_))), "{from:?} calls {to:?}: {went:?}");
         println!("{} calls {}: {went:?}", from.name(), to.name());
+        if !matches!(went, Ok(Went::Direct(_))) {
+            others.push((from, to, went));
+        }
     }
+    assert!(others.is_empty(), "not direct: {others:?}");
 }
 
 #[test]
