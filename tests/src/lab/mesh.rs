@@ -202,6 +202,13 @@ impl Mesh {
         })
     }
 
+    /// Prints the last lines of every log to stderr, as a failing test does by itself.
+    pub fn show_logs(&self) {
+        for (name, log) in self.logs() {
+            eprintln!("---- the end of {name} ----\n{}", tail(&log));
+        }
+    }
+
     fn logs(&self) -> Vec<(String, PathBuf)> {
         let mut logs: Vec<_> = std::fs::read_dir(self.path("logs"))
             .into_iter()
@@ -220,9 +227,7 @@ impl Drop for Mesh {
         self.terminals.values().for_each(Terminal::kill);
         self.relays.values().for_each(Relay::kill);
         if failing {
-            for (name, log) in self.logs() {
-                eprintln!("---- the end of {name} ----\n{}", tail(&log));
-            }
+            self.show_logs();
             return;
         }
         let expected = |line: &String| self.expected_errors.iter().any(|e| line.contains(e));

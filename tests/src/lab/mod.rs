@@ -1,9 +1,11 @@
 //! The laboratory: real processes of relays and agents, real programs, real namespaces.
 //!
 //! - [`mesh`] starts relays and agents on loopback or in namespaces and asks them how they are;
-//! - [`netns`] makes network namespaces with NATs between them;
+//! - [`netns`] makes network namespaces with NATs of all kinds between them;
 //! - [`forwarder`] is a bad line: a UDP forwarder with delay, loss and a rate;
 //! - [`programs`] are the applications that sessions carry: sshd, a web server, iperf3, echoes;
+//! - [`pairs`] are terminals behind NATs of all kinds that call each other;
+//! - [`transfer`] is a transfer that is checked byte by byte, and its stalls; [`paths`] says which way it takes;
 //! - [`workload`] is the main job: all of them at once;
 //! - [`raw`] speaks the wire by hand, to say what an honest peer never says.
 //!
@@ -16,10 +18,13 @@ pub mod forwarder;
 pub mod http;
 pub mod mesh;
 pub mod netns;
+pub mod pairs;
+pub mod paths;
 pub mod process;
 pub mod programs;
 pub mod raw;
 mod sys;
+pub mod transfer;
 pub mod wait;
 pub mod workload;
 

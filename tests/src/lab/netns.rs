@@ -2,15 +2,23 @@
 //!
 //! ```text
 //!  203.0.113.0/24          host r1 (.11)   host r2 (.12)
-//!  ----+-------------------+---------------+----------
+//!  2001:db8::/64 ----------+---------------+----------
 //!      | wan0 (.101)                wan0 (.102) |
-//!   router, masquerade           router, masquerade
+//!   router, NAT of a kind        router, NAT of a kind
 //!      | lan0 192.168.1.1           lan0 192.168.1.1 |
 //!   terminal 192.168.1.10        terminal 192.168.1.10
 //! ```
+//!
+//! No interface of a laboratory leads out of it: each is a loopback, a bridge, or one end of a pair whose other
+//! end lies in another of its namespaces. Relays have the lowest addresses ([`RELAYS`]), so that rules can tell
+//! what goes through them from what goes past them. [`nat`] has the kinds of NAT, [`rules`] what the internet does
+//! to packets on their way.
+
+pub mod nat;
+pub mod rules;
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,6 +29,8 @@ use super::{have, left_out, sys};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const PREFIX: &str = "tsk";
+/// The addresses of relays, 203.0.113.1 to .63 and 2001:db8::1 to ::3f, for nftables.
+pub const RELAYS: [&str; 2] = ["203.0.113.0/26", "2001:db8::/122"];
 
 /// A network namespace; the last clone removes it, and ends what still runs in it.
 #[derive(Debug, Clone)]
@@ -146,15 +156,6 @@ impl Namespace {
     }
 }
 
-/// A machine behind its own NAT.
-#[derive(Debug, Clone)]
-pub struct Natted {
-    /// The machine: 192.168.1.10 on `eth0`.
-    pub machine: Namespace,
-    /// Its router: `wan0` outside, `lan0` inside.
-    pub router: Namespace,
-}
-
 /// An internet of one switch.
 #[derive(Debug)]
 pub struct Wan {
@@ -181,6 +182,7 @@ impl Wan {
         let switch = Namespace::new(format!("{tag}-switch"));
         switch.ip(&["link", "add", "br0", "type", "bridge"]);
         switch.ip(&["link", "set", "br0", "up"]);
+        rules::prepare(&switch);
         Some(Wan { tag, switch, ports: AtomicU32::new(0) })
     }
 
@@ -189,42 +191,47 @@ impl Wan {
         Ipv4Addr::new(203, 0, 113, octet)
     }
 
+    /// The public IPv6 address of number `octet`.
+    pub fn address6(octet: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(octet))
+    }
+
     /// A public machine at 203.0.113.`octet` on `eth0`.
     pub fn host(&self, name: &str, octet: u8) -> Namespace {
-        let host = Namespace::new(format!("{}-{name}", self.tag));
+        let host = self.namespace(name);
         self.plug(&host, "eth0", octet);
         host
     }
 
-    /// A machine behind a NAT at 203.0.113.`octet` that lets nothing in unasked.
-    pub fn natted(&self, name: &str, octet: u8) -> Natted {
-        let router = Namespace::new(format!("{}-{name}-nat", self.tag));
-        let machine = Namespace::new(format!("{}-{name}", self.tag));
-        self.plug(&router, "wan0", octet);
-        veth(&machine, "eth0", &router, "lan0");
-        machine.ip(&["addr", "add", "192.168.1.10/24", "dev", "eth0"]);
-        router.ip(&["addr", "add", "192.168.1.1/24", "dev", "lan0"]);
-        machine.ip(&["route", "add", "default", "via", "192.168.1.1"]);
-        let forwarding = "echo 1 > /proc/sys/net/ipv4/ip_forward";
-        run(router.command("sh").args(["-c", forwarding]), LIMIT).ok();
-        router.nft(
-            "table ip nat {
-               chain out { type nat hook postrouting priority srcnat; oifname \"wan0\" masquerade; }
-               chain through { type filter hook forward priority filter; policy drop;
-                 iifname \"lan0\" accept; ct state established,related accept; }
-               chain in { type filter hook input priority filter;
-                 iifname \"wan0\" ct state new drop; }
-             }",
-        );
-        Natted { machine, router }
+    /// A public machine at 203.0.113.`octet` and 2001:db8::`octet` on `eth0`.
+    pub fn dual_host(&self, name: &str, octet: u8) -> Namespace {
+        let host = self.host(name, octet);
+        self.plug6(&host, "eth0", octet);
+        host
     }
 
-    fn plug(&self, namespace: &Namespace, interface: &str, octet: u8) {
+    /// A new namespace of this laboratory.
+    fn namespace(&self, name: &str) -> Namespace {
+        Namespace::new(format!("{}-{name}", self.tag))
+    }
+
+    /// Connects an interface with the switch.
+    fn wire(&self, namespace: &Namespace, interface: &str) {
         let port = format!("p{}", self.ports.fetch_add(1, Ordering::Relaxed));
         veth(namespace, interface, &self.switch, &port);
         self.switch.ip(&["link", "set", &port, "master", "br0"]);
+    }
+
+    fn plug(&self, namespace: &Namespace, interface: &str, octet: u8) {
+        self.wire(namespace, interface);
         let address = format!("{}/24", Self::address(octet));
         namespace.ip(&["addr", "add", &address, "dev", interface]);
+    }
+
+    /// Gives an interface that is connected its address of the other family.
+    fn plug6(&self, namespace: &Namespace, interface: &str, octet: u8) {
+        let address = format!("{}/64", Self::address6(octet));
+        namespace.ip(&["addr", "add", &address, "dev", interface, "nodad"]);
     }
 }
 
@@ -276,78 +283,4 @@ fn remove_owned_by(mut is_owner: impl FnMut(u32) -> bool) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{SocketAddr, UdpSocket};
-
-    use super::*;
-
-    /// A socket in `namespace` that gives up after a moment.
-    fn socket(namespace: &Namespace, address: &str) -> UdpSocket {
-        let socket = namespace.enter(|| UdpSocket::bind(address)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        socket
-    }
-
-    fn hear(socket: &UdpSocket) -> Option<SocketAddr> {
-        socket.recv_from(&mut [0; 64]).ok().map(|(_, from)| from)
-    }
-
-    #[test]
-    fn a_nat_masquerades_and_lets_nothing_in_unasked() {
-        let Some(wan) = Wan::new("the NAT of the laboratory") else { return };
-        let host = wan.host("host", 11);
-        let (a, b) = (wan.natted("a", 101), wan.natted("b", 102));
-        let server = socket(&host, "203.0.113.11:4433");
-        let client = socket(&a.machine, "192.168.1.10:5000");
-        client.send_to(b"out", "203.0.113.11:4433").unwrap();
-        let seen = hear(&server).expect("what goes out arrives");
-        assert_eq!(seen.ip().to_string(), "203.0.113.101");
-        server.send_to(b"back", seen).unwrap();
-        assert!(hear(&client).is_some(), "the answer comes back");
-
-        let stranger = socket(&b.machine, "0.0.0.0:0");
-        stranger.send_to(b"unasked", seen).unwrap();
-        assert_eq!(hear(&client), None, "a stranger gets in");
-
-        a.router.drop_incoming("wan0", "udp sport 4433");
-        server.send_to(b"lost", seen).unwrap();
-        assert_eq!(hear(&client), None, "one direction is cut");
-        client.send_to(b"out", "203.0.113.11:4433").unwrap();
-        assert!(hear(&server).is_some(), "the other is not");
-        a.router.heal();
-        server.send_to(b"back", seen).unwrap();
-        assert!(hear(&client).is_some(), "healed");
-
-        a.router.change_address("wan0", "203.0.113.103/24", None);
-        client.send_to(b"moved", "203.0.113.11:4433").unwrap();
-        let moved = hear(&server).map(|from| from.ip().to_string());
-        assert_ne!(moved.as_deref(), Some("203.0.113.101"), "the address is another");
-    }
-
-    #[test]
-    fn namespaces_are_gone_after_a_panic() {
-        let Some(wan) = Wan::new("the clean-up of the laboratory") else { return };
-        let name = wan.switch.name().to_owned();
-        let joined = std::thread::spawn(move || {
-            let _kept = wan;
-            std::panic::resume_unwind(Box::new(()));
-        })
-        .join();
-        assert!(joined.is_err());
-        let list = run(Command::new("ip").args(["netns", "list"]), LIMIT).text();
-        assert!(!list.contains(&name), "{list}");
-    }
-
-    #[test]
-    fn what_a_dead_process_left_is_swept() {
-        if !sys::is_root() || !have("ip", "the sweep of namespaces") {
-            return;
-        }
-        // No process has this id: it is above the kernel's limit of 2^22.
-        let name = format!("{PREFIX}4194999x0-left");
-        ip(&["netns", "add", &name]);
-        sweep();
-        let list = run(Command::new("ip").args(["netns", "list"]), LIMIT).text();
-        assert!(!list.contains(&name), "{list}");
-    }
-}
+mod tests;

@@ -50,7 +50,7 @@ pub fn command_in(namespace: Option<&Namespace>, program: impl AsRef<std::ffi::O
 }
 
 /// Runs `action` in a namespace or here.
-fn inside<T: Send>(namespace: Option<&Namespace>, action: impl FnOnce() -> T + Send) -> T {
+pub fn inside<T: Send>(namespace: Option<&Namespace>, action: impl FnOnce() -> T + Send) -> T {
     match namespace {
         Some(namespace) => namespace.enter(action),
         None => action(),

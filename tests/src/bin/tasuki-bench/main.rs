@@ -9,12 +9,14 @@ mod call;
 mod caller;
 mod connect;
 mod echo;
+mod failover;
 mod flood;
 mod gossip;
 mod helper;
 mod herd;
 mod idle;
 mod mixed;
+mod nat;
 mod ours;
 mod peers;
 mod procs;
@@ -25,7 +27,7 @@ mod site;
 mod storm;
 mod table;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 /// Measures Tasuki.
@@ -70,6 +72,10 @@ enum Verb {
     Storm(storm::Flags),
     /// All of it at once for minutes: stable figures, no failures, no growth.
     Mixed(mixed::Flags),
+    /// The relay that carries a bulk transfer dies or hangs, again and again: stalls, nothing lost (P12).
+    Failover(failover::Flags),
+    /// Which path a call takes between NATs of each kind, and how soon it is direct.
+    Nat(nat::Flags),
     /// Calls, for `call`.
     #[command(hide = true)]
     Caller(caller::Flags),
@@ -82,8 +88,10 @@ enum Verb {
     Table(table::Flags),
 }
 
-const NAMES: [&str; 9] =
-    ["bulk", "echo", "connect", "call", "idle", "storm", "mixed", "gossip", "table"];
+const NAMES: [&str; 11] = [
+    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "nat", "gossip",
+    "table",
+];
 
 fn main() -> Result<()> {
     let Cli { verb, options } = Cli::parse();
@@ -99,6 +107,8 @@ fn main() -> Result<()> {
         Verb::Idle(flags) => procs::guarded(move || idle::run(&options, &flags))?,
         Verb::Mixed(flags) => procs::guarded(move || mixed::run(&options, &flags))?,
         Verb::Storm(flags) => procs::guarded(move || storm::run(&options, &flags))?,
+        Verb::Failover(flags) => procs::guarded(move || failover::run(&options, &flags))?,
+        Verb::Nat(flags) => procs::guarded(move || nat::run(&options, &flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
         Verb::Table(flags) => table::run(&options, &flags)?,
         Verb::Bulk(flags) => procs::guarded(move || bulk::run(&options, &flags))?,
@@ -106,5 +116,8 @@ fn main() -> Result<()> {
         Verb::Connect(flags) => procs::guarded(move || connect::run(&options, &flags))?,
     };
     report.print(json);
-    Ok(())
+    match report.failure() {
+        Some(why) => bail!("{why}"),
+        None => Ok(()),
+    }
 }

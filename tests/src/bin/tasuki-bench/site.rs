@@ -11,7 +11,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tasuki_tests::lab::netns::{Namespace, Wan};
 use tasuki_tests::lab::process::{Process, run};
-use tasuki_tests::lab::programs::{UdpEcho, command_in, free_address, free_port, wait_until_bound};
+use tasuki_tests::lab::programs::{
+    UdpEcho, command_in, free_address, free_port, inside, wait_until_bound,
+};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -81,13 +83,6 @@ impl Site {
     /// Runs `action` on the caller's machine.
     pub(crate) fn at_caller<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
         inside(self.caller.as_ref(), action)
-    }
-}
-
-fn inside<T: Send>(namespace: Option<&Namespace>, action: impl FnOnce() -> T + Send) -> T {
-    match namespace {
-        Some(namespace) => namespace.enter(action),
-        None => action(),
     }
 }
 

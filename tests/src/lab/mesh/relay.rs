@@ -1,6 +1,6 @@
 //! One relay of a mesh.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -61,8 +61,15 @@ impl Relay {
             None => command.args(["init", "--mesh", "lab"]),
             Some(token) => command.args(["join", token]),
         };
-        command.args(["--name", &spec.name, "--listen", &listen.to_string()]);
+        let bind = match spec.other_family {
+            Some(_) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), listen.port()),
+            None => listen,
+        };
+        command.args(["--name", &spec.name, "--listen", &bind.to_string()]);
         command.args(["--advertise", &advertise.to_string(), "--status", &status.to_string()]);
+        if let Some(address) = spec.other_family {
+            command.args(["--advertise", &SocketAddr::new(address, listen.port()).to_string()]);
+        }
         run(command.args(&spec.init_flags), VERB).ok();
         let api = StatusApi { address: status, namespace };
         let (name, registrar) = (spec.name.clone(), token.is_none());

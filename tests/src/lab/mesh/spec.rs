@@ -1,7 +1,7 @@
 //! What a mesh is made of.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Mesh, QUICK_SILENCE};
 use crate::lab::forwarder::Impairment;
@@ -18,6 +18,7 @@ pub struct RelaySpec {
     pub(super) quick_silence: bool,
     pub(super) line: Option<Impairment>,
     pub(super) host: Option<(Namespace, IpAddr)>,
+    pub(super) other_family: Option<IpAddr>,
 }
 
 impl RelaySpec {
@@ -31,6 +32,7 @@ impl RelaySpec {
             quick_silence: false,
             line: None,
             host: None,
+            other_family: None,
         }
     }
 
@@ -68,6 +70,11 @@ impl RelaySpec {
     pub fn on(mut self, namespace: &Namespace, address: impl Into<IpAddr>) -> Self {
         self.host = Some((namespace.clone(), address.into()));
         self
+    }
+
+    /// In a namespace that has an address of each family, on the usual ports.
+    pub fn on_both(self, namespace: &Namespace, v4: Ipv4Addr, v6: Ipv6Addr) -> Self {
+        Self { other_family: Some(v6.into()), ..self.on(namespace, v4) }
     }
 }
 

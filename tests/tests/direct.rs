@@ -1,0 +1,322 @@
+//! Direct paths between terminals behind NATs of all kinds (D1, D2), and what becomes of a session while its path
+//! changes. `tasuki-bench nat` has every ordered pair.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests act")]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tasuki_tests::lab::netns::Wan;
+use tasuki_tests::lab::netns::nat::NatKind::{self, *};
+use tasuki_tests::lab::netns::nat::{Natted, Outcome};
+use tasuki_tests::lab::pairs::{Echo, Pairs, Went, public_relays};
+use tasuki_tests::lab::paths::{self, DIRECT_WITHIN};
+use tasuki_tests::lab::process::Process;
+use tasuki_tests::lab::programs::TcpService;
+use tasuki_tests::lab::transfer::{Receiver, Sender};
+use tasuki_tests::lab::wait::SOON;
+use tasuki_tests::lab::{Mesh, TerminalSpec};
+
+const SEED: u64 = 42;
+/// What a transfer carries at least in each state of the path: with four of them 1 GB, or 100 MB of a debug build.
+const PART: u64 = if cfg!(debug_assertions) { 25_000_000 } else { 250_000_000 };
+/// The longest that a transfer stands still when its path changes.
+const STALL: Duration = Duration::from_secs(1);
+/// How soon a path that has become possible again is found.
+const FOUND_AGAIN: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Pairs of which nobody can have a direct path without guessing ports.
+const RELAYED: [(NatKind, NatKind); 8] = [
+    (Symmetric, Symmetric),
+    (Symmetric, PortRestricted),
+    (PortRestricted, Symmetric),
+    (Masquerade, Symmetric),
+    (UdpBlocked, Public),
+    (Public, UdpBlocked),
+    (Ipv6Only, Public),
+    (BrokenIpv6, BrokenIpv4),
+];
+
+/// Pairs that can.
+const DIRECT: [(NatKind, NatKind); 14] = [
+    (Public, Public),
+    (Public, Symmetric),
+    (Symmetric, FullCone),
+    (Symmetric, AddressRestricted),
+    (AddressRestricted, Symmetric),
+    (PortRestricted, PortRestricted),
+    (PortRestricted, Public),
+    (CarrierGrade, PortRestricted),
+    (CarrierGrade, CarrierGrade),
+    (Masquerade, AddressRestricted),
+    (FullCone, Masquerade),
+    (Ipv6Only, Ipv6Only),
+    (BrokenIpv4, Ipv6Only),
+    (BrokenIpv6, PortRestricted),
+];
+
+/// One test at a time: they measure times on a machine of few cores.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The kinds that occur in `pairs`.
+fn kinds(pairs: &[(NatKind, NatKind)]) -> Vec<NatKind> {
+    let mut kinds: Vec<NatKind> = pairs.iter().flat_map(|&(a, b)| [a, b]).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+#[test]
+fn pairs_that_cannot_be_direct_stay_relayed_and_carry_data() {
+    let _alone = alone();
+    assert!(RELAYED.iter().all(|(a, b)| a.expected(*b) == Outcome::Relayed));
+    let Some(pairs) = Pairs::start("relayed pairs of NATs", &kinds(&RELAYED)) else { return };
+    // All at once: most of the time is waiting.
+    std::thread::scope(|scope| {
+        for (from, to) in RELAYED {
+            let pairs = &pairs;
+            scope.spawn(move || {
+                let went = pairs.call(from, to, DIRECT_WITHIN);
+                assert_eq!(went, Ok(Went::Relayed), "{from:?} calls {to:?}");
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs direct paths"]
+fn pairs_that_can_be_direct_are_so_soon() {
+    let _alone = alone();
+    assert!(DIRECT.iter().all(|(a, b)| a.expected(*b) == Outcome::Direct));
+    let Some(pairs) = Pairs::start("direct pairs of NATs", &kinds(&DIRECT)) else { return };
+    let mut others = Vec::new();
+    for (from, to) in DIRECT {
+        let went = pairs.call(from, to, DIRECT_WITHIN);
+        println!("{} calls {}: {went:?}", from.name(), to.name());
+        if !matches!(went, Ok(Went::Direct(_))) {
+            others.push((from, to, went));
+        }
+    }
+    assert!(others.is_empty(), "not direct: {others:?}");
+}
+
+#[test]
+#[ignore = "needs direct paths"]
+fn two_machines_of_one_lan_are_direct_without_their_gateway() {
+    let _alone = alone();
+    let Some(wan) = Wan::new("a direct path within a LAN") else { return };
+    // The gateway turns no packet round, and its NAT lets nobody else's in: only private addresses can do.
+    let [a, b] = wan.home(Symmetric, ["a", "b"], 101);
+    let echo = TcpService::echo(Some(&b.machine));
+    let (mesh, _hosts) = public_relays(&wan);
+    let mesh = mesh
+        .terminal(TerminalSpec::new("a").at(&["r1"]).on(&a.machine))
+        .terminal(
+            TerminalSpec::new("b")
+                .at(&["r2"])
+                .on(&b.machine)
+                .offers("echo", &format!("tcp://{}", echo.address())),
+        )
+        .start();
+    let (_forward, address) = mesh.terminal("a").forward("b/echo");
+    let mut echo = Echo::connect(Some(&a.machine), address).unwrap();
+    echo.round().unwrap();
+    let took = paths::wait_for(mesh.terminal("a"), "b", "direct", DIRECT_WITHIN).unwrap();
+    println!("direct in the LAN after {took:?}");
+    let ping = mesh.terminal("a").verb(&["ping", "b", "-c", "3", "--json"]).ok().json();
+    assert_eq!((&ping["path"], &ping["received"]), (&"direct".into(), &3.into()), "{ping}");
+    a.router.drop_outgoing("wan0", "");
+    echo.round().unwrap();
+}
+
+/// D1, from the other side: who says never is probed by nobody, although nothing stands in the way.
+#[test]
+fn one_terminal_that_says_never_is_enough() {
+    let _alone = alone();
+    let Some(wan) = Wan::new("terminals without direct paths") else { return };
+    let (a, b) = (wan.place(Public, "a", 101), wan.place(Public, "b", 102));
+    let echo = TcpService::echo(Some(&b.machine));
+    let (mesh, _hosts) = public_relays(&wan);
+    let mesh = mesh
+        .terminal(TerminalSpec::new("a").at(&["r1"]).on(&a.machine))
+        .terminal(
+            TerminalSpec::new("b")
+                .at(&["r2"])
+                .on(&b.machine)
+                .flags(&["--direct", "never"])
+                .offers("echo", &format!("tcp://{}", echo.address())),
+        )
+        .start();
+    // Whatever passes between the two from here on is counted.
+    let counter = wan.count_direct();
+    let (_forward, address) = mesh.terminal("a").forward("b/echo");
+    let mut echo = Echo::connect(Some(&a.machine), address).unwrap();
+    echo.round().unwrap();
+    let direct = paths::wait_for(mesh.terminal("a"), "b", "direct", DIRECT_WITHIN);
+    assert!(direct.is_err(), "direct after {direct:?}");
+    echo.round().unwrap();
+    assert_eq!(counter.udp_packets(), 0, "packets between the two");
+}
+
+/// Two terminals, and a transfer from `a` to `b` that runs until it is ended.
+struct Running {
+    a: Natted,
+    b: Natted,
+    mesh: Mesh,
+    receiver: Receiver,
+    sender: Sender,
+    _forward: Process,
+    wan: Wan,
+}
+
+impl Running {
+    /// `flags` are those of both agents; `prepare` changes the ways before anybody calls.
+    fn start(
+        what: &str,
+        kinds: [NatKind; 2],
+        flags: &[&str],
+        prepare: impl FnOnce(&Wan),
+    ) -> Option<Running> {
+        let wan = Wan::new(what)?;
+        prepare(&wan);
+        let (a, b) = (wan.place(kinds[0], "a", 101), wan.place(kinds[1], "b", 102));
+        let receiver = Receiver::start(Some(&b.machine), SEED);
+        let url = format!("tcp://{}", receiver.address());
+        let (mesh, _hosts) = public_relays(&wan);
+        let mesh = mesh
+            .terminal(TerminalSpec::new("a").at(&["r1"]).on(&a.machine).flags(flags))
+            .terminal(
+                TerminalSpec::new("b").at(&["r2"]).on(&b.machine).flags(flags).offers("bulk", &url),
+            )
+            .start();
+        let (_forward, address) = mesh.terminal("a").forward("b/bulk");
+        let sender = Sender::start(Some(&a.machine), address, SEED, u64::MAX).unwrap();
+        Some(Running { a, b, mesh, receiver, sender, _forward, wan })
+    }
+
+    /// Waits until the session takes this path and carries a part of the transfer over it.
+    fn carries(&self, path: &str, limit: Duration) {
+        let terminal = self.mesh.terminal("a");
+        let took = paths::wait_for(terminal, "b", path, limit).unwrap();
+        self.receiver.wait_for_more(PART, LIMIT).unwrap();
+        paths::wait_for(terminal, "b", path, Duration::ZERO).unwrap();
+        println!("{path} after {took:.1?}; {:?}", self.receiver.seen());
+    }
+
+    /// Begins to look at stalls: what was before does not count.
+    fn mark(&self) {
+        self.receiver.mark();
+    }
+
+    /// How long the transfer stood still at most since [`Running::mark`].
+    fn stall(&self) -> Duration {
+        self.receiver.seen().longest_gap
+    }
+
+    /// Ends the transfer: every byte has arrived and is right.
+    fn finish(self) {
+        let total = self.sender.finish(&self.receiver, LIMIT).unwrap();
+        println!("{total} bytes, each the right one");
+    }
+}
+
+#[test]
+#[ignore = "needs direct paths"]
+fn a_transfer_goes_on_while_its_path_is_relayed_direct_relayed_direct() {
+    let _alone = alone();
+    let kinds = [PortRestricted, AddressRestricted];
+    let what = "a transfer over paths that come and go";
+    let Some(running) = Running::start(what, kinds, &[], Wan::block_direct) else { return };
+    running.carries("relayed", SOON);
+    running.mark();
+    running.wan.allow();
+    running.carries("direct", FOUND_AGAIN);
+    running.wan.block_direct();
+    running.carries("relayed", DIRECT_WITHIN);
+    running.wan.allow();
+    running.carries("direct", FOUND_AGAIN);
+    let stall = running.stall();
+    assert!(stall <= STALL, "{stall:?}");
+    running.finish();
+}
+
+#[test]
+#[ignore = "needs direct paths"]
+fn one_dead_or_lossy_direction_sends_a_session_back_to_its_relays() {
+    let _alone = alone();
+    let kinds = [Public, Public];
+    let what = "a direct path of one direction";
+    let Some(running) = Running::start(what, kinds, &[], |_| ()) else { return };
+    let (a, b) = (running.a.public(), running.b.public());
+    for (from, to) in [(a, b), (b, a)] {
+        running.carries("direct", FOUND_AGAIN);
+        running.mark();
+        running.wan.block_one_way(from, to);
+        running.carries("relayed", DIRECT_WITHIN);
+        let stall = running.stall();
+        assert!(stall <= STALL, "{stall:?}");
+        running.wan.allow();
+    }
+    running.carries("direct", FOUND_AGAIN);
+    running.wan.lose(a, b, 40);
+    running.carries("relayed", SOON);
+    running.finish();
+}
+
+#[test]
+#[ignore = "needs direct paths"]
+fn a_direct_path_follows_a_mapping_that_is_rebound() {
+    let _alone = alone();
+    let kinds = [PortRestricted, Public];
+    let what = "rebinding under a direct path";
+    let Some(running) = Running::start(what, kinds, &[], |_| ()) else { return };
+    running.carries("direct", SOON);
+    for _ in 0..2 {
+        running.mark();
+        running.a.rebind();
+        running.receiver.wait_for_more(PART, LIMIT).unwrap();
+        let stall = running.stall();
+        assert!(stall <= STALL, "{stall:?}");
+        running.carries("direct", FOUND_AGAIN);
+    }
+    running.finish();
+}
+
+#[test]
+#[ignore = "needs direct paths"]
+fn a_terminal_roams_in_mid_transfer() {
+    let _alone = alone();
+    let kinds = [Public, PortRestricted];
+    let Some(running) = Running::start("roaming", kinds, &[], |_| ()) else { return };
+    running.carries("direct", SOON);
+    running.mark();
+    running.a.machine.change_address("eth0", "203.0.113.201/24", None);
+    running.receiver.wait_for_more(PART, LIMIT).unwrap();
+    let stall = running.stall();
+    assert!(stall <= STALL, "{stall:?}");
+    running.carries("direct", FOUND_AGAIN);
+    running.finish();
+}
+
+/// The same without direct paths: both NATs rebind, and one terminal gets another address.
+#[test]
+fn a_relayed_transfer_survives_rebinding_and_roaming() {
+    let _alone = alone();
+    let kinds = [Symmetric, Public];
+    let what = "a relayed transfer over changing addresses";
+    let Some(running) = Running::start(what, kinds, &["--direct", "never"], |_| ()) else {
+        return;
+    };
+    running.carries("relayed", SOON);
+    running.a.rebind();
+    running.carries("relayed", SOON);
+    running.b.machine.change_address("eth0", "203.0.113.201/24", None);
+    running.carries("relayed", SOON);
+    // What is blocked here is not on the way of anything.
+    running.wan.block_direct();
+    running.carries("relayed", SOON);
+    running.finish();
+}
