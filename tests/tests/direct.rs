@@ -87,7 +87,6 @@ fn pairs_that_cannot_be_direct_stay_relayed_and_carry_data() {
 }
 
 #[test]
-#[ignore = "needs direct paths"]
 fn pairs_that_can_be_direct_are_so_soon() {
     let _alone = alone();
     assert!(DIRECT.iter().all(|(a, b)| a.expected(*b) == Outcome::Direct));
@@ -104,7 +103,6 @@ fn pairs_that_can_be_direct_are_so_soon() {
 }
 
 #[test]
-#[ignore = "needs direct paths"]
 fn two_machines_of_one_lan_are_direct_without_their_gateway() {
     let _alone = alone();
     let Some(wan) = Wan::new("a direct path within a LAN") else { return };
@@ -224,7 +222,6 @@ impl Running {
 }
 
 #[test]
-#[ignore = "needs direct paths"]
 fn a_transfer_goes_on_while_its_path_is_relayed_direct_relayed_direct() {
     let _alone = alone();
     let kinds = [PortRestricted, AddressRestricted];
@@ -244,7 +241,6 @@ fn a_transfer_goes_on_while_its_path_is_relayed_direct_relayed_direct() {
 }
 
 #[test]
-#[ignore = "needs direct paths"]
 fn one_dead_or_lossy_direction_sends_a_session_back_to_its_relays() {
     let _alone = alone();
     let kinds = [Public, Public];
@@ -267,7 +263,6 @@ fn one_dead_or_lossy_direction_sends_a_session_back_to_its_relays() {
 }
 
 #[test]
-#[ignore = "needs direct paths"]
 fn a_direct_path_follows_a_mapping_that_is_rebound() {
     let _alone = alone();
     let kinds = [PortRestricted, Public];
@@ -286,7 +281,6 @@ fn a_direct_path_follows_a_mapping_that_is_rebound() {
 }
 
 #[test]
-#[ignore = "needs direct paths"]
 fn a_terminal_roams_in_mid_transfer() {
     let _alone = alone();
     let kinds = [Public, PortRestricted];
