@@ -19,8 +19,9 @@ use tasuki_proto::frame::{self, NeighbourKey};
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::Token;
 use tasuki_proto::mesh::ToPeer;
+use tasuki_proto::path::PathKey;
 use tasuki_proto::record::{Draft, Record};
-use tasuki_proto::session::{Answer, Begin, Closing, FlowTag};
+use tasuki_proto::session::{Answer, Begin, Closing, FlowTag, Word};
 use tasuki_proto::{MeshId, RelayName, ServiceName, SessionId, TerminalId, limits, rows};
 
 /// All targets.
@@ -51,7 +52,7 @@ families! {
     control: ToRelay ToTerminal;
     enrolment: ToRegistrar FromRegistrar;
     mesh: ToPeer;
-    session: Begin Closing Answer;
+    session: Begin Closing Answer Word;
 }
 
 /// Messages of the gossip stream, and the records in them.
@@ -124,6 +125,13 @@ pub fn frame(bytes: &[u8]) {
             let key = NeighbourKey::new(&[7; 32]);
             let valid = key.verify(label, &cookie, &proof);
             assert_eq!(valid, frame::echo(label, cookie, &key)[frame::HEAD + 16..] == proof);
+        }
+        // Whatever is taken for a probe is what its maker would have sealed.
+        for caller in [true, false] {
+            if let Some(probe) = PathKey::new(&[7; 32], !caller).open(bytes) {
+                let sealed = PathKey::new(&[7; 32], caller).seal(label, probe, bytes.len());
+                assert_eq!(sealed[frame::HEAD..][..16], bytes[frame::HEAD..][..16]);
+            }
         }
     }
 }

@@ -23,8 +23,8 @@ const LONG: Duration = Duration::from_secs(120);
 fn real_programs_cross_three_relays() {
     let work = Workload::start(None, 100 * MB);
     let mesh = MeshSpec::line(&["r1", "r2", "r3"])
-        .terminal(TerminalSpec::new("a").at(&["r1"]))
-        .terminal(work.exposed_by(TerminalSpec::new("b").at(&["r3"])))
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
+        .terminal(work.exposed_by(TerminalSpec::new("b").relayed().at(&["r3"])))
         .start();
     work.run(&mesh, "a", "b");
     // All went the whole way.
@@ -56,8 +56,8 @@ fn a_broken_send_is_resumed() {
         .relay(RelaySpec::new("r1").links(&["r2"]))
         .relay(RelaySpec::new("r2").links(&["r1", "r3"]))
         .relay(RelaySpec::new("r3").links(&["r2"]).behind(line))
-        .terminal(TerminalSpec::new("a").at(&["r1"]))
-        .terminal(TerminalSpec::new("b").at(&["r3"]).flags(&["--allow", "inbox=*"]))
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
+        .terminal(TerminalSpec::new("b").relayed().at(&["r3"]).flags(&["--allow", "inbox=*"]))
         .start();
     let file = mesh.path("big.bin");
     random_file(&file, SIZE, 11);
@@ -103,9 +103,10 @@ fn half_closes_cross_and_forwards_stay() {
     let (first, heard) = TcpService::talks_first(b"greeting");
     let url = |service: &TcpService| format!("tcp://{}", service.address());
     let mesh = MeshSpec::line(&["r1", "r2"])
-        .terminal(TerminalSpec::new("a").at(&["r1"]))
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
         .terminal(
             TerminalSpec::new("b")
+                .relayed()
                 .at(&["r2"])
                 .offers("digest", &url(&digest))
                 .offers("first", &url(&first)),
@@ -161,9 +162,10 @@ fn half_closes_cross_and_forwards_stay() {
 fn a_forward_takes_many_connections() {
     let echo = TcpService::echo(None);
     let mesh = MeshSpec::line(&["r1", "r2"])
-        .terminal(TerminalSpec::new("a").at(&["r1"]))
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
         .terminal(
             TerminalSpec::new("b")
+                .relayed()
                 .at(&["r2"])
                 .offers("echo", &format!("tcp://{}", echo.address()))
                 .offers("gone", "tcp://127.0.0.1:1"),

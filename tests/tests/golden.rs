@@ -26,14 +26,15 @@ use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
 use tasuki_proto::gossip::{self, GossipMessage};
 use tasuki_proto::identity::{KeyFingerprint, NodeName, Token, TokenFor, TokenId, TokenSecret};
 use tasuki_proto::mesh::{self, LinkStream, ToPeer};
+use tasuki_proto::path::{PathKey, Probe};
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AttachmentRole};
-use tasuki_proto::session::{self, Answer, Begin, Closing, FlowTag};
+use tasuki_proto::session::{self, Answer, Begin, Closing, FlowTag, Word};
 use tasuki_proto::version::Alpn;
 use tasuki_proto::view::{AttachmentView, TerminalFilter, TerminalState, TerminalView};
 use tasuki_proto::{
-    Incarnation, Label, LoginEpoch, MeshId, MeshName, Refusal, RefusalCode, RelayId, RelayName,
-    ServiceName, SessionId, TerminalId, limits,
+    Generation, Incarnation, Label, LoginEpoch, MeshId, MeshName, Refusal, RefusalCode, RelayId,
+    RelayName, ServiceName, SessionId, TerminalId, limits,
 };
 
 // ---- The files ------------------------------------------------------------------------------------------------
@@ -184,6 +185,11 @@ fn refused() -> control::CallRefused {
         refusal: Refusal::new(RefusalCode::ServiceNotExposed, "ssh"),
         winner: None,
     }
+}
+
+fn path_end() -> control::PathEnd {
+    let code = RefusalCode::RouteLost;
+    control::PathEnd { session: session(), generation: Generation(3), code }
 }
 
 fn end() -> control::End {
@@ -341,6 +347,14 @@ fn control_messages_to_the_relay() {
             after: Some(terminal("plant6")),
             limit: 100,
         }),
+        "to-relay-resume" => ToRelay::Resume(control::Resume {
+            session: session(), generation: Generation(3), target: terminal("plant7"),
+            service: service(), label: label(41), avoid: vec![relay("r1"), relay("r2")],
+        }),
+        "to-relay-accept-path" => ToRelay::AcceptPath(control::AcceptPath {
+            session: session(), generation: Generation(3), label: label(42),
+        }),
+        "to-relay-end-path" => ToRelay::EndPath(path_end()),
     });
 }
 
@@ -392,6 +406,15 @@ fn control_messages_to_the_terminal() {
         "to-terminal-revoked" => ToTerminal::Revoked(control::Revoked {
             keys: vec![KeyFingerprint([8; 32])],
         }),
+        "to-terminal-resuming" => ToTerminal::Resuming(control::Resuming {
+            session: session(), generation: Generation(3), caller: terminal("desk1"),
+            label: label(43), route: vec![relay("r1"), relay("r2")],
+        }),
+        "to-terminal-resumed" => ToTerminal::Resumed(control::Resumed {
+            session: session(), generation: Generation(3), label: label(44),
+            route: vec![relay("r1"), relay("r2")],
+        }),
+        "to-terminal-path-ended" => ToTerminal::PathEnded(path_end()),
     });
 }
 
@@ -414,6 +437,16 @@ fn mesh_messages() {
         }),
         "refuse" => ToPeer::Refuse(refused()),
         "end" => ToPeer::End(end()),
+        "resume" => ToPeer::Resume(mesh::RoutedResume {
+            session: session(), generation: Generation(3),
+            route: vec![RelayId(1), RelayId(2)], names: vec![relay("r1"), relay("r2")],
+            caller: terminal("desk1"), target: terminal("plant7"), service: service(),
+            label: label(45),
+        }),
+        "resumed" => ToPeer::Resumed(mesh::RoutedResumed {
+            session: session(), generation: Generation(3), label: label(46),
+        }),
+        "end-path" => ToPeer::EndPath(path_end()),
     });
 }
 
@@ -531,6 +564,23 @@ fn session_messages() {
         "answer-have" => Answer::Have(session::Have { hashes: vec![[6; 32], [7; 32]] }),
         "answer-stored" => Answer::Stored(session::Stored { path: "reports/may/a.txt".into() }),
     });
+    family!("session-word", Some("session"), Word {
+        "word-use" => Word::Use(session::Use { using: true }),
+        "word-addresses" => Word::Addresses(session::Addresses {
+            label: label(47), addresses: vec![v4(), v6()],
+        }),
+        "word-attachments" => Word::Attachments(session::Attachments {
+            relays: vec![relay("r1"), relay("r2")],
+        }),
+    });
+    let key = |caller| PathKey::new(&[7; 32], caller);
+    let probe = Probe { number: 0x0102_0304_0506_0708, epoch: 9, answer: false, in_use: true };
+    let probes: Vectors = vec![
+        ("probe", key(true).seal(label(48), probe, 0)),
+        ("probe-padded", key(false).seal(label(48), probe, 64)),
+        ("probe-answer", key(false).seal(label(48), Probe { answer: true, ..probe }, 0)),
+    ];
+    compare("probe", Some("frame"), &probes);
     let tag = |flow, to_opener| FlowTag { flow, to_opener };
     let datagrams: Vectors = vec![
         ("to-server", tag(1, false).datagram(b"payload").to_vec()),

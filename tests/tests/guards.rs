@@ -201,8 +201,8 @@ fn a_megabyte_costs_a_relay_few_system_calls() {
     let service = format!("tcp://{}", iperf.address());
     let mesh = MeshSpec::new()
         .relay(RelaySpec::new("r1"))
-        .terminal(TerminalSpec::new("a").at(&["r1"]))
-        .terminal(TerminalSpec::new("b").at(&["r1"]).offers("iperf", &service))
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
+        .terminal(TerminalSpec::new("b").relayed().at(&["r1"]).offers("iperf", &service))
         .start();
     let (_forward, address) = mesh.terminal("a").forward("b/iperf");
     // The session has found its packets' size, and its window.

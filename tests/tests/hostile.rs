@@ -83,9 +83,12 @@ fn strangers_cost_little_and_disturb_nobody() {
     let mut rng = StdRng::seed_from_u64(seed);
     let echo = TcpService::echo(None);
     let mesh = MeshSpec::line(&["r1"])
-        .terminal(TerminalSpec::new("a").at(&["r1"]))
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
         .terminal(
-            TerminalSpec::new("b").at(&["r1"]).offers("echo", &format!("tcp://{}", echo.address())),
+            TerminalSpec::new("b")
+                .relayed()
+                .at(&["r1"])
+                .offers("echo", &format!("tcp://{}", echo.address())),
         )
         .start();
     let relay = mesh.relay("r1");
@@ -264,8 +267,8 @@ fn settle(mut look: impl FnMut()) {
 fn unknown_messages_are_passed_over_and_oversized_ones_end_the_connection() {
     let mesh = MeshSpec::line(&["r1", "r2"])
         .each_relay(RelaySpec::quick_silence)
-        .terminal(TerminalSpec::new("a").at(&["r1"]))
-        .terminal(TerminalSpec::new("x").at(&["r1"]).stays_off())
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
+        .terminal(TerminalSpec::new("x").relayed().at(&["r1"]).stays_off())
         .start();
     let r1 = mesh.relay("r1");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -26,8 +26,8 @@ fn real_programs_cross_two_nats() {
         .relay(relay(1, &["r2"]))
         .relay(relay(2, &["r1", "r3"]))
         .relay(relay(3, &["r2"]))
-        .terminal(TerminalSpec::new("a").at(&["r1"]).on(&a.machine))
-        .terminal(work.exposed_by(TerminalSpec::new("b").at(&["r3"]).on(&b.machine)))
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]).on(&a.machine))
+        .terminal(work.exposed_by(TerminalSpec::new("b").relayed().at(&["r3"]).on(&b.machine)))
         .start();
     // The relay sees the NAT, not the machine.
     let row = mesh.relay("r2").row("b").unwrap();
@@ -48,9 +48,10 @@ fn addresses_change_and_lines_go_silent() {
     let mesh = MeshSpec::new()
         .relay(RelaySpec::new("r1").links(&["r2"]).on(&hosts[0], Wan::address(11)))
         .relay(RelaySpec::new("r2").links(&["r1"]).on(&hosts[1], Wan::address(12)))
-        .terminal(TerminalSpec::new("a").at(&["r1"]).on(&a.machine).quick_silence())
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]).on(&a.machine).quick_silence())
         .terminal(
             TerminalSpec::new("b")
+                .relayed()
                 .at(&["r2"])
                 .on(&b.machine)
                 .quick_silence()

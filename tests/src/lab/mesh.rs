@@ -21,7 +21,7 @@ use super::wait::{POLL, SOON, eventually};
 /// For a verb that answers at once.
 pub const VERB: Duration = Duration::from_secs(20);
 /// Flags with which an agent keeps its attachment alive every second and gives it up after three of silence.
-pub const QUICK_SILENCE: [&str; 4] = ["--keep-alive", "1", "--idle", "3"];
+pub const QUICK_SILENCE: [&str; 6] = ["--keep-alive", "1", "--idle", "3", "--resume", "3"];
 
 /// A running mesh. Dropping it ends every process; an ERROR line in a log that was not declared fails the test
 /// then, and a failing test gets the last lines of every log.

@@ -125,9 +125,15 @@ impl TerminalSpec {
         self
     }
 
-    /// Notices a silent relay, and is noticed when silent, within a few seconds ([`QUICK_SILENCE`]).
+    /// Notices a silent relay, and is noticed when silent, within a few seconds, and waits no longer for a lost path
+    /// ([`QUICK_SILENCE`]).
     pub fn quick_silence(self) -> Self {
         self.flags(&QUICK_SILENCE)
+    }
+
+    /// Takes no direct path.
+    pub fn relayed(self) -> Self {
+        self.flags(&["--direct", "never"])
     }
 
     /// In a namespace.
