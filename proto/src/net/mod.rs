@@ -2,12 +2,14 @@
 #![allow(clippy::disallowed_methods, reason = "this room acts: it owns sockets")]
 
 mod cid;
+mod hops;
 mod queue;
 mod quic;
 mod udp;
 
 pub(crate) use cid::initial;
 pub use cid::{CidClass, class_of};
+pub use hops::send_within;
 pub use queue::{Inbox, Packet, QueueSocket};
 pub use quic::{
     EndpointKeys, Periods, attachment_transport, client_config, endpoint_config, link_transport,

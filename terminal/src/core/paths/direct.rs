@@ -1,7 +1,9 @@
 //! Direct paths (D1, D2): which addresses of the peer are tried, how often, and what came of it.
 //!
 //! Both ends tell each other their addresses inside the end-to-end connection and send probes to the other's. A NAT
-//! that sees one leave lets the other's in. No address is tried more than [`ROUNDS`] times a go; a go that found
+//! that sees one leave lets the other's in. The first one is an *opener*: it leaves this side's NATs and dies before it
+//! gets to the other's, since some NATs (Linux masquerading among them) take a packet that comes unasked amiss: they give
+//! what leaves for its sender another port. No address is tried more than [`ROUNDS`] times a go; a go that found
 //! nothing is repeated after a while, and at once when either end's addresses change.
 
 use std::collections::BTreeMap;
@@ -15,8 +17,13 @@ use super::event::{Candidate, Output, PathId};
 use super::health::Path;
 use super::session::{Session, Terminal};
 
-/// Probes to one address in a go.
+/// Probes to one address in a go, behind the opener.
 pub(super) const ROUNDS: u32 = 3;
+/// An opener is discarded after so many hops: it passes the NATs of this side, two of them where the provider has one,
+/// and not those of the other.
+pub(super) const OPENER_HOPS: u8 = 4;
+/// From the opener to the first round, besides a round trip: the other side's opener shall be out by then.
+const OPENER_PAUSE: Duration = Duration::from_millis(100);
 /// From one round to the next.
 const ROUND_PACE: [Duration; 2] = [Duration::from_millis(150), Duration::from_millis(450)];
 /// What the answers to the last round may take.
@@ -29,11 +36,12 @@ const AGAIN: [Duration; 4] = [
     Duration::from_secs(900),
 ];
 
-/// From the probe of number `tries` to the next one, or to the end of the path.
-pub(super) fn pace(tries: u32) -> Duration {
+/// From the probe of number `tries` to the next one, or to the end of the path; `rtt` is that of the relayed path.
+pub(super) fn pace(tries: u32, rtt: Duration) -> Duration {
     match tries {
         0 => Duration::ZERO,
-        n if n < ROUNDS => ROUND_PACE[n as usize - 1],
+        1 => OPENER_PAUSE + rtt.min(Duration::from_secs(1)),
+        n if n <= ROUNDS => ROUND_PACE[n as usize - 2],
         _ => LAST_ANSWER,
     }
 }

@@ -164,6 +164,8 @@ pub enum Output {
         probe: Probe,
         /// The length of the frame, bytes.
         length: usize,
+        /// It is to be discarded after so many hops; `None`: to arrive.
+        hops: Option<u8>,
     },
     /// Packets longer than this are not sent, but as they were already; `None`: whatever QUIC finds.
     Ceiling {

@@ -142,10 +142,12 @@ impl Path {
         let Some(place) = self.waiting.iter().position(|sent| sent.number == number) else {
             return false;
         };
-        for _ in 0..place {
-            self.count(true);
+        if self.proven {
+            for _ in 0..place {
+                self.count(true);
+            }
+            self.count(false);
         }
-        self.count(false);
         let sent = self.waiting[place].at;
         self.waiting.drain(..=place);
         let sample = at.saturating_duration_since(sent);

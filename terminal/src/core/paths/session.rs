@@ -209,9 +209,11 @@ impl Session {
                 Some(id) => id,
                 // An address that the peer did not name: its NAT made it (RFC 8445, section 7.2.5.3.1).
                 None => {
-                    if let Some(path) = self.direct_path(address, now)
+                    if let Some(mut path) = self.direct_path(address, now)
                         && let Some(id) = self.direct.room(&self.paths)
                     {
+                        // Its own packet came in: nothing is to be opened.
+                        path.tries = 1;
                         self.install(id, path, t);
                     }
                     return;
@@ -362,7 +364,7 @@ impl Session {
             .paths
             .iter()
             .filter(|(id, path)| {
-                let unproven = !path.proven && path.tries >= self.unproven_tries(path);
+                let unproven = !path.proven && self.is_hopeless(path, now);
                 let quiet = path.suspect_since.is_some_and(|since| now >= since + GIVE_UP);
                 **id != self.current && (unproven || (quiet && others_work))
             })
@@ -381,8 +383,22 @@ impl Session {
         }
     }
 
-    fn unproven_tries(&self, path: &Path) -> u32 {
-        if path.is_direct() { super::direct::ROUNDS + 1 } else { UNPROVEN_TRIES }
+    /// Whether a path without any answer was tried often enough.
+    fn is_hopeless(&self, path: &Path, now: Instant) -> bool {
+        let pace = self.unproven_pace(path);
+        let most = if path.is_direct() { super::direct::ROUNDS + 1 } else { UNPROVEN_TRIES };
+        path.tries >= most && path.probe_at(pace) <= now
+    }
+
+    fn unproven_pace(&self, path: &Path) -> Duration {
+        if !path.is_direct() {
+            return UNPROVEN_PACE;
+        }
+        let relayed = self.paths.values().filter(|path| !path.is_direct());
+        super::direct::pace(
+            path.tries,
+            relayed.filter_map(|path| path.rtt).min().unwrap_or_default(),
+        )
     }
 
     /// The caller moves the data to a better path, without haste.
@@ -430,10 +446,7 @@ impl Session {
 
     fn pace(&self, id: PathId, path: &Path, hello: Duration, now: Instant) -> Duration {
         if !path.proven {
-            return match path.way {
-                Way::Relayed { .. } => UNPROVEN_PACE,
-                Way::Direct => super::direct::pace(path.tries),
-            };
+            return self.unproven_pace(path);
         }
         if let Some(since) = path.suspect_since {
             return if now >= since + BOTH { LOST_PACE } else { hello };
@@ -464,13 +477,16 @@ impl Session {
             let Some(path) = self.paths.get_mut(&id) else { continue };
             let session = self.id;
             if path.probe_at(pace) <= now {
+                let opens = path.is_direct() && path.tries == 0;
                 path.sent(plain, now);
                 let (probe, length) = (plain_probe, PROBE_FRAME);
-                t.out.push_back(Output::Probe { session, path: id, probe, length });
+                let hops = opens.then_some(super::direct::OPENER_HOPS);
+                t.out.push_back(Output::Probe { session, path: id, probe, length, hops });
             }
             if let Some(length) = path.length_to_try(&lengths, now) {
                 path.sent_padded(padded, length, now);
-                t.out.push_back(Output::Probe { session, path: id, probe: padded_probe, length });
+                let (probe, hops) = (padded_probe, None);
+                t.out.push_back(Output::Probe { session, path: id, probe, length, hops });
             }
         }
     }

@@ -179,9 +179,11 @@ impl World {
                 end.moves += 1;
             }
             Output::Duplicate { path, .. } => self.ends[end].also = path,
-            Output::Probe { path, probe, length, .. } => {
+            Output::Probe { path, probe, length, hops, .. } => {
                 self.probes += 1;
-                self.send(end, path, probe, length);
+                if hops.is_none() {
+                    self.send(end, path, probe, length);
+                }
             }
             Output::Tell(_, Word::Addresses(addresses)) => {
                 self.message(other, Input::PeerAddresses(id(), addresses));

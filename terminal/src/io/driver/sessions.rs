@@ -375,8 +375,8 @@ impl Sessions {
                 }
             }
             Output::Duplicate { path, .. } => socket.duplicate(address, path),
-            Output::Probe { path, probe, length, .. } => {
-                socket.probe(address, path, probe, length);
+            Output::Probe { path, probe, length, hops, .. } => {
+                socket.probe(address, path, probe, (length, hops));
             }
             Output::Ceiling { bytes, .. } => {
                 // QUIC may have found more since the paths were told.

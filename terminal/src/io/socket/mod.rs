@@ -26,7 +26,7 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use rustc_hash::FxBuildHasher;
 use tasuki_proto::Label;
 use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
-use tasuki_proto::net::{AsyncUdp, Inbox, Packet, UdpIo, canonical};
+use tasuki_proto::net::{AsyncUdp, Inbox, Packet, UdpIo, canonical, send_within};
 use tasuki_proto::path::{PROBE_FRAME, PathKey, Probe};
 use tokio::sync::mpsc;
 
@@ -177,17 +177,25 @@ impl Socket {
         self.table.watch(session);
     }
 
-    /// Sends a probe as a frame of `length` bytes.
-    pub fn probe(&self, session: SocketAddr, id: PathId, probe: Probe, length: usize) {
+    /// Sends a probe as a frame of `length` bytes, to be discarded after so many hops where they are given.
+    pub fn probe(
+        &self,
+        session: SocketAddr,
+        id: PathId,
+        probe: Probe,
+        (length, hops): (usize, Option<u8>),
+    ) {
         let sealed = self.table.with(session, |leaving| {
             let key = leaving.key.as_ref()?;
             let (_, path) = leaving.paths.iter().find(|(known, _)| *known == id)?;
             Some((path.to, key.seal(path.label_out, probe, length)))
         });
-        if let Some((to, frame)) = sealed.flatten() {
-            // A full buffer or a line that takes no such length loses it: that is what it finds out.
-            let _ = self.udp.io().send(to, None, None, &frame, None);
-        }
+        // A full buffer or a line that takes no such length loses it: that is what it finds out.
+        let _ = match (sealed.flatten(), hops) {
+            (None, _) => return,
+            (Some((to, frame)), None) => self.udp.io().send(to, None, None, &frame, None),
+            (Some((to, frame)), Some(hops)) => send_within(self.udp.io(), to, &frame, hops),
+        };
     }
 
     /// How many sessions have a path.
