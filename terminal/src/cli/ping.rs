@@ -33,10 +33,11 @@ pub(crate) fn run(
         broken = match news.rtt_us {
             Some(rtt_us) => writeln!(
                 out,
-                "{}: {} in {:.3} ms",
+                "{}: {} in {:.3} ms, {}",
                 args.target,
                 news.sequence,
-                rtt_us as f64 / 1000.0
+                rtt_us as f64 / 1000.0,
+                news.path
             ),
             None => writeln!(out, "{}: {} lost", args.target, news.sequence),
         };

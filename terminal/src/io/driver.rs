@@ -568,7 +568,7 @@ impl Driver {
                 let _ = reply.send(self.status());
             }
             AgentRequest::Sessions(reply) => {
-                let mut views = self.sessions.views(&self.calls);
+                let mut views = self.sessions.views(&self.calls, &self.paths);
                 views.extend(self.ended.iter().cloned());
                 views.sort_by(|a, b| a.id.cmp(&b.id));
                 let _ = reply.send(views);

@@ -502,9 +502,19 @@ impl Sessions {
         }
     }
 
-    pub(super) fn views(&self, calls: &Calls) -> Vec<SessionView> {
-        let mut views: Vec<SessionView> =
-            self.entries.values().map(|entry| entry.view(&self.me, "active")).collect();
+    pub(super) fn views(&self, calls: &Calls, paths: &Paths) -> Vec<SessionView> {
+        let show = |(id, entry): (&SessionId, &Entry)| {
+            let mut view = entry.view(&self.me, "active");
+            if let Some(info) = paths.info(*id) {
+                view.path = if info.direct { "direct" } else { "relayed" };
+                view.route = info.relays;
+                if !entry.opened.outgoing {
+                    view.route.reverse();
+                }
+            }
+            view
+        };
+        let mut views: Vec<SessionView> = self.entries.iter().map(show).collect();
         let calling = calls.sessions().filter(|info| info.state == SessionState::Calling);
         views.extend(calling.map(|info| SessionView {
             id: info.session.to_string(),

@@ -148,6 +148,8 @@ pub struct PingNews {
     pub sequence: u32,
     /// Its round trip in µs; `None` when it got lost.
     pub rtt_us: Option<u64>,
+    /// The path of the session then: `relayed` or `direct`.
+    pub path: String,
 }
 
 /// The result of `ping`.

@@ -34,7 +34,7 @@ use crate::io::services::pipe::{self, Broken, CHUNKS};
 /// The group whose members may use the system's daemon.
 const GROUP: &str = "tasuki";
 /// The pause between two pings.
-const PING_PAUSE: Duration = Duration::from_millis(100);
+const PING_PAUSE: Duration = Duration::from_millis(500);
 /// Pings of one request.
 const PINGS: u32 = 100_000;
 
@@ -277,19 +277,25 @@ impl Daemon {
                 Err(_) => break,
             };
             let rtt_us = trip.map(|trip| trip.as_micros() as u64);
-            out.event(&PingNews { sequence: sent, rtt_us }).await?;
+            let path = self.path_of(&session).await;
+            out.event(&PingNews { sequence: sent, rtt_us, path }).await?;
             match rtt_us {
                 Some(rtt_us) => trips.push(rtt_us),
                 None => pinger = Pinger::open(&session.connection).await?,
             }
         }
-        let id = session.id.to_string();
-        let paths = self.agent.paths().await.unwrap_or_default();
-        let path = paths.iter().find(|row| row.session == id).map_or("relayed", |row| row.path);
+        let path = self.path_of(&session).await;
         let received = trips.len() as u32;
         let rtt_us = RoundTrips::of(trips);
-        self.result(out, &PingResult { target, sent, received, rtt_us, path: path.to_owned() })
-            .await
+        self.result(out, &PingResult { target, sent, received, rtt_us, path }).await
+    }
+
+    /// `relayed` or `direct`.
+    async fn path_of(&self, session: &Session) -> String {
+        let id = session.id.to_string();
+        let paths = self.agent.paths().await.unwrap_or_default();
+        let row = paths.iter().find(|row| row.session == id);
+        row.map_or("relayed", |row| row.path).to_owned()
     }
 
     /// Keeps a session for a verb's own streams until the verb hangs up or the session ends.
