@@ -506,7 +506,7 @@ impl Driver {
                 self.paths.handle(paths_core::Input::Resuming { attach, resuming }, now);
             }
             ToTerminal::Resumed(resumed) => {
-                self.paths.handle(paths_core::Input::Resumed(resumed), now);
+                self.paths.handle(paths_core::Input::Resumed { attach, resumed }, now);
             }
             ToTerminal::PathEnded(end) => self.path_ended(end, now),
             ToTerminal::Ended(end) => self.calls.handle(calls::Input::Ended(end), now),

@@ -62,28 +62,28 @@ impl Ask {
 }
 
 impl Session {
-    /// Takes in the answer to what was asked.
+    /// Takes in the answer to what was asked; one that comes too late is given back.
     pub(super) fn resumed(
         &mut self,
+        attach: AttachId,
         resumed: control::Resumed,
         now: Instant,
         t: &mut Terminal<'_>,
     ) {
-        let id = PathId::Relayed(resumed.generation);
-        let asked = self.ask.pending.take_if(|p| p.generation == resumed.generation);
-        let end =
-            |code| control::PathEnd { session: self.id, generation: resumed.generation, code };
-        let Some(asked) = asked else { return };
-        let Some(standing) = t.standing.iter().find(|one| one.attach == asked.attach) else {
-            let end = end(RefusalCode::RouteLost);
-            return t.out.push_back(Output::Say(asked.attach, ToRelay::EndPath(end)));
+        let generation = resumed.generation;
+        let asked = self.ask.pending.take_if(|p| p.generation == generation && p.attach == attach);
+        let standing = t.standing.iter().find(|one| one.attach == attach);
+        let (Some(asked), Some(standing)) = (asked, standing) else {
+            let (session, code) = (self.id, RefusalCode::Moved);
+            let end = control::PathEnd { session, generation, code };
+            return t.out.push_back(Output::Say(attach, ToRelay::EndPath(end)));
         };
         let mut route = resumed.route;
         route.truncate(limits::ROUTE_RELAYS);
-        let way = Way::Relayed { attach: asked.attach, route };
+        let way = Way::Relayed { attach, route };
         let path = Path::new(way, standing.address, (asked.label, resumed.label), now);
         self.make_room(t);
-        self.install(id, path, t);
+        self.install(PathId::Relayed(generation), path, t);
     }
 
     /// A relay refused what was asked, or ended a path.

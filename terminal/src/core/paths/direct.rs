@@ -46,6 +46,9 @@ pub(super) fn pace(tries: u32, rtt: Duration) -> Duration {
     }
 }
 
+/// From one go to the next at least, whatever the peer says.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+
 /// What is known of a session's direct paths.
 #[derive(Debug, Default)]
 pub(super) struct Direct {
@@ -56,6 +59,7 @@ pub(super) struct Direct {
     next_id: u32,
     goes: usize,
     again: Option<Instant>,
+    last_go: Option<Instant>,
     tried: usize,
 }
 
@@ -137,6 +141,13 @@ impl Session {
         if t.candidates.is_empty() || self.direct.label.is_none() {
             return;
         }
+        if let Some(at) = self.direct.last_go.map(|at| at + LEAST_PAUSE)
+            && at > now
+        {
+            self.direct.again = Some(at);
+            return;
+        }
+        self.direct.last_go = Some(now);
         let unproven: Vec<PathId> = self
             .paths
             .iter()

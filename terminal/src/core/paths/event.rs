@@ -84,7 +84,12 @@ pub enum Input {
         resuming: control::Resuming,
     },
     /// A path that was asked for is there.
-    Resumed(control::Resumed),
+    Resumed {
+        /// By this attachment.
+        attach: AttachId,
+        /// What it said.
+        resumed: control::Resumed,
+    },
     /// A path is refused, or was lost.
     PathEnded(control::PathEnd),
     /// A probe of the peer arrived; it was answered.

@@ -37,10 +37,12 @@ use rand::rngs::SmallRng;
 use tasuki_proto::control::{self, ToRelay};
 use tasuki_proto::frame::HEAD;
 use tasuki_proto::session::{Attachments, Word};
-use tasuki_proto::{RefusalCode, RelayName, SessionId, limits};
+use tasuki_proto::{Generation, RefusalCode, RelayName, SessionId, limits};
 
 pub use event::{Candidate, Heard, Input, Output, PathId, PathInfo, Standing};
 use session::{Session, Terminal};
+
+use crate::core::login::AttachId;
 
 /// From one probe of the path in use to the next, while the session moves data.
 pub const HELLO: Duration = Duration::from_millis(50);
@@ -138,20 +140,20 @@ impl Paths {
                 }
             }
             Input::Resuming { attach, resuming } => {
-                let id = resuming.session;
+                let (id, generation) = (resuming.session, resuming.generation);
                 if self.session_by_id.contains_key(&id) {
                     self.with(id, now, |s, t| s.take_path(attach, resuming, now, t));
                 } else {
-                    let end = control::PathEnd {
-                        session: id,
-                        generation: resuming.generation,
-                        code: RefusalCode::UnknownSession,
-                    };
-                    self.outputs.push_back(Output::Say(attach, ToRelay::EndPath(end)));
+                    self.disown(attach, id, generation);
                 }
             }
-            Input::Resumed(resumed) => {
-                self.with(resumed.session, now, |s, t| s.resumed(resumed, now, t));
+            Input::Resumed { attach, resumed } => {
+                let (id, generation) = (resumed.session, resumed.generation);
+                if self.session_by_id.contains_key(&id) {
+                    self.with(id, now, |s, t| s.resumed(attach, resumed, now, t));
+                } else {
+                    self.disown(attach, id, generation);
+                }
             }
             Input::PathEnded(end) => {
                 self.with(end.session, now, |s, t| s.path_ended(&end, now, t));
@@ -224,6 +226,13 @@ impl Paths {
                 self.due.insert((due, id));
             }
         }
+    }
+
+    /// A path came for a session that is over here: nobody keeps it.
+    fn disown(&mut self, attach: AttachId, session: SessionId, generation: Generation) {
+        let code = RefusalCode::UnknownSession;
+        let end = control::PathEnd { session, generation, code };
+        self.outputs.push_back(Output::Say(attach, ToRelay::EndPath(end)));
     }
 
     fn all(&self) -> Vec<SessionId> {

@@ -143,7 +143,6 @@ impl Session {
 
     /// Begins with what [`SETTLE`] held back.
     fn begin(&mut self, now: Instant, t: &mut Terminal<'_>) {
-        self.set_busy(now);
         t.out.push_back(Output::Watch(self.id));
         let stays = t.standing.iter().filter(|one| !one.leaving);
         let relays = stays.map(|one| one.relay.clone()).collect();

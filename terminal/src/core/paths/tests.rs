@@ -237,7 +237,11 @@ impl World {
                     label: accept.label,
                     route,
                 };
-                self.message(CALLER, Input::Resumed(resumed));
+                let name = self.routes[&accept.generation.0][0];
+                let attach = self.ends[CALLER].attached.iter().find(|(_, n)| *n == name);
+                if let Some((attach, _)) = attach.copied() {
+                    self.message(CALLER, Input::Resumed { attach, resumed });
+                }
             }
             ToRelay::EndPath(path) => self.message(1 - end, Input::PathEnded(path)),
             other => panic!("{other:?}"),

@@ -46,7 +46,8 @@ impl Driver {
         match output {
             Output::Say(attach, message) => self.say(attach, message),
             Output::Failed { session, code } => self.fail(session, code),
-            Output::Watch(session) => {
+            // When it comes to a choice between paths, what each carries is held against what is sent then.
+            Output::Watch(session) | Output::Install { session, .. } => {
                 if let Some(mtu) = self.sessions.mtu(session) {
                     self.paths.handle(Input::Mtu { session, mtu }, Instant::now());
                 }
