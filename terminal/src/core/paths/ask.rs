@@ -1,6 +1,7 @@
 //! How the caller of a session gets relayed paths for it (architecture 5): a second one over other relays, and another
 //! in the place of one that was lost. The callee takes what is offered.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -20,11 +21,35 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The longest while no path works.
 const BACKOFF_LOST: Duration = Duration::from_secs(1);
 
+/// How long the callee's word on its attachments is waited for.
+const WORD: Duration = Duration::from_secs(1);
+/// How long a relay counts as doubtful after a path over it went quiet or a question over it was not answered.
+const SHUNNED: Duration = Duration::from_secs(15);
+/// Questions for the same ends, until something is learnt.
+const ASKED_MOST: u8 = 3;
+
+/// The ends of a relayed path: an attachment here, and a relay of the callee's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Ends {
+    attach: AttachId,
+    here: RelayName,
+    there: RelayName,
+}
+
+impl Ends {
+    /// How many relays two paths have in common, as far as their ends tell.
+    fn shared(&self, other: &Ends) -> u32 {
+        let theirs = [&other.here, &other.there];
+        let twice = self.here == self.there;
+        u32::from(theirs.contains(&&self.here)) + u32::from(!twice && theirs.contains(&&self.there))
+    }
+}
+
 /// A path that was asked for.
 #[derive(Debug, Clone)]
 struct Pending {
     generation: Generation,
-    attach: AttachId,
+    ends: Ends,
     label: Label,
     deadline: Instant,
 }
@@ -37,8 +62,10 @@ pub(super) struct Ask {
     pending: Option<Pending>,
     failures: u32,
     not_before: Option<Instant>,
-    /// Two paths that share an end were tried to be parted, and nothing was learnt since.
-    parted: bool,
+    /// How often paths with these ends were asked for.
+    asked: BTreeMap<Ends, u8>,
+    /// Relays that are doubtful, and until when.
+    shunned: BTreeMap<RelayName, Instant>,
 }
 
 impl Ask {
@@ -48,9 +75,20 @@ impl Ask {
 
     /// Attachments changed, here or there: what could not be had may be had.
     pub(super) fn anew(&mut self) {
-        self.parted = false;
+        self.asked.clear();
         self.failures = 0;
         self.not_before = None;
+    }
+
+    /// The callee is about to say where it is attached; one of an older kind does not.
+    pub(super) fn wait_for_word(&mut self, now: Instant) {
+        self.not_before = Some(now + WORD);
+    }
+
+    /// These relays are doubtful for a while.
+    pub(super) fn shun<'a>(&mut self, relays: impl Iterator<Item = &'a RelayName>, now: Instant) {
+        self.shunned.retain(|_, until| *until > now);
+        self.shunned.extend(relays.take(limits::ROUTE_RELAYS).map(|r| (r.clone(), now + SHUNNED)));
     }
 
     /// A path was refused, or never worked.
@@ -71,7 +109,8 @@ impl Session {
         t: &mut Terminal<'_>,
     ) {
         let generation = resumed.generation;
-        let asked = self.ask.pending.take_if(|p| p.generation == generation && p.attach == attach);
+        let fits = |p: &mut Pending| p.generation == generation && p.ends.attach == attach;
+        let asked = self.ask.pending.take_if(fits);
         let standing = t.standing.iter().find(|one| one.attach == attach);
         let (Some(asked), Some(standing)) = (asked, standing) else {
             let (session, code) = (self.id, RefusalCode::Moved);
@@ -138,7 +177,8 @@ impl Session {
         if let Some(pending) = self.ask.pending.take_if(|p| p.deadline <= now) {
             let (session, generation) = (self.id, pending.generation);
             let end = control::PathEnd { session, generation, code: RefusalCode::NoAnswer };
-            t.out.push_back(Output::Say(pending.attach, ToRelay::EndPath(end)));
+            t.out.push_back(Output::Say(pending.ends.attach, ToRelay::EndPath(end)));
+            self.shun([&pending.ends.here, &pending.ends.there], now);
             self.ask.failed(now, t.rng);
         }
         if let Some(at) = self.ask.not_before {
@@ -155,14 +195,16 @@ impl Session {
         if self.ask.pending.is_some() {
             return;
         }
-        let Some((attach, avoid)) = self.wanted(t.standing) else {
-            self.drop_surplus(t);
+        let best = self.best_ends(t.standing, now);
+        let Some((ends, avoid)) = self.wanted(&best, t.standing) else {
+            self.drop_surplus(&best, t);
             return;
         };
+        *self.ask.asked.entry(ends.clone()).or_default() += 1;
         self.ask.last = Generation(self.ask.last.0.saturating_add(1));
         let (label, generation) = (Self::label(t), self.ask.last);
-        let deadline = now + t.config.answer_time;
-        self.ask.pending = Some(Pending { generation, attach, label, deadline });
+        let (attach, deadline) = (ends.attach, now + t.config.answer_time);
+        self.ask.pending = Some(Pending { generation, ends, label, deadline });
         t.out.push_back(Output::Say(
             attach,
             ToRelay::Resume(control::Resume {
@@ -174,6 +216,21 @@ impl Session {
                 avoid,
             }),
         ));
+    }
+
+    /// Relays of a path or question that came to nothing are doubtful, but for those that a working path takes.
+    pub(super) fn shun<'a>(
+        &mut self,
+        relays: impl IntoIterator<Item = &'a RelayName>,
+        now: Instant,
+    ) {
+        let fine: Vec<RelayName> = self
+            .paths
+            .values()
+            .filter(|path| path.works())
+            .flat_map(|path| path.route().iter().cloned())
+            .collect();
+        self.ask.shun(relays.into_iter().filter(|relay| !fine.contains(relay)), now);
     }
 
     /// Relayed paths that will do: not suspect, and not over a relay that is being left.
@@ -188,64 +245,90 @@ impl Session {
             .map(|(id, path)| (*id, path))
     }
 
-    /// Over which attachment one more path is to be asked for, and which relays it should not take.
-    fn wanted(&mut self, standing: &[Standing]) -> Option<(AttachId, Vec<RelayName>)> {
-        let usable: Vec<AttachId> =
-            standing.iter().filter(|one| !one.leaving).map(|one| one.attach).collect();
-        let first = *usable.first()?;
-        let good: Vec<(PathId, &Path)> = self.good(standing).collect();
-        let apart = |path: &Path| {
-            let other = usable.iter().copied().find(|attach| Some(*attach) != path.attach());
-            (other.unwrap_or(first), path.route().to_vec())
+    /// The ends of the two paths that this session should have: with as few relays in common as can be, away from
+    /// doubtful ones, and where there is a choice with the ends of the path in use.
+    fn best_ends(&self, standing: &[Standing], now: Instant) -> Vec<Ends> {
+        let known = self.paths.values().rev().find_map(|path| path.route().last().cloned());
+        let known = known.or_else(|| self.opened.route.last().cloned());
+        let theirs: Vec<&RelayName> = match &self.peer_relays[..] {
+            [] => known.iter().collect(),
+            relays => relays.iter().collect(),
         };
-        match &good[..] {
-            [] => {
-                // Away from what went quiet, where there is another way.
-                let quiet: Vec<&Path> = self.paths.values().filter(|p| !p.is_direct()).collect();
-                let unused = usable
-                    .iter()
-                    .copied()
-                    .find(|attach| quiet.iter().all(|path| path.attach() != Some(*attach)));
-                let mut avoid: Vec<RelayName> =
-                    quiet.iter().flat_map(|path| path.route().iter().cloned()).collect();
-                avoid.truncate(limits::ROUTE_RELAYS);
-                Some((unused.unwrap_or(first), avoid))
-            }
-            [(_, path)] if usable.len() > 1 || self.peer_relays.len() > 1 => Some(apart(path)),
-            [(_, a), (_, b)] if !self.ask.parted => {
-                let here = usable.len() > 1 && a.attach() == b.attach();
-                let there = self.peer_relays.len() > 1 && a.route().last() == b.route().last();
-                let both_known = a.proven && b.proven;
-                if both_known && (here || there) {
-                    let wanted = apart(a);
-                    self.ask.parted = true;
-                    return Some(wanted);
-                }
-                None
-            }
-            _ => None,
+        let all: Vec<Ends> = standing
+            .iter()
+            .filter(|one| !one.leaving)
+            .flat_map(|one| {
+                theirs.iter().map(|there| Ends {
+                    attach: one.attach,
+                    here: one.relay.clone(),
+                    there: (*there).clone(),
+                })
+            })
+            .collect();
+        let doubtful = |relay: &RelayName| {
+            u32::from(self.ask.shunned.get(relay).is_some_and(|until| *until > now))
+        };
+        let alone = |ends: &Ends| {
+            let current = self.paths.get(&self.current).is_some_and(|path| has_ends(path, ends));
+            8 * (doubtful(&ends.here) + doubtful(&ends.there)) + u32::from(!current)
+        };
+        let pairs =
+            all.iter().enumerate().flat_map(|(n, a)| all[n + 1..].iter().map(move |b| (a, b)));
+        let best = pairs.min_by_key(|(a, b)| 4 * a.shared(b) + alone(a) + alone(b));
+        match best {
+            Some((a, b)) => vec![a.clone(), b.clone()],
+            None => all,
         }
     }
 
-    /// Of more than two good paths the current one stays, and the one that shares least with it.
-    fn drop_surplus(&mut self, t: &mut Terminal<'_>) {
+    /// Which ends one more path is to be asked for with, and which relays it should not take.
+    fn wanted(&self, best: &[Ends], standing: &[Standing]) -> Option<(Ends, Vec<RelayName>)> {
+        let good: Vec<&Path> = self.good(standing).map(|(_, path)| path).collect();
+        let missing = best
+            .iter()
+            .filter(|ends| good.iter().all(|path| !has_ends(path, ends)))
+            // While nothing works it is asked for ever.
+            .filter(|ends| {
+                good.is_empty() || self.ask.asked.get(*ends).is_none_or(|n| *n < ASKED_MOST)
+            })
+            .min_by_key(|ends| self.ask.asked.get(*ends))?;
+        let others = best.iter().filter(|ends| *ends != missing);
+        let taken = others.flat_map(|ends| {
+            let path = good.iter().find(|path| has_ends(path, ends));
+            path.map_or_else(|| vec![ends.here.clone(), ends.there.clone()], |p| p.route().to_vec())
+        });
+        let mut avoid: Vec<RelayName> = taken.chain(self.ask.shunned.keys().cloned()).collect();
+        avoid.retain(|relay| *relay != missing.here && *relay != missing.there);
+        avoid.sort();
+        avoid.dedup();
+        avoid.truncate(limits::ROUTE_RELAYS);
+        Some((missing.clone(), avoid))
+    }
+
+    /// Once the paths that there should be are proven, others go; data that takes one of them moves first.
+    fn drop_surplus(&mut self, best: &[Ends], t: &mut Terminal<'_>) {
         let good: Vec<(PathId, &Path)> = self.good(t.standing).collect();
-        if good.len() <= 2 || good.iter().any(|(_, path)| !path.proven) {
+        let kept: Vec<PathId> = best
+            .iter()
+            .filter_map(|ends| {
+                let mut same = good.iter().filter(|(_, path)| path.proven && has_ends(path, ends));
+                // Of two with the same ends the one in use, else the newer.
+                same.clone().find(|(id, _)| *id == self.current).or(same.next_back())
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        if kept.len() < best.len() || kept.is_empty() {
             return;
         }
-        let kept =
-            if good.iter().any(|(id, _)| *id == self.current) { self.current } else { good[0].0 };
-        let kept_route =
-            self.paths.get(&kept).map(|path| path.route().to_vec()).unwrap_or_default();
-        let shared =
-            |path: &Path| path.route().iter().filter(|relay| kept_route.contains(relay)).count();
-        let worst = good
-            .iter()
-            .filter(|(id, _)| *id != kept)
-            .max_by_key(|(_, path)| (shared(path), path.rtt))
-            .map(|(id, _)| *id);
-        if let Some(id) = worst {
-            self.give_up(id, RefusalCode::Moved, t);
+        let surplus = good.iter().find(|(id, path)| path.proven && !kept.contains(id));
+        match surplus.map(|(id, _)| *id) {
+            Some(id) if id == self.current => self.surplus = true,
+            Some(id) => self.give_up(id, RefusalCode::Moved, t),
+            None => self.surplus = false,
         }
     }
+}
+
+fn has_ends(path: &Path, ends: &Ends) -> bool {
+    path.attach() == Some(ends.attach) && path.route().last() == Some(&ends.there)
 }

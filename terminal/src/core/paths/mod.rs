@@ -286,7 +286,9 @@ impl Paths {
                     session.last_code = RefusalCode::RouteLost;
                     session.remove(path, t);
                 }
-                session.ask.anew();
+                if session.is_begun() {
+                    session.ask.anew();
+                }
                 if changed && session.is_begun() {
                     t.out.push_back(Output::Tell(session.id, word));
                 }

@@ -42,6 +42,8 @@ pub(super) enum Why {
     DirectWorse,
     /// A relay on the one before is being left.
     Leaving,
+    /// The one before shared relays with the other path of the session.
+    Apart,
 }
 
 /// What a session's paths need to know of the terminal.
@@ -80,6 +82,8 @@ pub(super) struct Session {
     /// Another path was better since then.
     better_since: Option<(PathId, Instant)>,
     pub(super) peer_relays: Vec<RelayName>,
+    /// The path in use shares relays with the other where two that do not could be had, and both of these stand.
+    pub(super) surplus: bool,
     pub(super) ask: Ask,
     pub(super) direct: Direct,
     pub(super) due: Option<Instant>,
@@ -112,6 +116,7 @@ impl Session {
             moved_at: None,
             better_since: None,
             peer_relays: Vec::new(),
+            surplus: false,
             ask: Ask::default(),
             direct: Direct::default(),
             due: None,
@@ -149,6 +154,7 @@ impl Session {
         t.out.push_back(Output::Tell(self.id, Word::Attachments(Attachments { relays })));
         self.offer_addresses(t);
         self.try_addresses(now, t);
+        self.ask.wait_for_word(now);
     }
 
     /// Whether the peer hears what this terminal says of itself.
@@ -237,6 +243,7 @@ impl Session {
     /// Moves the data to another path.
     fn go(&mut self, id: PathId, epoch: u32, why: Why, now: Instant, t: &mut Terminal<'_>) {
         self.current = id;
+        self.surplus = false;
         self.epoch = epoch;
         self.why = why;
         self.moved_at = Some(now);
@@ -370,6 +377,8 @@ impl Session {
             .map(|(id, _)| *id)
             .collect();
         for id in dead {
+            let relays = self.paths.get(&id).map(|path| path.route().to_vec()).unwrap_or_default();
+            self.shun(&relays, now);
             let never = self.paths.get(&id).is_some_and(|path| !path.proven);
             if never && self.is_caller() && !matches!(id, PathId::Direct(_)) {
                 self.ask.failed(now, t.rng);
@@ -416,6 +425,9 @@ impl Session {
             let (mine, theirs) = (current.rtt.unwrap_or_default(), path.rtt.unwrap_or_default());
             if leaving {
                 return Some((*id, Why::Leaving, Duration::ZERO));
+            }
+            if self.surplus && !path.is_direct() {
+                return Some((*id, Why::Apart, Duration::ZERO));
             }
             let near = theirs <= mine.mul_f64(1.25) + Duration::from_millis(5);
             if path.is_direct() && !current.is_direct() && near && path.loss < 0.1 {
@@ -556,6 +568,7 @@ impl Session {
             Why::Followed => "the other terminal moved here",
             Why::DirectWorse => "the direct path got worse",
             Why::Leaving => "a relay on the path before is being left",
+            Why::Apart => "the path before shared relays with the second one",
         };
         if self.paths.get(&self.current).is_some_and(Path::is_direct) {
             return format!("direct: {how}");
