@@ -232,6 +232,13 @@ pub struct PathEnd {
     pub code: RefusalCode,
 }
 
+/// Asks whether the other side is there and reads; answered at once with the same number (C3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {
+    /// Comes back.
+    pub number: u64,
+}
+
 /// Asks for a page of the table (C12).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {
@@ -306,6 +313,8 @@ crate::messages! {
         10 => AcceptPath(AcceptPath),
         /// Refuse a path, or give it up.
         11 => EndPath(PathEnd),
+        /// Answered by Pong.
+        12 => Ping(Ping),
     }
 }
 
@@ -338,5 +347,7 @@ crate::messages! {
         12 => Resumed(Resumed),
         /// A path is refused, or was lost.
         13 => PathEnded(PathEnd),
+        /// Answer to Ping.
+        14 => Pong(Ping),
     }
 }

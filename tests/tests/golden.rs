@@ -355,6 +355,7 @@ fn control_messages_to_the_relay() {
             session: session(), generation: Generation(3), label: label(42),
         }),
         "to-relay-end-path" => ToRelay::EndPath(path_end()),
+        "to-relay-ping" => ToRelay::Ping(control::Ping { number: 9 }),
     });
 }
 
@@ -415,6 +416,7 @@ fn control_messages_to_the_terminal() {
             route: vec![relay("r1"), relay("r2")],
         }),
         "to-terminal-path-ended" => ToTerminal::PathEnded(path_end()),
+        "to-terminal-pong" => ToTerminal::Pong(control::Ping { number: 9 }),
     });
 }
 

@@ -226,6 +226,10 @@ impl Relay {
                 self.handle_list(conn, list);
                 return;
             }
+            ToRelay::Ping(ping) => {
+                self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Pong(ping)));
+                return;
+            }
             ToRelay::Call(call) => {
                 let Some((caller, address)) = self.login.terminal_of(conn) else { return };
                 let caller = caller.clone();

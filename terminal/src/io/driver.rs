@@ -83,6 +83,8 @@ struct Driver {
     paths: Paths,
     /// Calls that were made over an attachment and have no proven session yet.
     calling: BTreeMap<SessionId, AttachId>,
+    /// Attachments that were asked whether they live, and until when an answer is waited for.
+    doubted: BTreeMap<AttachId, Instant>,
     /// Calls that wait for an attachment, and until when.
     waiting: VecDeque<(Instant, RequestId, TerminalId, ServiceName)>,
     upper: Upper,
@@ -142,6 +144,7 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         sessions,
         paths,
         calling: BTreeMap::new(),
+        doubted: BTreeMap::new(),
         waiting: VecDeque::new(),
         upper,
         releases: releases.clone(),
@@ -179,6 +182,7 @@ impl Driver {
                 self.calls.poll_timeout(),
                 self.paths.poll_timeout(),
                 self.waiting.front().map(|(until, ..)| *until),
+                self.doubted.values().min().copied(),
             ];
             let due = due.into_iter().flatten().min();
             tokio::select! {
@@ -219,6 +223,7 @@ impl Driver {
             self.paths.handle(paths_core::Input::Timeout, now);
         }
         self.give_up_waiting(now);
+        self.give_up_doubted(now);
     }
 
     fn handle_released(&mut self) {
@@ -330,6 +335,7 @@ impl Driver {
             let _ = reply.send(Err(code.into()));
         }
         let forgotten = self.attachments.remove(&attach);
+        self.doubted.remove(&attach);
         if forgotten.is_some() {
             self.attachments_changed();
         }
@@ -509,6 +515,9 @@ impl Driver {
                 self.paths.handle(paths_core::Input::Resumed { attach, resumed }, now);
             }
             ToTerminal::PathEnded(end) => self.path_ended(end, now),
+            ToTerminal::Pong(_) => {
+                self.doubted.remove(&attach);
+            }
             ToTerminal::Ended(end) => self.calls.handle(calls::Input::Ended(end), now),
             ToTerminal::Page(page) => {
                 if let Some((_, reply)) = self.lists.remove(&page.request) {

@@ -80,6 +80,12 @@ impl Ask {
         self.not_before = None;
     }
 
+    /// Nobody answers any more what was asked over an attachment that is gone.
+    pub(super) fn forget_gone(&mut self, standing: &[Standing]) {
+        let gone = |p: &mut Pending| standing.iter().all(|one| one.attach != p.ends.attach);
+        self.pending.take_if(gone);
+    }
+
     /// The callee is about to say where it is attached; one of an older kind does not.
     pub(super) fn wait_for_word(&mut self, now: Instant) {
         self.not_before = Some(now + WORD);

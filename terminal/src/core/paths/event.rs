@@ -188,6 +188,8 @@ pub enum Output {
     },
     /// Say [`Input::Busy`] when the session sends data next, and [`Input::Mtu`] now.
     Watch(SessionId),
+    /// A path over this attachment went quiet: see whether its relay answers.
+    Doubt(AttachId),
     /// Tell the peer, end to end.
     Tell(SessionId, Word),
     /// No path came back in time: the session ends.

@@ -286,6 +286,7 @@ impl Paths {
                     session.last_code = RefusalCode::RouteLost;
                     session.remove(path, t);
                 }
+                session.ask.forget_gone(t.standing);
                 if session.is_begun() {
                     session.ask.anew();
                 }

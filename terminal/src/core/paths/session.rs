@@ -242,6 +242,10 @@ impl Session {
 
     /// Moves the data to another path.
     fn go(&mut self, id: PathId, epoch: u32, why: Why, now: Instant, t: &mut Terminal<'_>) {
+        // Whoever moved may know that this one is dead.
+        if let Some(left) = self.paths.get_mut(&self.current) {
+            left.hurry();
+        }
         self.current = id;
         self.surplus = false;
         self.epoch = epoch;
@@ -297,7 +301,7 @@ impl Session {
             self.busy_until = None;
             t.out.push_back(Output::Watch(self.id));
         }
-        self.paths.values_mut().for_each(|path| path.check(t.hello, now));
+        self.check_paths(now, t);
         self.keep_current(now, t);
         self.drop_dead(now, t);
         if self.is_caller() {
@@ -308,6 +312,22 @@ impl Session {
         self.send_probes(now, t);
         self.set_ceiling(t);
         self.due = self.next_due(t.hello, t.config, now);
+    }
+
+    /// Looks which paths became suspect; where others work, so are the relays that only these take.
+    fn check_paths(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        let mut quiet = Vec::new();
+        for path in self.paths.values_mut() {
+            let before = path.suspect_since;
+            path.check(t.hello, now);
+            if before.is_none() && path.suspect_since.is_some() {
+                quiet.extend_from_slice(path.route());
+                t.out.extend(path.attach().map(Output::Doubt));
+            }
+        }
+        if !quiet.is_empty() && self.paths.values().any(Path::works) {
+            self.shun(&quiet, now);
+        }
     }
 
     /// Whether this path could carry the packets that the session sends.

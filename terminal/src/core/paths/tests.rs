@@ -199,6 +199,7 @@ impl World {
                 self.ends[end].paths.handle(Input::Mtu { session, mtu: 1_444 }, self.now);
             }
             Output::Tell(..)
+            | Output::Doubt(_)
             | Output::Ceiling { .. }
             | Output::Listen { .. }
             | Output::Changed(_) => {}

@@ -1,15 +1,18 @@
 //! What the driver does for the paths of sessions.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tasuki_proto::control::PathEnd;
+use tasuki_proto::control::{PathEnd, Ping, ToRelay};
 use tasuki_proto::session::Word;
-use tasuki_proto::{Generation, RefusalCode, ServiceName, SessionId, TerminalId, limits};
+use tasuki_proto::{Generation, Refusal, RefusalCode, ServiceName, SessionId, TerminalId, limits};
 
-use super::{AttachId, Driver, candidates, login, wall_ms};
+use super::{AttachId, Driver, Order, candidates, login, wall_ms};
 use crate::core::calls::{self, Opened, RequestId};
 use crate::core::paths::{Input, Output, Standing};
 use crate::io::socket::SocketEvent;
+
+/// How long a relay may take to say that it lives, or four round trips where they are longer.
+const DOUBT: Duration = Duration::from_millis(1_500);
 
 impl Driver {
     pub(super) fn handle_socket(&mut self, event: SocketEvent) {
@@ -43,9 +46,24 @@ impl Driver {
     }
 
     pub(super) fn perform_paths(&mut self, output: Output) {
+        match &output {
+            Output::Install { session, path, to, .. } => {
+                tracing::debug!(%session, ?path, %to, "path installed");
+            }
+            Output::Remove { session, path } => tracing::debug!(%session, ?path, "path removed"),
+            Output::Use { session, path, epoch } => {
+                tracing::debug!(%session, ?path, epoch, "path in use");
+            }
+            Output::Duplicate { session, path } => {
+                tracing::debug!(%session, ?path, "second path in use");
+            }
+            Output::Say(attach, message) => tracing::debug!(?attach, ?message, "said of a path"),
+            _ => {}
+        }
         match output {
             Output::Say(attach, message) => self.say(attach, message),
             Output::Failed { session, code } => self.fail(session, code),
+            Output::Doubt(attach) => self.doubt(attach),
             // When it comes to a choice between paths, what each carries is held against what is sent then.
             Output::Watch(session) | Output::Install { session, .. } => {
                 if let Some(mtu) = self.sessions.mtu(session) {
@@ -59,6 +77,33 @@ impl Driver {
                 }
             }
             output => self.sessions.direct(output, wall_ms()),
+        }
+    }
+
+    /// A path over an attachment went quiet, perhaps since its relay died: far sooner than its own idle time tells, it
+    /// says whether it lives.
+    fn doubt(&mut self, attach: AttachId) {
+        if self.doubted.contains_key(&attach) {
+            return;
+        }
+        let Some(connection) = self.attachments.get(&attach).and_then(|a| a.connection.as_ref())
+        else {
+            return;
+        };
+        let patience = DOUBT.max(connection.rtt() * 4);
+        self.doubted.insert(attach, Instant::now() + patience);
+        self.say(attach, ToRelay::Ping(Ping { number: attach.0 }));
+    }
+
+    /// Attachments whose relays did not answer are lost.
+    pub(super) fn give_up_doubted(&mut self, now: Instant) {
+        while let Some((&attach, _)) = self.doubted.iter().find(|(_, until)| **until <= now) {
+            self.doubted.remove(&attach);
+            let refusal = Refusal::from(RefusalCode::Silent);
+            if let Some(attachment) = self.forget(attach, RefusalCode::Silent) {
+                let _ = attachment.orders.try_send(Order::Close(RefusalCode::Silent));
+                self.login.handle(login::Input::Lost { attach, refusal }, now);
+            }
         }
     }
 

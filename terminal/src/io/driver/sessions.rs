@@ -359,7 +359,7 @@ impl Sessions {
             | Output::Tell(session, _)
             | Output::Changed(session)
             | Output::Failed { session, .. } => *session,
-            Output::Say(..) => return,
+            Output::Say(..) | Output::Doubt(_) => return,
         };
         let Some(entry) = self.entries.get_mut(&session) else { return };
         let (socket, address) = (&self.socket, entry.address);
@@ -387,7 +387,7 @@ impl Sessions {
             Output::Listen { label, .. } => socket.listen(address, label),
             Output::Watch(_) => socket.watch(address),
             Output::Tell(_, word) => entry.tell(word),
-            Output::Changed(_) | Output::Failed { .. } | Output::Say(..) => {}
+            Output::Changed(_) | Output::Failed { .. } | Output::Say(..) | Output::Doubt(_) => {}
         }
     }
 

@@ -30,7 +30,7 @@ use tasuki_proto::net::{AsyncUdp, Inbox, Packet, UdpIo, canonical, send_within};
 use tasuki_proto::path::{PROBE_FRAME, PathKey, Probe};
 use tokio::sync::mpsc;
 
-use self::table::{Arriving, Leaving, Table, as_kernel};
+use self::table::{Leaving, Table, as_kernel};
 pub use self::table::{Path, SocketEvent};
 use super::turn::{self, Run};
 use crate::core::paths::{Heard, PathId};
@@ -172,7 +172,7 @@ impl Socket {
         self.table.set_ceiling(session, bytes);
     }
 
-    /// [`SocketEvent::Busy`] tells when the session sends data next.
+    /// [`SocketEvent::Busy`] tells when the session sends or receives data next.
     pub fn watch(&self, session: SocketAddr) {
         self.table.watch(session);
     }
@@ -247,7 +247,7 @@ impl Socket {
             match frame::parse(datagram) {
                 Some((FrameKind::Data, label)) => {
                     let end = frame::run_end(&buffer[..length], at, stride);
-                    if let Some(session) = self.session_of(label, source) {
+                    if let Some(session) = self.session_of(label, source, end - at) {
                         if first.is_none() && !*spilled {
                             first = Some((session, take_heads(buffer, at..end, stride)));
                         } else {
@@ -275,26 +275,36 @@ impl Socket {
         true
     }
 
-    fn session_of(&self, label: Label, source: SocketAddr) -> Option<SocketAddr> {
-        let found = self
-            .table
-            .arriving(label, |arriving| arriving.path_from(source).map(|_| arriving.session()));
-        let found = found.flatten();
-        if found.is_none() {
+    /// The session of a run of frames so long.
+    fn session_of(&self, label: Label, source: SocketAddr, length: usize) -> Option<SocketAddr> {
+        let found = self.table.arriving(label, |arriving| {
+            arriving.path_from(source)?;
+            Some((arriving.session, length > QUIET_BYTES + frame::HEAD && begins(&arriving.busy)))
+        });
+        let Some((session, begins)) = found.flatten() else {
             count(&self.drops.unknown_label);
+            return None;
+        };
+        if begins {
+            self.tell_busy(session);
         }
-        found
+        Some(session)
+    }
+
+    fn tell_busy(&self, session: SocketAddr) {
+        if self.events.try_send(SocketEvent::Busy(session)).is_err() {
+            // Nobody heard it: the next packet says it again.
+            self.table.watch(session);
+        }
     }
 
     /// A probe of a session's peer, or what somebody made up. The answer is as long as the shortest probe, and goes
     /// back the way that it came.
     fn probed(&self, label: Label, meta: &RecvMeta, datagram: &[u8]) {
         let source = meta.addr;
-        let found = self.table.arriving(label, |arriving| match arriving {
-            Arriving::By { session, .. } => {
-                arriving.path_from(source).map(|id| (*session, Some(id)))
-            }
-            Arriving::Direct { session, .. } => Some((*session, arriving.path_from(source))),
+        let found = self.table.arriving(label, |arriving| {
+            let id = arriving.path_from(source);
+            (id.is_some() || arriving.is_direct()).then_some((arriving.session, id))
         });
         let Some((session, id)) = found.flatten() else {
             return count(&self.drops.unknown_label);
@@ -396,9 +406,7 @@ impl Socket {
         let segment = transmit.segment_size.unwrap_or(length);
         let found = self.table.with(session, |leaving| {
             let sent = leaving.sent.fetch_add(length as u64, Ordering::Relaxed);
-            let begins = length > QUIET_BYTES
-                && !leaving.busy.load(Ordering::Relaxed)
-                && !leaving.busy.swap(true, Ordering::Relaxed);
+            let begins = length > QUIET_BYTES && begins(&leaving.busy);
             // Larger ones are probes of quinn's search so far.
             let fits = segment <= PLAIN_BYTES || (sent >= BULK_BYTES && segment <= leaving.ceiling);
             (begins, fits.then_some((leaving.path, leaving.also)))
@@ -407,9 +415,8 @@ impl Socket {
             count(&self.drops.no_path);
             return None;
         };
-        if begins && self.events.try_send(SocketEvent::Busy(session)).is_err() {
-            // Nobody heard it: the next packet says it again.
-            self.table.watch(session);
+        if begins {
+            self.tell_busy(session);
         }
         path
     }
@@ -460,6 +467,11 @@ impl Socket {
         }
         Ok(())
     }
+}
+
+/// Whether this is the first data since the session was last watched.
+fn begins(busy: &AtomicBool) -> bool {
+    !busy.load(Ordering::Relaxed) && !busy.swap(true, Ordering::Relaxed)
 }
 
 fn count(counter: &AtomicU64) {

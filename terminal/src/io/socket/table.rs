@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use dashmap::DashMap;
@@ -37,7 +37,7 @@ pub enum SocketEvent {
         /// When.
         at: Instant,
     },
-    /// A session sends data, for the first time since it was last watched.
+    /// A session sends or receives data, for the first time since it was last watched.
     Busy(SocketAddr),
 }
 
@@ -57,8 +57,8 @@ pub(super) struct Leaving {
     pub(super) ceiling: usize,
     /// Bytes sent, over all its paths.
     pub(super) sent: AtomicU64,
-    /// It sent data since it was last watched.
-    pub(super) busy: AtomicBool,
+    /// It sent or received data since it was last watched.
+    pub(super) busy: Arc<AtomicBool>,
     /// The last two packets, the older one first.
     recent: Mutex<[Vec<u8>; 2]>,
 }
@@ -75,7 +75,7 @@ impl Leaving {
             direct_in: None,
             ceiling: usize::MAX,
             sent: AtomicU64::new(0),
-            busy: AtomicBool::new(true),
+            busy: Arc::new(AtomicBool::new(true)),
             recent: Mutex::default(),
         }
     }
@@ -107,28 +107,36 @@ impl Leaving {
 
 /// What a label of an arriving frame stands for.
 #[derive(Debug, Clone)]
-pub(super) enum Arriving {
-    /// A path by way of this address alone.
-    By { session: SocketAddr, id: PathId, to: SocketAddr },
+pub(super) struct Arriving {
+    pub(super) session: SocketAddr,
+    /// As in [`Leaving`].
+    pub(super) busy: Arc<AtomicBool>,
+    from: From,
+}
+
+/// Where its frames come from.
+#[derive(Debug, Clone)]
+enum From {
+    /// One path, by way of this address alone.
+    By(PathId, SocketAddr),
     /// The direct paths of a session.
-    Direct { session: SocketAddr, from: Vec<(PathId, SocketAddr)> },
+    Direct(Vec<(PathId, SocketAddr)>),
 }
 
 impl Arriving {
-    pub(super) fn session(&self) -> SocketAddr {
-        match self {
-            Arriving::By { session, .. } | Arriving::Direct { session, .. } => *session,
-        }
-    }
-
     /// The path that a frame from `source` takes.
     pub(super) fn path_from(&self, source: SocketAddr) -> Option<PathId> {
-        match self {
-            Arriving::By { id, to, .. } => (*to == source).then_some(*id),
-            Arriving::Direct { from, .. } => {
+        match &self.from {
+            From::By(id, to) => (*to == source).then_some(*id),
+            From::Direct(from) => {
                 from.iter().find(|(_, address)| *address == source).map(|(id, _)| *id)
             }
         }
+    }
+
+    /// Whether frames of strangers may carry it: those of a peer at an address that it did not name.
+    pub(super) fn is_direct(&self) -> bool {
+        matches!(self.from, From::Direct(_))
     }
 }
 
@@ -175,12 +183,11 @@ impl Table {
         }
         match id {
             PathId::Relayed(_) => {
-                let arriving = Arriving::By { session, id, to: path.to };
-                self.arriving_by_label.insert(path.label_in, arriving);
+                self.arrive(session, path.label_in, From::By(id, path.to));
             }
             PathId::Direct(_) => {
                 if let Some(mut arriving) = self.arriving_by_label.get_mut(&path.label_in)
-                    && let Arriving::Direct { from, .. } = &mut *arriving
+                    && let From::Direct(from) = &mut arriving.from
                 {
                     from.retain(|(other, _)| *other != id);
                     from.push((id, path.to));
@@ -192,7 +199,13 @@ impl Table {
     /// Direct frames with this label belong to the session.
     pub(super) fn listen(&self, session: SocketAddr, label: Label) {
         self.change(session, |leaving| leaving.direct_in = Some(label));
-        self.arriving_by_label.insert(label, Arriving::Direct { session, from: Vec::new() });
+        self.arrive(session, label, From::Direct(Vec::new()));
+    }
+
+    fn arrive(&self, session: SocketAddr, label: Label, from: From) {
+        if let Some(busy) = self.with(session, |leaving| leaving.busy.clone()) {
+            self.arriving_by_label.insert(label, Arriving { session, busy, from });
+        }
     }
 
     pub(super) fn remove(&self, session: SocketAddr, id: PathId) {
@@ -201,7 +214,7 @@ impl Table {
         if matches!(id, PathId::Relayed(_)) {
             self.arriving_by_label.remove(&path.label_in);
         } else if let Some(mut arriving) = self.arriving_by_label.get_mut(&path.label_in)
-            && let Arriving::Direct { from, .. } = &mut *arriving
+            && let From::Direct(from) = &mut arriving.from
         {
             from.retain(|(other, _)| *other != id);
         }

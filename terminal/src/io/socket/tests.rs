@@ -219,7 +219,7 @@ async fn a_session_tells_when_it_begins_to_send_data() {
     let path = Path { to: RELAY.parse().unwrap(), label_in: label(1), label_out: label(7) };
     socket.add_path(one, FIRST, path);
     let session = SessionSocket(Arc::new(socket));
-    let mut send = |length: usize| {
+    let send = |heard: &mut mpsc::Receiver<SocketEvent>, length: usize| {
         let contents = vec![0; length];
         let transmit = Transmit {
             destination: one,
@@ -231,11 +231,19 @@ async fn a_session_tells_when_it_begins_to_send_data() {
         session.try_send(&transmit).unwrap();
         heard.try_recv().is_ok()
     };
-    assert!(!send(100), "nobody watches");
+    assert!(!send(&mut heard, 100), "nobody watches");
     session.0.watch(one);
-    assert!(!send(QUIET_BYTES), "an acknowledgement");
-    assert!(send(QUIET_BYTES + 1));
-    assert!(!send(100), "said once");
+    assert!(!send(&mut heard, QUIET_BYTES), "an acknowledgement");
+    assert!(send(&mut heard, QUIET_BYTES + 1));
+    assert!(!send(&mut heard, 100), "said once");
+    // What arrives counts too.
+    session.0.watch(one);
+    for (length, tells) in [(QUIET_BYTES, false), (QUIET_BYTES + 1, true)] {
+        let mut frame = data(1, &vec![0; length]);
+        let mut about = meta(&frame, frame.len(), RELAY);
+        assert!(session.0.sort(&mut frame, &mut about, &mut false));
+        assert_eq!(heard.try_recv().is_ok(), tells);
+    }
 }
 
 /// A terminal with one session, and its peer.
