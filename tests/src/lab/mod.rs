@@ -15,6 +15,7 @@ pub mod bins;
 pub mod forwarder;
 pub mod http;
 pub mod mesh;
+pub mod middle;
 pub mod netns;
 pub mod process;
 pub mod programs;

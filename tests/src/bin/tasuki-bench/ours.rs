@@ -141,7 +141,8 @@ impl Ours {
 /// One relay that lets thousands of terminals in from the one address that they share.
 pub(crate) fn relay_for_a_crowd(site: &Site) -> Mesh {
     const MANY: &str = "1000000";
-    let flags = ["--address-connections", "--address-handshakes", "--address-rate", "--address-burst"];
+    let flags =
+        ["--address-connections", "--address-handshakes", "--address-rate", "--address-burst"];
     start_line(site, 1, &flags.map(|flag| [flag, MANY]).concat())
 }
 
