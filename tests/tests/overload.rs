@@ -238,12 +238,17 @@ fn a_terminal_that_floods_and_never_reads_costs_little_and_is_cut() {
                 raw::log_in(relay.listen(), SERVER, mesh.terminal("x").data()).await.unwrap();
             let list = List { request: 1, filter: Default::default(), after: None, limit: 1000 };
             let lists = ToRelay::List(list).to_envelope().to_bytes().repeat(1_000);
-            for _ in 0..100 {
-                let said = tokio::time::timeout(Duration::from_millis(300), x.say_bytes(&lists));
-                if said.await.is_err() {
-                    break;
+            let mut asked = 0;
+            let unread = loop {
+                let said = tokio::time::timeout(Duration::from_secs(1), x.say_bytes(&lists));
+                match said.await {
+                    Ok(said) => said.unwrap(),
+                    Err(_) => break asked,
                 }
-            }
+                asked += 1_000;
+                assert!(asked < 200_000, "it is read for ever");
+            };
+            println!("not read after {unread} lists");
             let more = tokio::time::timeout(Duration::from_secs(1), x.connection.open_bi()).await;
             // One more stream may be open, of which nothing is read, and no third.
             let third = tokio::time::timeout(Duration::from_secs(1), x.connection.open_bi()).await;
@@ -296,13 +301,13 @@ fn calls_beyond_the_rate_are_refused_as_busy() {
                 x.say(&call.to_envelope()).await.unwrap();
                 // A hundred wait for their answer at most.
                 while u64::from(busy + other) + 100 < nonce {
-                    match x.hear_relay().await.unwrap() {
-                        ToTerminal::CallRefused(refused) => match refused.refusal.code {
-                            RefusalCode::Busy => busy += 1,
-                            RefusalCode::UnknownTarget => other += 1,
-                            code => panic!("{code}"),
-                        },
-                        _ => {}
+                    let ToTerminal::CallRefused(refused) = x.hear_relay().await.unwrap() else {
+                        continue;
+                    };
+                    match refused.refusal.code {
+                        RefusalCode::Busy => busy += 1,
+                        RefusalCode::UnknownTarget => other += 1,
+                        code => panic!("{code}"),
                     }
                 }
                 if busy > 0 {
