@@ -58,8 +58,28 @@ pub const ATTRIBUTE_BYTES: usize = 256;
 pub const RELAY_ADDRESSES: usize = 8;
 /// Incoming handshakes under way at one endpoint; beyond: not answered.
 pub const INCOMING_HANDSHAKES: usize = 2_000;
-/// Handshakes of the last half second that one endpoint carries out; beyond: not answered, the client asks again.
+/// Handshakes of the last half second that one endpoint carries out; beyond: not answered, the client asks again. One
+/// address takes no more of them than are free, so that others always find some.
 pub const HANDSHAKES_AT_ONCE: usize = 128;
+/// Handshakes under way of one address (IPv4 address or IPv6 /64) at one endpoint, unless configured; beyond: not
+/// answered.
+pub const HANDSHAKES_PER_ADDRESS: u32 = 512;
+/// Connections of one address at one endpoint, unless configured; further ones are refused.
+pub const CONNECTIONS_PER_ADDRESS: u32 = 4_096;
+/// Connections that one address begins per second at one endpoint, on average, unless configured; beyond: not
+/// answered.
+pub const CONNECTS_PER_SECOND_AND_ADDRESS: u32 = 256;
+/// Connections that one address begins in a burst, unless configured; beyond: not answered.
+pub const CONNECTS_AT_ONCE_PER_ADDRESS: u32 = 1_024;
+/// Addresses that an endpoint remembers for their rate, besides twice as many as have connections; beyond: those
+/// without a connection are forgotten.
+pub const ADDRESSES_REMEMBERED: usize = 8_192;
+/// How long a connected terminal may take to log in; then it is cut with `silent`.
+pub const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections of one terminal at one relay that are not logged in; the oldest makes room, cut with `overloaded`.
+pub const LOGINS_PER_TERMINAL: usize = 4;
+/// Pages of lists that one terminal asked for and that wait to be written to it; beyond: it is not read until they are.
+pub const PAGES_PER_TERMINAL: usize = 4;
 /// Bytes that one incoming handshake may buffer; beyond: dropped.
 pub const INCOMING_HANDSHAKE_BYTES: u64 = 16 * 1024;
 /// Bytes that all incoming handshakes together may buffer; beyond: dropped.

@@ -107,6 +107,7 @@ impl Running {
             events.clone(),
             Requests::new(way.clone()),
             Periods { keep_alive: config.periods.keep_alive, idle: config.periods.idle },
+            config.limits.per_address,
         ));
         let keys = EndpointKeys::load_or_create(&data.join(ENDPOINT_KEYS))?;
         let endpoints = Endpoints::open(&switch, &keys, &context)?;

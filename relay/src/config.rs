@@ -16,6 +16,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use tasuki_proto::{MeshName, RelayName, limits};
 
+use crate::core::admission::PerAddress;
 use crate::io::registrar::is_address;
 
 /// The system's data directory.
@@ -76,6 +77,14 @@ pub struct Layer {
     pub terminals: Option<usize>,
     /// Sessions at most.
     pub sessions: Option<usize>,
+    /// Connections of one address.
+    pub address_connections: Option<u32>,
+    /// Handshakes under way of one address.
+    pub address_handshakes: Option<u32>,
+    /// Connections that one address begins per second.
+    pub address_rate: Option<u32>,
+    /// Connections that one address begins at once.
+    pub address_burst: Option<u32>,
 }
 
 /// Everything that is wrong with the settings, in one line.
@@ -163,6 +172,10 @@ impl Layer {
             idle: reader.seconds("idle_s"),
             terminals: reader.take("terminals"),
             sessions: reader.take("sessions"),
+            address_connections: reader.take("address_connections"),
+            address_handshakes: reader.take("address_handshakes"),
+            address_rate: reader.take("address_rate"),
+            address_burst: reader.take("address_burst"),
         };
         reader.finish();
         layer
@@ -195,6 +208,26 @@ impl Layer {
             idle: self.idle.or(lower.idle),
             terminals: self.terminals.or(lower.terminals),
             sessions: self.sessions.or(lower.sessions),
+            address_connections: self.address_connections.or(lower.address_connections),
+            address_handshakes: self.address_handshakes.or(lower.address_handshakes),
+            address_rate: self.address_rate.or(lower.address_rate),
+            address_burst: self.address_burst.or(lower.address_burst),
+        }
+    }
+
+    fn per_address(&self, errors: &mut Vec<String>) -> PerAddress {
+        let mut take = |key: &str, given: Option<u32>, default: u32| {
+            if given == Some(0) {
+                errors.push(format!("{key}: it must be at least 1"));
+            }
+            given.unwrap_or(default)
+        };
+        let PerAddress { connections, handshakes, per_second, burst } = PerAddress::default();
+        PerAddress {
+            connections: take("address_connections", self.address_connections, connections),
+            handshakes: take("address_handshakes", self.address_handshakes, handshakes),
+            per_second: take("address_rate", self.address_rate, per_second),
+            burst: take("address_burst", self.address_burst, burst),
         }
     }
 
@@ -284,6 +317,8 @@ pub struct Limits {
     pub terminals: usize,
     /// Sessions over this relay; further ones are refused with `busy`.
     pub sessions: usize,
+    /// What one address may take of each endpoint.
+    pub per_address: PerAddress,
 }
 
 /// Puts flags, the file given with `--config` and the data directory's settings together.
@@ -312,6 +347,7 @@ impl RelayConfig {
         let (data, layer) = layers(flags, file)?;
         let mut errors = Vec::new();
         let listen = layer.listen.unwrap_or(LISTEN);
+        let per_address = layer.per_address(&mut errors);
         let advertise = advertised(listen, layer.advertise, &mut errors);
         let periods = Periods {
             keep_alive: layer.keep_alive.unwrap_or(Duration::from_secs(9)),
@@ -323,6 +359,7 @@ impl RelayConfig {
         let limits = Limits {
             terminals: layer.terminals.unwrap_or(100_000),
             sessions: layer.sessions.unwrap_or(limits::SESSIONS_PER_RELAY),
+            per_address,
         };
         if limits.sessions > limits::SESSIONS_PER_RELAY {
             errors.push(format!("sessions: at most {}", limits::SESSIONS_PER_RELAY));
@@ -460,9 +497,10 @@ mod tests {
             data: Some("/nonexistent".into()),
             advertise: Some(vec!["nowhere".into(), "h:0".into()]),
             keep_alive: Some(Duration::from_secs(20)),
+            address_burst: Some(0),
             ..Layer::default()
         };
-        assert_eq!(RelayConfig::resolve(flags, None).unwrap_err().0.len(), 3);
+        assert_eq!(RelayConfig::resolve(flags, None).unwrap_err().0.len(), 4);
     }
 
     #[test]

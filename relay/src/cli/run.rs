@@ -14,10 +14,37 @@ pub(super) struct RunArgs {
     links: Option<Links>,
     #[command(flatten)]
     addresses: AddressArgs,
+    #[command(flatten)]
+    per_address: PerAddressArgs,
+}
+
+/// What one remote address may take: an IPv4 address, or an IPv6 /64.
+#[derive(Debug, Args)]
+struct PerAddressArgs {
+    /// Connections from one remote address; terminals behind one NAT share it [default: 4096]
+    #[arg(long, value_name = "N")]
+    address_connections: Option<u32>,
+    /// Handshakes under way from one remote address [default: 512]
+    #[arg(long, value_name = "N")]
+    address_handshakes: Option<u32>,
+    /// New connections per second from one remote address, on average [default: 256]
+    #[arg(long, value_name = "N")]
+    address_rate: Option<u32>,
+    /// New connections at once from one remote address [default: 1024]
+    #[arg(long, value_name = "N")]
+    address_burst: Option<u32>,
 }
 
 pub(super) fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
-    let flags = Layer { links: args.links, ..args.addresses.layer() };
+    let most = args.per_address;
+    let flags = Layer {
+        links: args.links,
+        address_connections: most.address_connections,
+        address_handshakes: most.address_handshakes,
+        address_rate: most.address_rate,
+        address_burst: most.address_burst,
+        ..args.addresses.layer()
+    };
     let config = RelayConfig::resolve(flags.or(global.layer()), global.config.as_deref())?;
     start_log(&config.log)?;
     tokio::runtime::Runtime::new()?.block_on(crate::app::run(config))

@@ -120,6 +120,12 @@ pub struct StatusView {
     pub sessions: usize,
     /// Labels that the switch forwards: two for each accepted session.
     pub labels: usize,
+    /// QUIC connections of terminals, newcomers and relays that they dialled, handshakes included.
+    pub connections: usize,
+    /// Handshakes under way.
+    pub handshakes: usize,
+    /// Handshakes that were not begun, or were given up; `drops` says why.
+    pub handshakes_refused: u64,
     /// The table.
     pub table: TableView,
     /// ms from an update's wall-clock time at its origin to its arrival here, over the last updates: as good as

@@ -1,6 +1,5 @@
 //! What operators are answered.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tasuki_proto::view::TerminalView;
@@ -94,6 +93,9 @@ impl Relay {
             terminals: self.login.len(),
             sessions: self.sessions.len(),
             labels: 0,
+            connections: 0,
+            handshakes: 0,
+            handshakes_refused: 0,
             table: self.directory.table_view(self.gossip.table()),
             gossip_lag_ms: Percentiles { p50: at(0.5), p99: at(0.99) },
             gossip: self
@@ -102,7 +104,7 @@ impl Relay {
                 .by_name()
                 .map(|(name, count)| (name.to_owned(), count))
                 .into(),
-            drops: BTreeMap::new(),
+            drops: self.login.refused().map(|(reason, count)| (reason.to_owned(), count)).into(),
         }
     }
 

@@ -1,7 +1,8 @@
 //! Log-in: attachments, epochs, supersede, log-out (architecture 6; C1 to C3, C5, C11).
 //!
 //! A connection is `Connected` after its handshake, `Greeted` after Hello and Welcome, `LoggedIn` after Login.
-//! Only the last writes a row. Which attachment of a terminal is current is decided by the terminal's log-in
+//! Only the last writes a row, and only that may last: who does not log in within [`limits::LOGIN_TIMEOUT`] is cut.
+//! Which attachment of a terminal is current is decided by the terminal's log-in
 //! epoch, never by comparing relays: a log-in with a lower epoch than the highest known is refused with
 //! `superseded`, a higher one takes the place of what is attached here at once, and a higher one seen elsewhere
 //! in the table cuts what is attached here.
@@ -10,6 +11,8 @@
 //! other, on the same connection, with the next epoch: that voids the row of the lost one everywhere, and where its
 //! relay still takes it for alive, cuts it. Sessions outlive what the same process replaces: it goes on elsewhere
 //! (`route-lost`); what another process replaces ends (`superseded`).
+
+mod newcomers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -23,7 +26,9 @@ use tasuki_proto::{
 };
 
 use super::ConnId;
+use super::bucket::Bucket;
 use super::wiring::rounded;
+use newcomers::Newcomers;
 
 /// A change of the number of sessions between other values than 0 and 1 is written at most this often.
 const COUNT_PERIOD: Duration = Duration::from_secs(1);
@@ -103,27 +108,24 @@ struct Attachment {
 #[derive(Debug)]
 enum Phase {
     Connected,
-    Greeted { instance: u64 },
-    LoggedIn { row: AttachmentRow, written: u32, write_after: Instant, changes: Changes },
+    Greeted {
+        instance: u64,
+    },
+    /// `changes`: of its epoch or role that it may still make.
+    LoggedIn {
+        row: AttachmentRow,
+        written: u32,
+        write_after: Instant,
+        changes: Bucket,
+    },
 }
 
-/// Changes of epoch or role that an attachment may still make.
-#[derive(Debug)]
-struct Changes {
-    left: f64,
-    at: Instant,
-}
-
-impl Changes {
-    fn take(&mut self, now: Instant) -> bool {
-        let since = now.saturating_duration_since(self.at).as_secs_f64();
-        let most = f64::from(limits::ROLE_CHANGES_AT_ONCE);
-        self.at = now;
-        self.left = (self.left + since * f64::from(limits::ROLE_CHANGES_PER_SECOND)).min(most);
-        let may = self.left >= 1.0;
-        self.left -= if may { 1.0 } else { 0.0 };
-        may
-    }
+/// Refusals since the start.
+#[derive(Debug, Default)]
+struct Refusals {
+    full: u64,
+    late: u64,
+    crowded: u64,
 }
 
 /// The terminals connected to this relay.
@@ -134,6 +136,8 @@ pub struct Login {
     most: usize,
     draining: bool,
     attachments: BTreeMap<ConnId, Attachment>,
+    newcomers: Newcomers,
+    refusals: Refusals,
     /// At most one logged-in connection a terminal.
     conns: BTreeMap<TerminalId, ConnId>,
     /// Counts that wait to be written.
@@ -150,6 +154,8 @@ impl Login {
             most,
             draining: false,
             attachments: BTreeMap::new(),
+            newcomers: Newcomers::default(),
+            refusals: Refusals::default(),
             conns: BTreeMap::new(),
             due: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -160,8 +166,13 @@ impl Login {
     pub fn handle(&mut self, input: Input, now: Instant, wall_ms: u64) {
         match input {
             Input::Connected { conn, terminal, key, address, handle } => {
+                let crowd = self.newcomers.add(conn, &terminal, now);
                 let phase = Phase::Connected;
                 self.attachments.insert(conn, Attachment { terminal, key, address, handle, phase });
+                if let Some(oldest) = crowd {
+                    self.refusals.crowded += 1;
+                    self.cut(oldest, RefusalCode::Overloaded, RefusalCode::Overloaded);
+                }
             }
             Input::Hello(conn, hello, known) => self.handle_hello(conn, &hello, known),
             Input::Login(conn, login, known) => {
@@ -173,7 +184,9 @@ impl Login {
             }
             Input::Closed(conn) => {
                 self.detach(conn, RefusalCode::PeerLost);
-                self.attachments.remove(&conn);
+                if let Some(gone) = self.attachments.remove(&conn) {
+                    self.newcomers.remove(conn, &gone.terminal);
+                }
             }
             Input::Moved(conn, address) => self.handle_moved(conn, address),
             Input::Communicating(conn, sessions) => self.handle_count(conn, sessions, now),
@@ -199,8 +212,14 @@ impl Login {
         }
     }
 
-    /// Writes counts that waited.
+    /// Writes counts that waited, and cuts who did not log in.
     pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((conn, late)) = self.newcomers.first()
+            && late <= now
+        {
+            self.refusals.late += 1;
+            self.cut(conn, RefusalCode::Silent, RefusalCode::Silent);
+        }
         while let Some(&(due, conn)) = self.due.first()
             && due <= now
         {
@@ -219,7 +238,8 @@ impl Login {
 
     /// When [`Login::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.due.first().map(|&(due, _)| due)
+        let due = self.due.first().map(|&(due, _)| due);
+        due.into_iter().chain(self.newcomers.first().map(|(_, late)| late)).min()
     }
 
     /// What is to be done next.
@@ -235,6 +255,12 @@ impl Login {
     /// Whether new terminals are refused.
     pub fn is_draining(&self) -> bool {
         self.draining
+    }
+
+    /// Refusals since the start, by the reason under which operators see them.
+    pub fn refused(&self) -> [(&'static str, u64); 3] {
+        let Refusals { full, late, crowded } = self.refusals;
+        [("terminals-full", full), ("login-too-long", late), ("logins-of-terminal", crowded)]
     }
 
     /// How many terminals are logged in here.
@@ -286,6 +312,7 @@ impl Login {
         } else if self.draining {
             self.refuse(conn, RefusalCode::Draining.into(), 0);
         } else if self.conns.len() >= self.most {
+            self.refusals.full += 1;
             self.refuse(conn, RefusalCode::Overloaded.into(), 5_000);
         } else if !known.account {
             // The certificate is valid, so the account exists: its row has not arrived here.
@@ -355,10 +382,11 @@ impl Login {
             sessions: 0,
         };
         if let Some(attachment) = self.attachments.get_mut(&conn) {
-            let changes = Changes { left: f64::from(limits::ROLE_CHANGES_AT_ONCE), at: now };
+            let changes = Bucket::full(limits::ROLE_CHANGES_AT_ONCE, now);
             let row = row.clone();
             attachment.phase = Phase::LoggedIn { row, written: 0, write_after: now, changes };
         }
+        self.newcomers.remove(conn, &terminal);
         self.conns.insert(terminal.clone(), conn);
         self.outputs.push_back(Output::Write(terminal.clone(), row));
         self.outputs.push_back(Output::Send(conn, ToTerminal::LoggedIn(LoggedIn {})));
@@ -369,7 +397,8 @@ impl Login {
     fn change_role(&mut self, conn: ConnId, login: &LoginMessage, now: Instant) {
         let Some(attachment) = self.attachments.get_mut(&conn) else { return };
         let Phase::LoggedIn { row, written, changes, .. } = &mut attachment.phase else { return };
-        if !changes.take(now) {
+        let (rate, burst) = (limits::ROLE_CHANGES_PER_SECOND, limits::ROLE_CHANGES_AT_ONCE);
+        if !changes.take(rate, burst, now) {
             self.cut(conn, RefusalCode::ProtocolError, RefusalCode::ProtocolError);
             return;
         }
@@ -430,6 +459,9 @@ impl Login {
 
     fn refuse(&mut self, conn: ConnId, refusal: Refusal, retry_after_ms: u32) {
         let code = refusal.code;
+        if let Some(attachment) = self.attachments.get(&conn) {
+            self.newcomers.remove(conn, &attachment.terminal);
+        }
         let refused = ToTerminal::Refused(Refused { refusal, retry_after_ms });
         self.outputs.push_back(Output::Send(conn, refused));
         self.outputs.push_back(Output::Close(conn, code));

@@ -13,7 +13,9 @@
 //! ```
 
 pub mod admin;
+pub mod admission;
 mod answers;
+pub mod bucket;
 pub mod directory;
 pub mod gossip;
 pub mod links;

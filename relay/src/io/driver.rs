@@ -305,6 +305,15 @@ impl Driver {
                 let inboxes = self.switch.links.dropped() + self.switch.terminals.dropped();
                 status.drops.insert("endpoint-queue-full".to_owned(), inboxes);
                 status.labels = self.switch.table.len();
+                for admission in [&self.context.terminals, &self.context.links] {
+                    let (handshakes, connections) = admission.len();
+                    status.handshakes += handshakes;
+                    status.connections += connections;
+                    for (reason, count) in admission.refused() {
+                        *status.drops.entry(reason.word().to_owned()).or_default() += count;
+                        status.handshakes_refused += count;
+                    }
+                }
                 AdminReply::Status(status)
             }
             reply => reply,

@@ -15,8 +15,10 @@ use tasuki_proto::net::{
 use tasuki_proto::version::Alpn;
 use tokio::sync::mpsc;
 
+use super::admission::Admission;
 use super::event::Event;
 use super::requests::Requests;
+use crate::core::admission::PerAddress;
 use crate::switch::Switch;
 
 /// What every connection task needs.
@@ -34,6 +36,10 @@ pub struct Context {
     pub requests: Requests,
     /// Keep-alive and idle time.
     pub periods: Periods,
+    /// Who begins a handshake with the endpoint of terminals.
+    pub terminals: Admission,
+    /// Who begins a handshake with the endpoint of links.
+    pub links: Admission,
     numbers: AtomicU64,
 }
 
@@ -45,9 +51,11 @@ impl Context {
         events: mpsc::Sender<Event>,
         requests: Requests,
         periods: Periods,
+        per_address: PerAddress,
     ) -> Self {
         let (revoked, numbers) = (ArcSwap::default(), AtomicU64::new(1));
-        Self { identity, clock, revoked, events, requests, periods, numbers }
+        let (terminals, links) = (Admission::new(per_address), Admission::new(per_address));
+        Self { identity, clock, revoked, events, requests, periods, terminals, links, numbers }
     }
 
     /// A number that this process never uses twice.

@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 
-use super::admission::{Admission, Handshake};
+use super::admission::Handshake;
 use super::endpoint::Context;
 use super::event::{Event, LinkUp};
 use super::terminals::close;
@@ -35,9 +35,8 @@ pub async fn accept(
     hello: Arc<dyn Fn() -> LinkHello + Send + Sync>,
     context: Arc<Context>,
 ) {
-    let admission = Admission::default();
     while let Some(incoming) = endpoint.accept().await {
-        if let Some(handshake) = admission.admit(incoming) {
+        if let Some(handshake) = context.links.admit(incoming) {
             let (hello, context) = (hello(), context.clone());
             tokio::spawn(async move { accepted(handshake, hello, &context).await });
         }
@@ -45,7 +44,7 @@ pub async fn accept(
 }
 
 async fn accepted(handshake: Handshake, hello: LinkHello, context: &Arc<Context>) {
-    let Some(connection) = handshake.finish().await else { return };
+    let Some((connection, _admitted)) = handshake.finish().await else { return };
     let peer = match identify(&connection, None, context) {
         Ok(peer) => peer,
         Err(code) => return close(&connection, code),

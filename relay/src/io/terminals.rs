@@ -6,14 +6,14 @@ use std::time::Duration;
 use bytes::BytesMut;
 use quinn::{Connection, RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
-use tasuki_proto::control::ToRelay;
+use tasuki_proto::control::{ToRelay, ToTerminal};
 use tasuki_proto::identity::{connection_alpn, identify_connection};
 use tasuki_proto::version::Alpn;
 use tasuki_proto::{RefusalCode, limits};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::admission::{Admission, Handshake};
+use super::admission::Handshake;
 use super::endpoint::Context;
 use super::event::{Event, TerminalOrder, TerminalUp};
 use crate::core::ConnId;
@@ -25,9 +25,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Takes connections until the endpoint is closed.
 pub async fn accept(endpoint: quinn::Endpoint, context: Arc<Context>) {
-    let admission = Admission::default();
     while let Some(incoming) = endpoint.accept().await {
-        if let Some(handshake) = admission.admit(incoming) {
+        if let Some(handshake) = context.terminals.admit(incoming) {
             let context = context.clone();
             tokio::spawn(async move { serve(handshake, &context).await });
         }
@@ -35,7 +34,7 @@ pub async fn accept(endpoint: quinn::Endpoint, context: Arc<Context>) {
 }
 
 async fn serve(handshake: Handshake, context: &Arc<Context>) {
-    let Some(connection) = handshake.finish().await else { return };
+    let Some((connection, _admitted)) = handshake.finish().await else { return };
     match connection_alpn(&connection) {
         Ok(Alpn::Enrolment) => context.requests.serve_connection(connection).await,
         Ok(Alpn::Attachment) => attach(connection, context).await,
@@ -93,20 +92,28 @@ async fn converse(
     events: &mpsc::Sender<Event>,
 ) -> RefusalCode {
     let mut unread = BytesMut::new();
+    // Pages that were asked for and are not written. A terminal that reads none asks in vain for more.
+    let mut pages = 0;
     loop {
         tokio::select! {
-            chunk = recv.read_chunk(limits::CONTROL_MESSAGE_BYTES, true) => {
+            chunk = recv.read_chunk(limits::CONTROL_MESSAGE_BYTES, true),
+                if pages < limits::PAGES_PER_TERMINAL =>
+            {
                 let Ok(Some(chunk)) = chunk else { return RefusalCode::PeerLost };
                 unread.extend_from_slice(&chunk.bytes);
-                if let Err(code) = deliver(conn, &mut unread, events).await {
+                if let Err(code) = deliver(conn, &mut unread, &mut pages, events).await {
                     return code;
                 }
             }
             order = orders.recv() => {
                 // The driver forgets a terminal by dropping its orders.
                 let Some(order) = order else { return RefusalCode::ShuttingDown };
-                match write(&mut send, order, &mut orders).await {
-                    Ok(None) => {}
+                match write(&mut send, order, &mut pages, &mut orders).await {
+                    Ok(None) => {
+                        if let Err(code) = deliver(conn, &mut unread, &mut pages, events).await {
+                            return code;
+                        }
+                    }
                     Ok(Some(code)) => {
                         // Closing at once would drop what was said last.
                         if send.finish().is_ok() {
@@ -121,23 +128,25 @@ async fn converse(
     }
 }
 
-/// Hands over every whole message.
+/// Hands over whole messages; where [`limits::PAGES_PER_TERMINAL`] are asked for, the rest waits for them.
 async fn deliver(
     conn: ConnId,
     unread: &mut BytesMut,
+    pages: &mut usize,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), RefusalCode> {
-    loop {
+    while *pages < limits::PAGES_PER_TERMINAL {
         let envelope = match Envelope::take(unread, limits::CONTROL_MESSAGE_BYTES) {
             Ok(Some(envelope)) => envelope,
             Ok(None) => break,
             Err(_) => return Err(RefusalCode::ProtocolError),
         };
         match ToRelay::from_envelope(&envelope) {
-            Ok(Some(message)) => events
-                .send(Event::Terminal(conn, message))
-                .await
-                .map_err(|_| RefusalCode::ShuttingDown)?,
+            Ok(Some(message)) => {
+                *pages += usize::from(matches!(message, ToRelay::List(_)));
+                let event = Event::Terminal(conn, message);
+                events.send(event).await.map_err(|_| RefusalCode::ShuttingDown)?;
+            }
             // A newer terminal may say what this version does not know.
             Ok(None) => tracing::debug!(kind = envelope.kind, "unknown control message skipped"),
             Err(_) => return Err(RefusalCode::ProtocolError),
@@ -154,6 +163,7 @@ async fn deliver(
 async fn write(
     send: &mut SendStream,
     first: TerminalOrder,
+    pages: &mut usize,
     orders: &mut mpsc::Receiver<TerminalOrder>,
 ) -> Result<Option<RefusalCode>, quinn::WriteError> {
     let mut bytes = BytesMut::new();
@@ -161,7 +171,11 @@ async fn write(
     let mut next = Some(first);
     while let Some(order) = next {
         match order {
-            TerminalOrder::Say(message) => message.to_envelope().put(&mut bytes),
+            TerminalOrder::Say(message) => {
+                let is_page = matches!(*message, ToTerminal::Page(_));
+                *pages = pages.saturating_sub(usize::from(is_page));
+                message.to_envelope().put(&mut bytes);
+            }
             TerminalOrder::Close(code) => {
                 close = Some(code);
                 break;

@@ -17,6 +17,7 @@ pub mod bins;
 pub mod forwarder;
 pub mod http;
 pub mod mesh;
+pub mod middle;
 pub mod netns;
 pub mod pairs;
 pub mod paths;

@@ -43,6 +43,14 @@ pub fn identity_in(data: &Path) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<
 /// # Panics
 /// When no socket is free.
 pub fn endpoint(data: Option<&Path>, alpn: Alpn) -> Endpoint {
+    endpoint_at(Ipv4Addr::LOCALHOST, data, alpn)
+}
+
+/// As [`endpoint`], at an address of this machine: every address of 127.0.0.0/8 is one.
+///
+/// # Panics
+/// When no socket is free.
+pub fn endpoint_at(from: Ipv4Addr, data: Option<&Path>, alpn: Alpn) -> Endpoint {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -57,7 +65,7 @@ pub fn endpoint(data: Option<&Path>, alpn: Alpn) -> Endpoint {
     let crypto = QuicClientConfig::try_from(tls).expect("a cipher for first packets");
     let mut settings = quinn::EndpointConfig::default();
     settings.grease_quic_bit(false);
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+    let socket = std::net::UdpSocket::bind((from, 0)).expect("a socket");
     let runtime = quinn::default_runtime().expect("called within tokio");
     let mut endpoint = Endpoint::new(settings, None, socket, runtime).expect("an endpoint");
     let class = if alpn == Alpn::Link { CidClass::Links } else { CidClass::Terminals };

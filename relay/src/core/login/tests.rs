@@ -260,3 +260,53 @@ fn welcome_tells_how_many_are_attached() {
         matches!(&outputs[..], [Output::Send(_, ToTerminal::Welcome(welcome))] if welcome.terminals == 1)
     );
 }
+
+/// Lets time pass until the log-in has something to do.
+fn wait(world: &mut World) -> Vec<Output> {
+    world.now = world.login.poll_timeout().unwrap();
+    world.login.handle_timeout(world.now);
+    std::iter::from_fn(|| world.login.poll_output()).collect()
+}
+
+#[test]
+fn who_does_not_log_in_is_cut_and_who_does_stays() {
+    let mut world = World::new();
+    let start = world.now;
+    world.connect(1, "mute");
+    world.connect(2, "half");
+    world.hello(2, 1, known(0, 0));
+    world.attach(3, 77, 4);
+    let outputs = wait(&mut world);
+    assert_eq!(world.now, start + limits::LOGIN_TIMEOUT);
+    for conn in [1, 2] {
+        let cut = Output::Close(ConnId(conn), RefusalCode::Silent);
+        assert!(outputs.contains(&cut), "{conn}: {outputs:?}");
+        world.give(Input::Closed(ConnId(conn)));
+    }
+    assert_eq!(world.login.poll_timeout(), None);
+    assert_eq!((world.login.len(), world.login.refused()[1]), (1, ("login-too-long", 2)));
+}
+
+#[test]
+fn a_terminal_has_few_connections_that_are_not_logged_in() {
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    for conn in 2..2 + limits::LOGINS_PER_TERMINAL as u64 {
+        world.connect(conn, "a");
+    }
+    world.connect(50, "b");
+    let outputs = world.give(Input::Connected {
+        conn: ConnId(60),
+        terminal: TerminalId::new("a").unwrap(),
+        key: KEY,
+        address: "127.0.0.1:9".parse().unwrap(),
+        handle: Label::new(5).unwrap(),
+    });
+    // Neither the attachment nor another terminal makes room.
+    assert_eq!(outputs[1..], [Output::Close(ConnId(2), RefusalCode::Overloaded)]);
+    assert_eq!(world.login.refused()[2], ("logins-of-terminal", 1));
+    // Who came last logs in as ever.
+    world.hello(60, 78, known(4, 77));
+    assert_eq!(refused_with(&world.login(60, 5, known(4, 77))), Some(RefusalCode::Superseded));
+    assert_eq!(world.login.conn_of(&TerminalId::new("a").unwrap()), Some(ConnId(60)));
+}

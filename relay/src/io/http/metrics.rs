@@ -107,6 +107,17 @@ impl MetricSource for StatusView {
         gauge("tasuki_links", "Links with other relays.", count(self.links.len()));
         gauge("tasuki_terminals", "Terminals attached to this relay.", count(self.terminals));
         gauge("tasuki_sessions", "Sessions over this relay.", count(self.sessions));
+        gauge(
+            "tasuki_switch_labels",
+            "Labels that the switch forwards, two for each accepted session.",
+            count(self.labels),
+        );
+        gauge(
+            "tasuki_connections",
+            "QUIC connections that others opened, handshakes included.",
+            count(self.connections),
+        );
+        gauge("tasuki_handshakes", "Handshakes under way.", count(self.handshakes));
         gauge("tasuki_table_rows", "Rows of the table.", count(self.table.rows));
         gauge("tasuki_table_relays", "Relays in the table.", count(self.table.relays));
         gauge("tasuki_table_terminals", "Accounts in the table.", count(self.table.terminals));
@@ -119,6 +130,12 @@ impl MetricSource for StatusView {
             "tasuki_gossip_lag_p99_seconds",
             "99th percentile of the age of updates at their arrival.",
             seconds(self.gossip_lag_ms.p99),
+        );
+        out.counter(
+            "tasuki_handshakes_refused_total",
+            "Handshakes that were not begun, or were given up.",
+            &[],
+            self.handshakes_refused,
         );
         for link in &self.links {
             let labels = [("relay", link.relay.as_str())];

@@ -87,6 +87,9 @@ fn relay_view(name: &str, id: &str) -> RelayView {
 
 fn status(not_ready: Option<&str>) -> StatusView {
     StatusView {
+        connections: 0,
+        handshakes: 0,
+        handshakes_refused: 0,
         labels: 0,
         id: "0000000000000007".to_owned(),
         name: relay("r1"),

@@ -9,6 +9,8 @@ use tasuki_proto::enrolment::{FromRegistrar, read_request, send};
 use tasuki_proto::{RefusalCode, limits};
 use tokio::sync::Semaphore;
 
+use crate::core::bucket::Bucket;
+
 /// How long a newcomer may take to ask, and to take its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the registrar may take; less than the newcomer waits.
@@ -25,7 +27,8 @@ const ANSWER: Duration = Duration::from_secs(8);
 pub struct EnrolmentService<A> {
     ask: A,
     connections: Semaphore,
-    rate: Mutex<Rate>,
+    /// A burst is what a second gives.
+    rate: Mutex<Bucket>,
 }
 
 impl<A, F> EnrolmentService<A>
@@ -38,7 +41,7 @@ where
         Self {
             ask,
             connections: Semaphore::new(limits::ENROLMENT_CONNECTIONS),
-            rate: Mutex::new(Rate::full(Instant::now())),
+            rate: Mutex::new(Bucket::full(limits::ENROLMENTS_PER_SECOND, Instant::now())),
         }
     }
 
@@ -69,7 +72,8 @@ where
     async fn answer(&self, request: Envelope) -> Envelope {
         let within = {
             let mut rate = self.rate.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            rate.take(Instant::now())
+            let most = limits::ENROLMENTS_PER_SECOND;
+            rate.take(most, most, Instant::now())
         };
         let refused = |code: RefusalCode| FromRegistrar::Refused(code.into()).to_envelope();
         if !within {
@@ -77,47 +81,5 @@ where
         }
         let answer = tokio::time::timeout(ANSWER, (self.ask)(request)).await;
         answer.ok().flatten().unwrap_or_else(|| refused(RefusalCode::RegistrarUnreachable))
-    }
-}
-
-/// A bucket of [`limits::ENROLMENTS_PER_SECOND`] that fills up again within a second.
-#[derive(Debug)]
-struct Rate {
-    left: f64,
-    at: Instant,
-}
-
-impl Rate {
-    const PER_SECOND: f64 = limits::ENROLMENTS_PER_SECOND as f64;
-
-    fn full(at: Instant) -> Self {
-        Self { left: Self::PER_SECOND, at }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let filled = now.saturating_duration_since(self.at).as_secs_f64() * Self::PER_SECOND;
-        self.left = (self.left + filled).min(Self::PER_SECOND);
-        self.at = now;
-        let enough = self.left >= 1.0;
-        if enough {
-            self.left -= 1.0;
-        }
-        enough
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_above_the_rate_are_refused_until_time_has_passed() {
-        let start = Instant::now();
-        let mut rate = Rate::full(start);
-        assert_eq!((0..1000).filter(|_| rate.take(start)).count(), 100);
-        assert!(rate.take(start + Duration::from_millis(11)));
-        assert!(!rate.take(start + Duration::from_millis(11)));
-        let later = start + Duration::from_secs(3600);
-        assert_eq!((0..1000).filter(|_| rate.take(later)).count(), 100);
     }
 }

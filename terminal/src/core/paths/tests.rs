@@ -412,8 +412,11 @@ fn a_quiet_path_is_left_by_both_sides_at_once_whoever_sees_it() {
 #[test]
 fn data_takes_both_paths_before_it_moves() {
     let mut world = World::new(3, false);
-    for way in [CALLER, CALLEE] {
-        world.lines.insert((1, way), Line { delay: Duration::from_millis(200), ..GOOD });
+    for generation in 1..9 {
+        for way in [CALLER, CALLEE] {
+            let slow = Line { delay: Duration::from_millis(200), ..GOOD };
+            world.lines.insert((generation, way), slow);
+        }
     }
     world.run(Duration::from_secs(5), true);
     world.kill(0, &[CALLER, CALLEE]);

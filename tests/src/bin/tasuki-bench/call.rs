@@ -56,13 +56,14 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
         rounds = round + 1;
     }
     let (sessions, labels) = left_over(&mesh);
-    ensure!(sessions == 0.0, "{sessions} sessions are left at the relays after {SOON:?}");
-    let mut report =
-        Report::default().with("rounds", rounds as f64).with("sessions_left", sessions);
-    report = match labels {
-        Some(labels) => report.with("labels_left", labels),
-        None => report.with_text("missing_figures", "labels_left: no relay shows the metric"),
-    };
+    ensure!(
+        sessions == 0.0 && labels == 0.0,
+        "{sessions} sessions and {labels} labels are left at the relays after {SOON:?}"
+    );
+    let mut report = Report::default()
+        .with("rounds", rounds as f64)
+        .with("sessions_left", sessions)
+        .with("labels_left", labels);
     if !errors.is_empty() {
         report = report.with_text("errors", &errors.join("; "));
     }
@@ -135,20 +136,16 @@ fn measure(
     Ok(())
 }
 
-/// Sessions and labels that the relays still hold, once they had time to let them go. `None` for labels where no
-/// relay shows how many there are.
-pub(crate) fn left_over(mesh: &Mesh) -> (f64, Option<f64>) {
+/// Sessions and labels that the relays still hold, once they had time to let them go. Not a number where a relay does
+/// not show them.
+pub(crate) fn left_over(mesh: &Mesh) -> (f64, f64) {
     let begun = Instant::now();
     loop {
-        let (mut sessions, mut labels) = (0.0, None);
-        for relay in mesh.running_relays() {
-            let status = relay.api.json("/api/v1/status").unwrap_or_default();
-            sessions += status["sessions"].as_f64().unwrap_or(f64::NAN);
-            let shown = relay.api.metric("tasuki_switch_labels");
-            labels = shown.map(|shown| labels.unwrap_or(0.0) + shown).or(labels);
-        }
-        let none_left = sessions == 0.0 && labels.unwrap_or(0.0) == 0.0;
-        if none_left || begun.elapsed() > SOON {
+        let sum = |name: &str| -> f64 {
+            mesh.running_relays().map(|relay| relay.api.metric(name).unwrap_or(f64::NAN)).sum()
+        };
+        let (sessions, labels) = (sum("tasuki_sessions"), sum("tasuki_switch_labels"));
+        if sessions == 0.0 && labels == 0.0 || begun.elapsed() > SOON {
             return (sessions, labels);
         }
         std::thread::sleep(POLL);

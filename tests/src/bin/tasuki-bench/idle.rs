@@ -10,7 +10,7 @@ use tasuki_tests::lab::wait::{POLL, SOON};
 
 use crate::Options;
 use crate::helper::{Helper, number};
-use crate::ours::relays_in_line;
+use crate::ours::relay_for_a_crowd;
 use crate::procs::cpu_seconds;
 use crate::report::Report;
 use crate::site::Site;
@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     // Two periods of keep-alive, and some.
     let quiet = Duration::from_secs(options.secs.unwrap_or(20));
     let site = Site::new(false, 1)?;
-    let mesh = relays_in_line(&site, 1);
+    let mesh = relay_for_a_crowd(&site);
     let mut herd = gather(&mesh, flags.terminals, flags.sockets)?;
     let relay = mesh.relay("r1");
     let pid = [relay.pid().unwrap_or_default()];

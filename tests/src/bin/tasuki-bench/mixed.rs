@@ -17,7 +17,7 @@ use crate::call::{left_over, start as start_callers};
 use crate::flood::{Flood, sink};
 use crate::helper::{Helper, number};
 use crate::idle::{ALL_OUT, gather, log_in};
-use crate::ours::relays_in_line;
+use crate::ours::relay_for_a_crowd;
 use crate::report::Report;
 use crate::rounds::Figures;
 use crate::side::{connect, echo, echo_once};
@@ -65,7 +65,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let part = Duration::from_secs(options.secs.unwrap_or(480)) / PARTS;
     let site = Site::new(false, 1)?;
     let services = Services::start(&site, false)?;
-    let mut mesh = relays_in_line(&site, 1);
+    let mut mesh = relay_for_a_crowd(&site);
     let herd = gather(&mesh, flags.terminals, 8)?;
     let callers = start_callers(&site, &mut mesh, 1)?.callers;
     let (sink, meter) = sink();
@@ -115,11 +115,12 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     ensure!(flood.runs(), "the bulk transfer broke");
     drop((flood, bulk, echoes));
     let growth = figures.change(SIDE, "relay_rss_mib").context("too few parts")?;
-    let (sessions, _) = left_over(&mesh);
+    let (sessions, labels) = left_over(&mesh);
     Ok(figures.report(
         Report::default()
             .with("failed", counts.failed.load(Ordering::Relaxed) as f64)
             .with("sessions_left", sessions)
+            .with("labels_left", labels)
             .with("relay_rss_growth_mib", growth),
     ))
 }

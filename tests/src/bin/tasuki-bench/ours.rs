@@ -138,8 +138,20 @@ impl Ours {
     }
 }
 
+/// One relay that lets thousands of terminals in from the one address that they share.
+pub(crate) fn relay_for_a_crowd(site: &Site) -> Mesh {
+    const MANY: &str = "1000000";
+    let flags =
+        ["--address-connections", "--address-handshakes", "--address-rate", "--address-burst"];
+    start_line(site, 1, &flags.map(|flag| [flag, MANY]).concat())
+}
+
 /// Relays r1, r2, ..., each linked with the next.
 pub(crate) fn relays_in_line(site: &Site, count: usize) -> Mesh {
+    start_line(site, count, &[])
+}
+
+fn start_line(site: &Site, count: usize, flags: &[&str]) -> Mesh {
     let names: Vec<String> = (1..=count).map(|n| format!("r{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut hosts = site.relays.iter().zip(11_u8..);
@@ -148,5 +160,6 @@ pub(crate) fn relays_in_line(site: &Site, count: usize) -> Mesh {
             Some((host, octet)) => relay.on(host, tasuki_tests::lab::netns::Wan::address(octet)),
             None => relay,
         })
+        .each_relay(|relay| relay.run_flags(flags))
         .start()
 }

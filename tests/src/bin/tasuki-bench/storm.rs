@@ -10,7 +10,7 @@ use crate::Options;
 use crate::flood::{Flood, sink};
 use crate::helper::number;
 use crate::idle::{ALL_OUT, gather, log_in, wait_logged_out};
-use crate::ours::relays_in_line;
+use crate::ours::relay_for_a_crowd;
 use crate::report::Report;
 use crate::rounds::{Figures, RoundFlags};
 use crate::site::Site;
@@ -34,7 +34,7 @@ pub(crate) struct Flags {
 pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let calm = Duration::from_secs(options.secs.unwrap_or(5));
     let site = Site::new(false, 1)?;
-    let mut mesh = relays_in_line(&site, 1);
+    let mut mesh = relay_for_a_crowd(&site);
     let mut herd = gather(&mesh, flags.terminals, flags.sockets)?;
     let (sink, meter) = sink();
     mesh.add_terminal(
