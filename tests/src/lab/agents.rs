@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +16,10 @@ use tasuki_terminal::core::access::{AccessRules, Allowed};
 use tasuki_terminal::core::login::RelayChoice;
 use tasuki_terminal::core::paths;
 use tasuki_terminal::io::driver::{self, Settings};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+
+use super::netns::Namespace;
 
 /// How long a log-in may take.
 const ATTACHED: Duration = Duration::from_secs(20);
@@ -29,6 +32,19 @@ const POLL: Duration = Duration::from_millis(5);
 /// # Errors
 /// When there is no identity, or no log-in in time.
 pub async fn start(data: &Path, relay: &RelayName, access: AccessRules) -> Result<Agent> {
+    start_overheard(data, relay, access, None).await
+}
+
+/// As [`start`]; what the agent says to its relays is copied to `overheard`.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_overheard(
+    data: &Path,
+    relay: &RelayName,
+    access: AccessRules,
+    overheard: Option<Arc<Mutex<Vec<u8>>>>,
+) -> Result<Agent> {
     let identity = Identity::load(data)?.context("no identity")?;
     let settings = Settings {
         identity: IdentityCell::new(identity),
@@ -37,8 +53,10 @@ pub async fn start(data: &Path, relay: &RelayName, access: AccessRules) -> Resul
         relays: RelayChoice::Names([relay.clone()].into()),
         periods: Periods::default(),
         paths: paths::Config::default(),
+        port_mapping: false,
         listen: (Ipv6Addr::UNSPECIFIED, 0).into(),
         save_contacts: Box::new(|_| {}),
+        overheard,
     };
     // Nobody here serves what the other side opens.
     let (sessions, mut incoming) = mpsc::channel::<Session>(1);
@@ -59,6 +77,20 @@ pub async fn wait_state(agent: &Agent, state: &str) -> Result<()> {
         tokio::time::sleep(POLL).await;
     }
     Ok(())
+}
+
+/// A runtime of one thread, whose sockets are in a namespace where one is given.
+///
+/// # Errors
+/// When no thread can be had.
+pub fn runtime(namespace: Option<&Namespace>) -> Result<Runtime> {
+    let make =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    // Its threads are in the namespace of the thread that makes it.
+    Ok(match namespace {
+        Some(namespace) => namespace.enter(make)?,
+        None => make()?,
+    })
 }
 
 /// Rules that open one service to everybody.

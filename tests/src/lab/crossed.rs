@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tasuki_proto::{Refusal, RelayName, ServiceName, SessionId, TerminalId};
+use tasuki_proto::{Refusal, RelayName, ServiceName, SessionId, TerminalId, limits};
 use tasuki_terminal::agent::{Agent, Session};
 use tasuki_terminal::core::access::AccessRules;
 use tokio::runtime::Runtime;
@@ -18,7 +18,7 @@ use super::{Mesh, agents};
 /// What both call.
 const SERVICE: &str = "meet";
 /// How long a call may take before it has neither a session nor a refusal: an unanswered one fails after 10 s.
-const ANSWERED: Duration = Duration::from_secs(15);
+const ANSWERED: Duration = Duration::from_secs(25);
 /// How long two users of a session may need to hear each other, whatever died on its way before.
 const HEARD: Duration = Duration::from_secs(20);
 /// How long it may take until both agents know of the same sessions.
@@ -57,8 +57,7 @@ impl Crossed {
         relays: [&str; 2],
         open: [bool; 2],
     ) -> Result<Self> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime = agents::runtime(None)?;
         let service = ServiceName::new(SERVICE)?;
         let start = |n: usize| {
             let relay = RelayName::new(relays[n])?;
@@ -147,29 +146,26 @@ impl Pair {
         }
     }
 
-    /// Waits until both agents have the same sessions, and checks that those that somebody was given carry data both
-    /// ways: nothing is half-open. A session that ended meanwhile ended on both sides.
+    /// Waits until both agents have the same sessions: those that users hold here and that are not over. Then those
+    /// carry data both ways. So nothing is half-open.
     ///
     /// # Errors
     /// What one has and the other has not.
-    pub async fn agree(&self, given: &[&Session]) -> Result<()> {
+    pub async fn hold(&self, held: &[&Session]) -> Result<()> {
         let begun = Instant::now();
         loop {
             let [a, b] = self.running().await?;
-            let held: BTreeSet<String> = given
-                .iter()
-                .filter(|session| session.ended.borrow().is_none())
-                .map(|session| session.id.to_string())
-                .collect();
-            if a == b && a == held {
+            let alive = held.iter().filter(|session| session.ended.borrow().is_none());
+            let alive: BTreeSet<String> = alive.map(|session| session.id.to_string()).collect();
+            if a == b && a == alive {
                 break;
             }
             if begun.elapsed() > AGREED {
-                bail!("one has {a:?}, the other {b:?}, their users {held:?}");
+                bail!("one has {a:?}, the other {b:?}, their users {alive:?}");
             }
             tokio::time::sleep(POLL).await;
         }
-        if let [a, b] = given
+        if let [a, b] = held
             && a.id == b.id
             && a.ended.borrow().is_none()
         {
@@ -187,13 +183,13 @@ async fn hear_each_other(a: &Session, b: &Session) -> Result<()> {
 }
 
 async fn hear(from: &Session, to: &Session) -> Result<()> {
-    let (said, expected) = (from.peer.as_str(), from.peer.as_str());
+    let said = from.peer.as_str().as_bytes();
     let (mut send, _) = from.connection.open_bi().await?;
-    send.write_all(said.as_bytes()).await?;
+    send.write_all(said).await?;
     send.finish()?;
     let (_, mut recv) = to.connection.accept_bi().await?;
-    let heard = recv.read_to_end(64).await?;
-    ensure!(heard == expected.as_bytes(), "{heard:?}");
+    let heard = recv.read_to_end(limits::SESSION_ANSWER_BYTES).await?;
+    ensure!(heard == said, "{heard:?}");
     Ok(())
 }
 
