@@ -19,7 +19,7 @@ use tasuki_tests::lab::{TerminalSpec, agents, eventually};
 use tokio::runtime::Runtime;
 
 /// `ETH_P_ALL`, in the order of the network.
-const EVERYTHING: u16 = 3_u16.to_be();
+const EVERYTHING: i32 = 3_u16.to_be() as i32;
 const SERVICE: &str = "whisper";
 
 /// Copies every packet of a namespace until it is told to end.
@@ -31,9 +31,7 @@ struct Capture {
 impl Capture {
     fn start(namespace: &Namespace) -> Capture {
         let mut socket = namespace
-            .enter(|| {
-                Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERYTHING.into())))
-            })
+            .enter(|| Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERYTHING))))
             .unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let ended = Arc::new(AtomicBool::new(false));
