@@ -13,6 +13,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::core::access::AccessRules;
 use crate::core::calls::RequestId;
+use crate::core::nat::NatKind;
+use crate::core::paths::DirectCounts;
 
 /// An accepted session with its proven peer: one QUIC connection end to end.
 ///
@@ -177,6 +179,12 @@ pub struct StatusView {
     pub sessions: usize,
     /// When the certificate ends, s since 1970.
     pub certificate_until: u64,
+    /// The NAT in front of it, as far as its relays can tell.
+    pub nat: NatKind,
+    /// The address that its gateway mapped to it.
+    pub mapped: Option<SocketAddr>,
+    /// What was done for direct paths since the start.
+    pub direct: DirectCounts,
 }
 
 /// One attachment.

@@ -99,14 +99,17 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
         paths: paths::Config {
             resume_time: config.resume,
             direct: config.direct == Direct::Auto,
+            never_direct: config.never_direct.clone(),
             ..paths::Config::default()
         },
+        port_mapping: config.port_mapping,
         listen: (Ipv6Addr::UNSPECIFIED, 0).into(),
         save_contacts: Box::new(move |relays| {
             if let Err(error) = save_relays(&data, relays) {
                 tracing::warn!(%error, "the relays could not be kept for the next start");
             }
         }),
+        overheard: None,
     })
 }
 

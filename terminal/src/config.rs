@@ -2,7 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is where the environment is read, once")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -115,6 +115,10 @@ pub struct Config {
     pub relays: RelayChoice,
     /// Direct paths.
     pub direct: Direct,
+    /// Services whose sessions take none, called from here or by others.
+    pub never_direct: BTreeSet<ServiceName>,
+    /// Whether the gateway may be asked for a port.
+    pub port_mapping: bool,
     /// Period of an attachment's keep-alive.
     pub keep_alive: Duration,
     /// Silence after which an attachment is given up.
@@ -143,6 +147,10 @@ pub struct RawConfig {
     pub relays: Option<OneOrMany>,
     /// `"auto"` or `"never"`.
     pub direct: Option<String>,
+    /// Names of services.
+    pub direct_never: Option<OneOrMany>,
+    /// `"auto"` or `"never"`.
+    pub port_mapping: Option<String>,
     /// Seconds between an attachment's keep-alives.
     pub keep_alive: Option<u64>,
     /// Seconds of silence after which an attachment is given up.
@@ -233,14 +241,12 @@ impl RawConfig {
         let exposed = self.check_exposed(&mut errors);
         let allowed = self.check_allowed(&exposed, &mut errors);
         let relays = self.check_relays(&mut errors);
-        let direct = match self.direct.as_deref() {
-            None | Some("auto") => Direct::Auto,
-            Some("never") => Direct::Never,
-            Some(other) => {
-                errors.push(format!("direct '{other}': write auto or never"));
-                Direct::Auto
-            }
+        let direct = match is_auto("direct", self.direct.as_deref(), &mut errors) {
+            true => Direct::Auto,
+            false => Direct::Never,
         };
+        let never_direct = self.check_never_direct(&mut errors);
+        let port_mapping = is_auto("port-mapping", self.port_mapping.as_deref(), &mut errors);
         let keep_alive = self.keep_alive.map_or(KEEP_ALIVE, Duration::from_secs);
         let idle = self.idle.map_or(IDLE, Duration::from_secs);
         if keep_alive.is_zero() || idle < keep_alive.saturating_mul(2) {
@@ -261,7 +267,18 @@ impl RawConfig {
             return Err(ConfigErrors(errors));
         }
         let access = AccessRules { exposed: exposed.keys().cloned().collect(), allowed };
-        Ok(Config { data, exposed, access, relays, direct, keep_alive, idle, resume })
+        Ok(Config {
+            data,
+            exposed,
+            access,
+            relays,
+            direct,
+            never_direct,
+            port_mapping,
+            keep_alive,
+            idle,
+            resume,
+        })
     }
 
     fn check_exposed(&self, errors: &mut Vec<String>) -> BTreeMap<ServiceName, Endpoint> {
@@ -308,7 +325,7 @@ impl RawConfig {
                 allowed.insert(service, Allowed::Everybody);
                 continue;
             }
-            let mut terminals = std::collections::BTreeSet::new();
+            let mut terminals = BTreeSet::new();
             for word in words {
                 match TerminalId::new(word) {
                     Ok(terminal) => drop(terminals.insert(terminal)),
@@ -318,6 +335,17 @@ impl RawConfig {
             allowed.insert(service, Allowed::Terminals(terminals));
         }
         allowed
+    }
+
+    fn check_never_direct(&self, errors: &mut Vec<String>) -> BTreeSet<ServiceName> {
+        let mut services = BTreeSet::new();
+        for word in self.direct_never.iter().flat_map(OneOrMany::words) {
+            match ServiceName::new(word) {
+                Ok(service) => drop(services.insert(service)),
+                Err(error) => errors.push(format!("direct-never: {error}")),
+            }
+        }
+        services
     }
 
     fn check_relays(&self, errors: &mut Vec<String>) -> RelayChoice {
@@ -337,6 +365,18 @@ impl RawConfig {
             errors.push("relays: name at least one, or write auto".to_owned());
         }
         RelayChoice::Only(names)
+    }
+}
+
+/// Whether `key` says auto, as it does where nothing is said, or never.
+fn is_auto(key: &str, value: Option<&str>, errors: &mut Vec<String>) -> bool {
+    match value {
+        None | Some("auto") => true,
+        Some("never") => false,
+        Some(other) => {
+            errors.push(format!("{key} '{other}': write auto or never"));
+            true
+        }
     }
 }
 
@@ -372,6 +412,8 @@ mod tests {
             r#"
             relays = ["r1", "r2"]
             direct = "never"
+            direct-never = ["ssh", "dns"]
+            port-mapping = "never"
             keep-alive = 2
             idle = 6
             [expose]
@@ -390,6 +432,7 @@ mod tests {
         assert_eq!(config.exposed[&dns].to_string(), "udp://[::1]:53");
         assert_eq!(config.access.allowed[&dns], Allowed::Everybody);
         assert_eq!(config.direct, Direct::Never);
+        assert!(config.never_direct.len() == 2 && !config.port_mapping);
         assert!(matches!(&config.relays, RelayChoice::Only(names) if names.len() == 2));
         assert_eq!(config.keep_alive, Duration::from_secs(2));
         let alice = TerminalId::new("alice").unwrap();
@@ -402,6 +445,8 @@ mod tests {
             r#"
             relays = "R1"
             direct = "maybe"
+            direct-never = "No"
+            port-mapping = "yes"
             keep-alive = 10
             idle = 10
             [expose]
@@ -414,7 +459,7 @@ mod tests {
             "#,
         )
         .unwrap_err();
-        assert_eq!(errors.0.len(), 7, "{errors:#?}");
+        assert_eq!(errors.0.len(), 9, "{errors:#?}");
     }
 
     #[test]

@@ -162,6 +162,56 @@ fn one_terminal_that_says_never_is_enough() {
     assert_eq!(counter.udp_packets(), 0, "packets between the two");
 }
 
+/// The same for one service of the callee, and for one that the caller names; another service goes direct meanwhile.
+#[test]
+fn a_service_that_is_never_direct_stays_relayed_beside_one_that_is() {
+    let _alone = alone();
+    let Some(wan) = Wan::new("services without direct paths") else { return };
+    let (a, b) = (wan.place(Public, "a", 101), wan.place(Public, "b", 102));
+    let echo = TcpService::echo(Some(&b.machine));
+    let url = format!("tcp://{}", echo.address());
+    let (mesh, _hosts) = public_relays(&wan);
+    let mesh = mesh
+        .terminal(
+            TerminalSpec::new("a").at(&["r1"]).on(&a.machine).flags(&["--direct-never", "mine"]),
+        )
+        .terminal(
+            TerminalSpec::new("b")
+                .at(&["r2"])
+                .on(&b.machine)
+                .flags(&["--direct-never", "other,theirs"])
+                .offers("mine", &url)
+                .offers("theirs", &url)
+                .offers("open", &url),
+        )
+        .start();
+    let terminal = mesh.terminal("a");
+    let path = |service: &str| {
+        let rows = terminal.list("paths");
+        let row = rows.into_iter().find(|row| row["service"] == service).unwrap();
+        (row["path"].as_str().unwrap().to_owned(), row["why"].as_str().unwrap().to_owned())
+    };
+    let calls = ["mine", "theirs", "open"].map(|service| {
+        let (forward, address) = terminal.forward(&format!("b/{service}"));
+        let mut echo = Echo::connect(Some(&a.machine), address).unwrap();
+        echo.round().unwrap();
+        (forward, echo)
+    });
+    tasuki_tests::lab::eventually("the open service is direct", DIRECT_WITHIN, || {
+        let (path, why) = path("open");
+        if path == "direct" { Ok(()) } else { Err(why) }
+    });
+    for (service, reason) in [("mine", "--direct-never"), ("theirs", "takes no direct path")] {
+        let (path, why) = path(service);
+        assert_eq!(path, "relayed", "{service}");
+        assert!(why.contains(reason), "{service}: {why}");
+    }
+    let counts = terminal.verb(&["status", "--json"]).ok().json()["direct"].clone();
+    assert_eq!(counts["successes"], 1, "{counts}");
+    assert!(counts["failures"]["peer_never"].as_u64() >= Some(1), "{counts}");
+    drop(calls);
+}
+
 /// Two terminals, and a transfer from `a` to `b` that runs until it is ended.
 struct Running {
     a: Natted,

@@ -63,6 +63,12 @@ pub(crate) fn status(context: &VerbContext, out: &mut dyn Write) -> anyhow::Resu
     let why = if why.is_empty() { why } else { format!(": {why}") };
     writeln!(out, "state      {}{why}", text(&status, "state"))?;
     writeln!(out, "sessions   {}", text(&status, "sessions"))?;
+    let mapped = text(&status, "mapped");
+    let mapped = if mapped.is_empty() { mapped } else { format!(", mapped port {mapped}") };
+    writeln!(out, "nat        {}{mapped}", text(&status, "nat"))?;
+    let direct = &status["direct"];
+    let [tried, found, lost] = ["attempts", "successes", "lost"].map(|field| text(direct, field));
+    writeln!(out, "direct     {tried} attempts, {found} found a path, {lost} paths lost")?;
     writeln!(out, "version    {}", text(&status, "version"))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let until = status["certificate_until"].as_u64().unwrap_or(0);

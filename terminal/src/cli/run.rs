@@ -21,6 +21,12 @@ pub struct RunArgs {
     /// Whether sessions may take a direct path: auto or never
     #[arg(long, value_name = "auto|never")]
     direct: Option<String>,
+    /// Services whose sessions never take a direct path, called from here or by others
+    #[arg(long, value_name = "SERVICE,...")]
+    direct_never: Option<String>,
+    /// Whether the gateway is asked for a port (UPnP, NAT-PMP, PCP), where there is a NAT: auto or never
+    #[arg(long, value_name = "auto|never")]
+    port_mapping: Option<String>,
     /// Seconds between keep-alives of the attachments
     #[arg(long, value_name = "SECONDS")]
     keep_alive: Option<u64>,
@@ -44,6 +50,8 @@ impl RunArgs {
         }
         raw.relays = self.relays.map(OneOrMany::One).or(raw.relays);
         raw.direct = self.direct.or(raw.direct);
+        raw.direct_never = self.direct_never.map(OneOrMany::One).or(raw.direct_never);
+        raw.port_mapping = self.port_mapping.or(raw.port_mapping);
         raw.keep_alive = self.keep_alive.or(raw.keep_alive);
         raw.idle = self.idle.or(raw.idle);
         raw.resume = self.resume.or(raw.resume);

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::control::{Hello, RelayContact, ToRelay, ToTerminal};
@@ -66,6 +66,19 @@ pub struct Context {
     pub instance: u64,
     /// Revoked keys; the driver keeps them.
     pub revoked: RwLock<HashSet<KeyFingerprint>>,
+    /// Gets a copy of every byte that control streams carry to relays.
+    pub overheard: Option<Arc<Mutex<Vec<u8>>>>,
+}
+
+impl Context {
+    /// The bytes of a message, as they go into the stream.
+    fn bytes(&self, message: &ToRelay) -> Bytes {
+        let bytes = message.to_envelope().to_bytes();
+        if let Some(overheard) = &self.overheard {
+            overheard.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&bytes);
+        }
+        bytes
+    }
 }
 
 /// Dials a relay, says Hello, and carries messages until either side is done.
@@ -79,7 +92,7 @@ pub async fn run(
     let refusal = match open(&relay, &context).await {
         Ok((connection, send, recv)) => {
             let tell = (attach, events.clone());
-            converse(tell, &connection, send, recv, orders, &context.socket).await
+            converse(tell, &connection, send, recv, orders, &context).await
         }
         Err(refusal) => refusal,
     };
@@ -139,7 +152,7 @@ async fn dial(
         software: version::SOFTWARE.to_owned(),
         instance: context.instance,
     };
-    let written = send.write_chunk(ToRelay::Hello(hello).to_envelope().to_bytes()).await;
+    let written = send.write_chunk(context.bytes(&ToRelay::Hello(hello))).await;
     // A client certificate that the relay refuses shows only now (RFC 8446, section 4.4.2.4).
     if written.is_err() {
         return Err(connection.close_reason().map_or(RefusalCode::Silent, failed));
@@ -153,8 +166,9 @@ async fn converse(
     mut send: SendStream,
     mut recv: RecvStream,
     mut orders: mpsc::Receiver<Order>,
-    socket: &Socket,
+    context: &Context,
 ) -> Refusal {
+    let socket = &context.socket;
     let gone = || Refusal::from(RefusalCode::ShuttingDown);
     let connected = Event::Connected { attach, connection: connection.clone() };
     if events.send(connected).await.is_err() {
@@ -184,7 +198,7 @@ async fn converse(
             }
             order = orders.recv() => match order {
                 Some(Order::Say(message)) => {
-                    if send.write_chunk(message.to_envelope().to_bytes()).await.is_err() {
+                    if send.write_chunk(context.bytes(&message)).await.is_err() {
                         break ended(connection);
                     }
                 }

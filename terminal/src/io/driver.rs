@@ -6,7 +6,7 @@ mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::Connection;
@@ -24,6 +24,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::sessions::{SessionEvent, Sessions};
 use super::attachment::{self, Order};
+use super::portmap::PortMap;
 use super::socket::SocketEvent;
 use crate::agent::{
     Agent, AgentRequest, AttachmentStatus, Released, Releases, Session, SessionView, StatusView,
@@ -50,10 +51,14 @@ pub struct Settings {
     pub periods: Periods,
     /// How sessions find and keep their paths.
     pub paths: paths_core::Config,
+    /// Whether the gateway is asked for a port, where there is a NAT and direct paths are taken.
+    pub port_mapping: bool,
     /// Where to bind the one UDP socket; usually `[::]:0`.
     pub listen: SocketAddr,
     /// Keeps the relays of the mesh for the next start.
     pub save_contacts: SaveContacts,
+    /// Gets a copy of every byte that control streams carry to relays: for those who want to see what relays are told.
+    pub overheard: Option<Arc<Mutex<Vec<u8>>>>,
 }
 
 type Inboxes =
@@ -81,6 +86,7 @@ struct Driver {
     attachment_events: mpsc::Sender<attachment::Event>,
     sessions: Sessions,
     paths: Paths,
+    port_map: Option<PortMap>,
     /// Calls that were made over an attachment and have no proven session yet.
     calling: BTreeMap<SessionId, AttachId>,
     /// Attachments that were asked whether they live, and until when an answer is waited for.
@@ -117,6 +123,7 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         socket: socket.clone(),
         instance,
         revoked: RwLock::default(),
+        overheard: settings.overheard.clone(),
     });
     let me = settings.identity.get().terminal_id().cloned().ok_or_else(|| {
         anyhow::anyhow!("the data directory holds a relay's identity, not a terminal's")
@@ -143,6 +150,7 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         attachment_events,
         sessions,
         paths,
+        port_map: (settings.port_mapping && settings.paths.direct).then(PortMap::start),
         calling: BTreeMap::new(),
         doubted: BTreeMap::new(),
         waiting: VecDeque::new(),
@@ -199,6 +207,10 @@ impl Driver {
                     None => break,
                 },
                 _ = look_around.tick() => self.find_candidates(),
+                () = port_map_changed(&mut self.port_map) => {
+                    self.find_candidates();
+                    self.confirm_logouts();
+                }
                 Ok(()) = released.changed() => self.handle_released(),
                 request = requests.recv() => match request {
                     Some(request) => self.handle_request(request),
@@ -612,9 +624,10 @@ impl Driver {
         }
     }
 
-    /// A log-out is done when the relays were told.
+    /// A log-out is done when the relays were told and the gateway has its port back.
     fn confirm_logouts(&mut self) {
-        if self.leaving.is_empty() {
+        let idle = self.port_map.as_ref().is_none_or(PortMap::is_idle);
+        if self.leaving.is_empty() && idle {
             for reply in self.logouts.drain(..) {
                 let _ = reply.send(());
             }
@@ -674,12 +687,22 @@ impl Driver {
             attachments,
             sessions: self.sessions.len(),
             certificate_until: identity.not_after(),
+            nat: self.nat(),
+            mapped: self.port_map.as_ref().and_then(PortMap::mapped),
+            direct: self.paths.counts(),
         }
     }
 }
 
 fn rtt_us(connection: &Connection) -> u32 {
     u32::try_from(connection.rtt().as_micros()).unwrap_or(u32::MAX)
+}
+
+async fn port_map_changed(port_map: &mut Option<PortMap>) {
+    match port_map {
+        Some(port_map) => port_map.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(due: Option<Instant>) {

@@ -5,6 +5,7 @@ pub mod attachment;
 mod congestion;
 pub mod driver;
 pub mod ipc;
+mod portmap;
 pub mod services;
 pub mod socket;
 mod turn;

@@ -267,6 +267,9 @@ fn status(id: &TerminalId) -> StatusView {
         attachments: Vec::new(),
         sessions: 0,
         certificate_until: 0,
+        nat: crate::core::nat::NatKind::Unknown,
+        mapped: None,
+        direct: crate::core::paths::DirectCounts::default(),
     }
 }
 

@@ -4,6 +4,8 @@
 //! - [`netns`] makes network namespaces with NATs of all kinds between them;
 //! - [`forwarder`] is a bad line: a UDP forwarder with delay, loss and a rate;
 //! - [`programs`] are the applications that sessions carry: sshd, a web server, iperf3, echoes;
+//! - [`gateway`] is a router that maps ports when it is asked;
+//! - [`agents`] are agents as a library, and [`crossed`] two of them that call each other at the same instant;
 //! - [`pairs`] are terminals behind NATs of all kinds that call each other;
 //! - [`transfer`] is a transfer that is checked byte by byte, and its stalls; [`paths`] says which way it takes;
 //! - [`workload`] is the main job: all of them at once;
@@ -13,8 +15,11 @@
 //! ([`wait`]); every process dies with its owner, also when a test panics ([`process`]); traffic stays on
 //! loopback or in namespaces that the test made.
 
+pub mod agents;
 pub mod bins;
+pub mod crossed;
 pub mod forwarder;
+pub mod gateway;
 pub mod http;
 pub mod mesh;
 pub mod middle;

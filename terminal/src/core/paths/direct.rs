@@ -61,6 +61,8 @@ pub(super) struct Direct {
     again: Option<Instant>,
     last_go: Option<Instant>,
     tried: usize,
+    /// A go is under way and was counted.
+    pub(super) trying: bool,
 }
 
 impl Direct {
@@ -123,11 +125,14 @@ impl Session {
             Some(label) => label,
             None => {
                 let label = Self::label(t);
-                t.out.push_back(Output::Listen { session: self.id, label });
+                if !self.relayed_only {
+                    t.out.push_back(Output::Listen { session: self.id, label });
+                }
                 *self.direct.label.insert(label)
             }
         };
-        let mut addresses: Vec<SocketAddr> = t.candidates.iter().map(|c| c.address).collect();
+        let offered = if self.relayed_only { &[] } else { t.candidates };
+        let mut addresses: Vec<SocketAddr> = offered.iter().map(|c| c.address).collect();
         addresses.truncate(limits::CANDIDATES);
         let word = Word::Addresses(Addresses { label, addresses });
         t.out.push_back(Output::Tell(self.id, word));
@@ -138,7 +143,7 @@ impl Session {
     /// Begins a go over the peer's addresses, but for those that answered.
     pub(super) fn try_addresses(&mut self, now: Instant, t: &mut Terminal<'_>) {
         let Some(peer) = self.direct.peer.clone() else { return };
-        if t.candidates.is_empty() || self.direct.label.is_none() {
+        if self.relayed_only || t.candidates.is_empty() || self.direct.label.is_none() {
             return;
         }
         if let Some(at) = self.direct.last_go.map(|at| at + LEAST_PAUSE)
@@ -161,6 +166,7 @@ impl Session {
         let addresses: Vec<SocketAddr> =
             addresses.copied().filter(|address| is_worth_a_try(*address, t.candidates)).collect();
         self.direct.tried = addresses.len();
+        self.count_go(peer.addresses.is_empty(), t);
         for to in addresses {
             if self.direct.path_to(&self.paths, to).is_none()
                 && let Some(path) = self.direct_path(to, now)
@@ -174,7 +180,41 @@ impl Session {
         self.direct.again = Some(now + wait);
     }
 
+    /// A go begins, or cannot.
+    fn count_go(&mut self, peer_never: bool, t: &mut Terminal<'_>) {
+        if self.direct.trying || self.paths.values().any(|path| path.is_direct() && path.proven) {
+            return;
+        }
+        match self.direct.tried {
+            // Said once, however often it is tried again.
+            0 if self.direct.goes > 0 => {}
+            0 if peer_never => t.counts.failures.peer_never += 1,
+            0 => t.counts.failures.no_address += 1,
+            _ => {
+                t.counts.attempts += 1;
+                self.direct.trying = true;
+            }
+        }
+    }
+
+    /// What came of a go, as soon as that is known.
+    fn count_outcome(&mut self, t: &mut Terminal<'_>) {
+        if !self.direct.trying {
+            return;
+        }
+        let mut direct = self.paths.values().filter(|path| path.is_direct()).peekable();
+        if direct.peek().is_none() {
+            t.counts.failures.no_answer += 1;
+        } else if direct.any(|path| path.proven) {
+            t.counts.successes += 1;
+        } else {
+            return;
+        }
+        self.direct.trying = false;
+    }
+
     pub(super) fn step_direct(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        self.count_outcome(t);
         if self.direct.again.is_none_or(|at| at > now) {
             return;
         }

@@ -23,6 +23,7 @@
 //! another works, and a path that cannot carry what the session sends is taken only in need.
 
 mod ask;
+mod counts;
 mod direct;
 mod event;
 mod health;
@@ -37,8 +38,9 @@ use rand::rngs::SmallRng;
 use tasuki_proto::control::{self, ToRelay};
 use tasuki_proto::frame::HEAD;
 use tasuki_proto::session::{Attachments, Word};
-use tasuki_proto::{Generation, RefusalCode, RelayName, SessionId, limits};
+use tasuki_proto::{Generation, RefusalCode, RelayName, ServiceName, SessionId, limits};
 
+pub use counts::{DirectCounts, DirectFailures};
 pub use event::{Candidate, Heard, Input, Output, PathId, PathInfo, Standing};
 use session::{Session, Terminal};
 
@@ -73,11 +75,18 @@ pub struct Config {
     pub answer_time: Duration,
     /// Whether this terminal takes direct paths.
     pub direct: bool,
+    /// Sessions that were called for one of these, by either side, take none.
+    pub never_direct: BTreeSet<ServiceName>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { resume_time: limits::RESUME_TIME, answer_time: Duration::from_secs(2), direct: true }
+        Self {
+            resume_time: limits::RESUME_TIME,
+            answer_time: Duration::from_secs(2),
+            direct: true,
+            never_direct: BTreeSet::new(),
+        }
     }
 }
 
@@ -91,6 +100,7 @@ pub struct Paths {
     session_by_id: BTreeMap<SessionId, Session>,
     due: BTreeSet<(Instant, SessionId)>,
     busy: u32,
+    counts: DirectCounts,
     outputs: VecDeque<Output>,
 }
 
@@ -105,6 +115,7 @@ impl Paths {
             session_by_id: BTreeMap::new(),
             due: BTreeSet::new(),
             busy: 0,
+            counts: DirectCounts::default(),
             outputs: VecDeque::new(),
         }
     }
@@ -120,7 +131,7 @@ impl Paths {
                 let id = opened.session;
                 match standing {
                     Some(standing) => {
-                        let session = Session::new(opened, standing, now);
+                        let session = Session::new(opened, standing, &self.config, now);
                         self.session_by_id.insert(id, session);
                     }
                     None => {
@@ -135,6 +146,7 @@ impl Paths {
             Input::Closed(id) => {
                 let Some(session) = self.session_by_id.remove(&id) else { return };
                 self.busy -= u32::from(session.is_busy());
+                self.counts.over(&session.direct);
                 if let Some(due) = session.due {
                     self.due.remove(&(due, id));
                 }
@@ -193,6 +205,11 @@ impl Paths {
         Some(self.session_by_id.get(&session)?.info(self.config.direct))
     }
 
+    /// What was done for direct paths since the start.
+    pub fn counts(&self) -> DirectCounts {
+        self.counts
+    }
+
     /// Runs `act` on a session, and then what is due there.
     fn with(
         &mut self,
@@ -208,6 +225,7 @@ impl Paths {
             candidates: &self.candidates,
             hello,
             rng: &mut self.rng,
+            counts: &mut self.counts,
             out: &mut self.outputs,
         };
         let (before, was_busy) = (session.due, session.is_busy());

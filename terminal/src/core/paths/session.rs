@@ -13,6 +13,7 @@ use tasuki_proto::session::{Attachments, Word};
 use tasuki_proto::{Generation, Label, RefusalCode, RelayName, SessionId, limits};
 
 use super::ask::Ask;
+use super::counts::DirectCounts;
 use super::direct::Direct;
 use super::event::{Candidate, Heard, Output, PathId, PathInfo, Standing};
 use super::health::{Path, Way};
@@ -53,6 +54,7 @@ pub(super) struct Terminal<'a> {
     pub(super) candidates: &'a [Candidate],
     /// The pace of probes of a path in use.
     pub(super) hello: Duration,
+    pub(super) counts: &'a mut DirectCounts,
     pub(super) rng: &'a mut SmallRng,
     pub(super) out: &'a mut VecDeque<Output>,
 }
@@ -86,11 +88,14 @@ pub(super) struct Session {
     pub(super) surplus: bool,
     pub(super) ask: Ask,
     pub(super) direct: Direct,
+    /// Takes no direct path, and offers none.
+    pub(super) relayed_only: bool,
     pub(super) due: Option<Instant>,
 }
 
 impl Session {
-    pub(super) fn new(opened: Opened, standing: &Standing, now: Instant) -> Self {
+    pub(super) fn new(opened: Opened, standing: &Standing, config: &Config, now: Instant) -> Self {
+        let relayed_only = !config.direct || config.never_direct.contains(&opened.service);
         let path = PathId::Relayed(Generation::CALL);
         let way = Way::Relayed { attach: standing.attach, route: opened.route.clone() };
         let labels = (opened.label_in, opened.label_out);
@@ -119,6 +124,7 @@ impl Session {
             surplus: false,
             ask: Ask::default(),
             direct: Direct::default(),
+            relayed_only,
             due: None,
         }
     }
@@ -214,7 +220,8 @@ impl Session {
                 Some(id) => id,
                 // An address that the peer did not name: its NAT made it (RFC 8445, section 7.2.5.3.1).
                 None => {
-                    if let Some(mut path) = self.direct_path(address, now)
+                    if !self.relayed_only
+                        && let Some(mut path) = self.direct_path(address, now)
                         && let Some(id) = self.direct.room(&self.paths)
                     {
                         // Its own packet came in: nothing is to be opened.
@@ -406,6 +413,7 @@ impl Session {
             let code = if never { RefusalCode::NoAnswer } else { RefusalCode::Moved };
             if matches!(id, PathId::Direct(_)) && !never {
                 self.direct.lost(now);
+                t.counts.lost += 1;
             }
             self.give_up(id, code, t);
         }
@@ -592,6 +600,11 @@ impl Session {
         };
         if self.paths.get(&self.current).is_some_and(Path::is_direct) {
             return format!("direct: {how}");
+        }
+        if direct_allowed && self.relayed_only {
+            return format!(
+                "relayed: {how}; direct paths are off for this service (--direct-never)"
+            );
         }
         format!("relayed: {how}; {}", self.direct.explain(direct_allowed, &self.paths))
     }

@@ -12,16 +12,14 @@ use crate::core::paths::Candidate;
 /// How often the machine's interfaces are looked at.
 pub(super) const PERIOD: Duration = Duration::from_secs(5);
 
-/// What there is to offer: the addresses that relays saw, and those of the machine's interfaces, with the port of
-/// the one socket. Where a relay is reached over loopback, loopback addresses and nothing else; otherwise none of them.
-pub(super) fn candidates(local: SocketAddr, seen_as: &[SocketAddr]) -> Vec<Candidate> {
-    let interfaces: BTreeSet<IpAddr> = if_addrs::get_if_addrs()
+/// The addresses of this machine's interfaces at which a socket bound to `local` is reached.
+pub(super) fn interfaces(local: SocketAddr) -> BTreeSet<IpAddr> {
+    if_addrs::get_if_addrs()
         .unwrap_or_default()
         .into_iter()
         .map(|interface| interface.ip())
         .filter(|ip| is_bound(local, *ip))
-        .collect();
-    choose(local.port(), &interfaces, seen_as)
+        .collect()
 }
 
 /// Whether a socket bound to `local` is reached at `ip`.
@@ -33,7 +31,15 @@ fn is_bound(local: SocketAddr, ip: IpAddr) -> bool {
     }
 }
 
-fn choose(port: u16, interfaces: &BTreeSet<IpAddr>, seen_as: &[SocketAddr]) -> Vec<Candidate> {
+/// What there is to offer: the addresses that relays saw, the one that the gateway mapped, and those of the machine's
+/// interfaces, with the port of the one socket. Where a relay is reached over loopback, loopback addresses and nothing
+/// else; otherwise none of them.
+pub(super) fn candidates(
+    port: u16,
+    interfaces: &BTreeSet<IpAddr>,
+    seen_as: &[SocketAddr],
+    mapped: Option<SocketAddr>,
+) -> Vec<Candidate> {
     let on_loopback = seen_as.iter().any(|address| address.ip().is_loopback());
     let mut found: Vec<Candidate> = seen_as
         .iter()
@@ -41,6 +47,7 @@ fn choose(port: u16, interfaces: &BTreeSet<IpAddr>, seen_as: &[SocketAddr]) -> V
         .map(|&address| Candidate { address, local: interfaces.contains(&address.ip()) })
         .collect();
     if !on_loopback && !seen_as.is_empty() {
+        found.extend(mapped.map(|address| Candidate { address, local: false }));
         let own = interfaces.iter().filter(|ip| is_worth_offering(**ip));
         found.extend(own.map(|&ip| Candidate { address: (ip, port).into(), local: true }));
     }
@@ -64,9 +71,19 @@ mod tests {
     use super::*;
 
     fn addresses(port: u16, interfaces: &[&str], seen_as: &[&str]) -> Vec<String> {
+        with_mapped(port, interfaces, seen_as, None)
+    }
+
+    fn with_mapped(
+        port: u16,
+        interfaces: &[&str],
+        seen_as: &[&str],
+        mapped: Option<&str>,
+    ) -> Vec<String> {
         let interfaces = interfaces.iter().map(|ip| ip.parse().unwrap()).collect();
         let seen_as: Vec<SocketAddr> = seen_as.iter().map(|a| a.parse().unwrap()).collect();
-        let found = choose(port, &interfaces, &seen_as);
+        let mapped = mapped.map(|a| a.parse().unwrap());
+        let found = candidates(port, &interfaces, &seen_as, mapped);
         found.iter().map(|one| format!("{} {}", one.address, one.local)).collect()
     }
 
@@ -79,6 +96,16 @@ mod tests {
             ["203.0.113.9:700 false", "192.168.1.10:7 true", "[2001:db8::1]:7 true"]
         );
         assert!(addresses(7, &interfaces, &[]).is_empty(), "not attached");
+    }
+
+    #[test]
+    fn a_mapped_address_is_offered_but_not_among_loopback_addresses() {
+        let (interfaces, mapped) = (["192.168.1.10"], Some("203.0.113.9:7"));
+        assert_eq!(
+            with_mapped(7, &interfaces, &["203.0.113.9:700"], mapped),
+            ["203.0.113.9:700 false", "203.0.113.9:7 false", "192.168.1.10:7 true"]
+        );
+        assert_eq!(with_mapped(7, &["127.0.0.1"], &["127.0.0.1:7"], mapped), ["127.0.0.1:7 true"]);
     }
 
     #[test]

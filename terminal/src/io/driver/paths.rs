@@ -1,5 +1,7 @@
 //! What the driver does for the paths of sessions.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tasuki_proto::control::{PathEnd, Ping, ToRelay};
@@ -8,7 +10,9 @@ use tasuki_proto::{Generation, Refusal, RefusalCode, ServiceName, SessionId, Ter
 
 use super::{AttachId, Driver, Order, candidates, login, wall_ms};
 use crate::core::calls::{self, Opened, RequestId};
+use crate::core::nat::{self, NatKind};
 use crate::core::paths::{Input, Output, Standing};
+use crate::io::portmap::{PortMap, Wanted};
 use crate::io::socket::SocketEvent;
 
 /// How long a relay may take to say that it lives, or four round trips where they are longer.
@@ -195,12 +199,28 @@ impl Driver {
         if !self.settings.paths.direct {
             return;
         }
-        let mut seen_as = Vec::new();
-        for attach in self.standing_attachments() {
-            seen_as.extend(self.attachments.get(&attach).and_then(|a| a.seen_as));
-        }
-        let found = candidates::candidates(self.sessions.local_addr(), &seen_as);
+        let (local, seen_as) = (self.sessions.local_addr(), self.seen_as());
+        let interfaces = candidates::interfaces(local);
+        let mapped = self.port_map.as_ref().and_then(PortMap::mapped);
+        let found = candidates::candidates(local.port(), &interfaces, &seen_as, mapped);
         self.paths.handle(Input::Candidates(found), Instant::now());
+        if let Some(port_map) = &self.port_map {
+            let outer = nat::outer(&interfaces, &seen_as).map(SocketAddr::ip);
+            let outer: BTreeSet<IpAddr> = outer.filter(IpAddr::is_ipv4).collect();
+            let wanted = if outer.is_empty() { None } else { Wanted::new(local.port(), outer) };
+            port_map.want(wanted);
+        }
+    }
+
+    /// The addresses that the relays of the attachments see.
+    fn seen_as(&self) -> Vec<SocketAddr> {
+        let all = self.standing_attachments().into_iter();
+        all.filter_map(|attach| self.attachments.get(&attach)?.seen_as).collect()
+    }
+
+    /// What the relays' views say about the NAT.
+    pub(super) fn nat(&self) -> NatKind {
+        NatKind::guess(&candidates::interfaces(self.sessions.local_addr()), &self.seen_as())
     }
 
     /// A call that no relay is there for waits for one, as long as a call may take.

@@ -1,29 +1,22 @@
 //! The hidden verb `caller`: agents as a library, which call, wait for the first byte, and end the session again.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::Ipv6Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tasuki_proto::codec::Envelope;
-use tasuki_proto::enrolment::load_relays;
-use tasuki_proto::identity::{Clock, Identity, IdentityCell};
-use tasuki_proto::net::Periods;
 use tasuki_proto::session::{Answer, Begin, OpenPing, PING};
 use tasuki_proto::{RelayName, ServiceName, TerminalId, limits};
-use tasuki_terminal::agent::{Agent, Session, Upper};
+use tasuki_terminal::agent::Agent;
 use tasuki_terminal::core::access::AccessRules;
-use tasuki_terminal::core::login::RelayChoice;
-use tasuki_terminal::io::driver::{self, Settings};
-use tokio::sync::mpsc;
+use tasuki_tests::lab::agents;
 
 use crate::helper;
 use crate::rounds::percentile;
 
-const ATTACHED: Duration = Duration::from_secs(20);
 /// A first byte that takes longer has failed.
 const FIRST_BYTE: Duration = Duration::from_secs(15);
 
@@ -47,7 +40,8 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
     runtime.block_on(async {
         let mut agents = Vec::new();
         for data in &flags.data {
-            agents.push(attached(data, &flags.relay).await?);
+            // Nobody calls these terminals.
+            agents.push(agents::start(data, &flags.relay, AccessRules::default()).await?);
         }
         helper::answer(&json!({}))?;
         while let Some(command) = tokio::task::spawn_blocking(helper::command).await?? {
@@ -57,31 +51,6 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         }
         Ok(())
     })
-}
-
-async fn attached(data: &Path, relay: &RelayName) -> Result<Agent> {
-    let identity = Identity::load(data)?.context("no identity")?;
-    let settings = Settings {
-        identity: IdentityCell::new(identity),
-        clock: Clock::system(0),
-        contacts: load_relays(data)?,
-        relays: RelayChoice::Names([relay.clone()].into()),
-        periods: Periods::default(),
-        paths: tasuki_terminal::core::paths::Config::default(),
-        listen: (Ipv6Addr::UNSPECIFIED, 0).into(),
-        save_contacts: Box::new(|_| {}),
-    };
-    // Nobody calls these terminals.
-    let (sessions, mut incoming) = mpsc::channel::<Session>(1);
-    tokio::spawn(async move { while incoming.recv().await.is_some() {} });
-    let upper = Upper { access: Arc::new(AccessRules::default()), incoming: sessions };
-    let agent = driver::start(settings, upper)?;
-    let begun = Instant::now();
-    while agent.status().await?.state != "logged-in" {
-        ensure!(begun.elapsed() < ATTACHED, "not logged in after {ATTACHED:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(agent)
 }
 
 /// What callers have in common.

@@ -11,6 +11,7 @@ mod connect;
 mod echo;
 mod failover;
 mod flood;
+mod glare;
 mod gossip;
 mod helper;
 mod herd;
@@ -76,6 +77,8 @@ enum Verb {
     Failover(failover::Flags),
     /// Which path a call takes between NATs of each kind, and how soon it is direct.
     Nat(nat::Flags),
+    /// Two terminals call each other at the same instant: exactly one session each time (D3, D4).
+    Glare(glare::Flags),
     /// Calls, for `call`.
     #[command(hide = true)]
     Caller(caller::Flags),
@@ -88,9 +91,9 @@ enum Verb {
     Table(table::Flags),
 }
 
-const NAMES: [&str; 11] = [
-    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "nat", "gossip",
-    "table",
+const NAMES: [&str; 12] = [
+    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "nat", "glare",
+    "gossip", "table",
 ];
 
 fn main() -> Result<()> {
@@ -109,6 +112,7 @@ fn main() -> Result<()> {
         Verb::Storm(flags) => procs::guarded(move || storm::run(&options, &flags))?,
         Verb::Failover(flags) => procs::guarded(move || failover::run(&options, &flags))?,
         Verb::Nat(flags) => procs::guarded(move || nat::run(&options, &flags))?,
+        Verb::Glare(flags) => procs::guarded(move || glare::run(&flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
         Verb::Table(flags) => table::run(&options, &flags)?,
         Verb::Bulk(flags) => procs::guarded(move || bulk::run(&options, &flags))?,
