@@ -1,6 +1,7 @@
 //! How the caller of a session gets relayed paths for it (architecture 5): a second one over other relays, and another
 //! in the place of one that was lost. The callee takes what is offered.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -27,6 +28,8 @@ struct Pending {
     attach: AttachId,
     label: Label,
     deadline: Instant,
+    /// Relays began to drain since it was asked for.
+    drained: bool,
 }
 
 /// What the caller asks for.
@@ -51,6 +54,14 @@ impl Ask {
         self.parted = false;
         self.failures = 0;
         self.not_before = None;
+    }
+
+    /// Relays began to drain: who was asked may not have known.
+    pub(super) fn relays_drain(&mut self) {
+        self.anew();
+        if let Some(pending) = &mut self.pending {
+            pending.drained = true;
+        }
     }
 
     /// A path was refused, or never worked.
@@ -81,7 +92,10 @@ impl Session {
         let mut route = resumed.route;
         route.truncate(limits::ROUTE_RELAYS);
         let way = Way::Relayed { attach: asked.attach, route };
-        let path = Path::new(way, standing.address, (asked.label, resumed.label), now);
+        let mut path = Path::new(way, standing.address, (asked.label, resumed.label), now);
+        if asked.drained && self.can_leave(&path, t.draining, t) {
+            path.leaves_at = Some(now);
+        }
         self.make_room(t);
         self.install(id, path, t);
     }
@@ -155,14 +169,15 @@ impl Session {
         if self.ask.pending.is_some() {
             return;
         }
-        let Some((attach, avoid)) = self.wanted(t.standing) else {
+        let Some((attach, avoid)) = self.wanted(t) else {
+            self.drop_left(now, t);
             self.drop_surplus(t);
             return;
         };
         self.ask.last = Generation(self.ask.last.0.saturating_add(1));
         let (label, generation) = (Self::label(t), self.ask.last);
         let deadline = now + t.config.answer_time;
-        self.ask.pending = Some(Pending { generation, attach, label, deadline });
+        self.ask.pending = Some(Pending { generation, attach, label, deadline, drained: false });
         t.out.push_back(Output::Say(
             attach,
             ToRelay::Resume(control::Resume {
@@ -189,14 +204,14 @@ impl Session {
     }
 
     /// Over which attachment one more path is to be asked for, and which relays it should not take.
-    fn wanted(&mut self, standing: &[Standing]) -> Option<(AttachId, Vec<RelayName>)> {
-        let usable: Vec<AttachId> =
-            standing.iter().filter(|one| !one.leaving).map(|one| one.attach).collect();
+    fn wanted(&mut self, t: &Terminal<'_>) -> Option<(AttachId, Vec<RelayName>)> {
+        let usable = usable(t);
         let first = *usable.first()?;
-        let good: Vec<(PathId, &Path)> = self.good(standing).collect();
+        let peers = self.peer_relays.iter().filter(|relay| !t.draining.contains(*relay)).count();
+        let good: Vec<(PathId, &Path)> = self.good(t.standing).collect();
         let apart = |path: &Path| {
             let other = usable.iter().copied().find(|attach| Some(*attach) != path.attach());
-            (other.unwrap_or(first), path.route().to_vec())
+            (other.unwrap_or(first), avoided(t.draining, path.route()))
         };
         match &good[..] {
             [] => {
@@ -206,15 +221,13 @@ impl Session {
                     .iter()
                     .copied()
                     .find(|attach| quiet.iter().all(|path| path.attach() != Some(*attach)));
-                let mut avoid: Vec<RelayName> =
-                    quiet.iter().flat_map(|path| path.route().iter().cloned()).collect();
-                avoid.truncate(limits::ROUTE_RELAYS);
-                Some((unused.unwrap_or(first), avoid))
+                let routes = quiet.iter().flat_map(|path| path.route());
+                Some((unused.unwrap_or(first), avoided(t.draining, routes)))
             }
-            [(_, path)] if usable.len() > 1 || self.peer_relays.len() > 1 => Some(apart(path)),
+            [(_, path)] if usable.len() > 1 || peers > 1 => Some(apart(path)),
             [(_, a), (_, b)] if !self.ask.parted => {
                 let here = usable.len() > 1 && a.attach() == b.attach();
-                let there = self.peer_relays.len() > 1 && a.route().last() == b.route().last();
+                let there = peers > 1 && a.route().last() == b.route().last();
                 let both_known = a.proven && b.proven;
                 if both_known && (here || there) {
                     let wanted = apart(a);
@@ -248,4 +261,24 @@ impl Session {
             self.give_up(id, RefusalCode::Moved, t);
         }
     }
+}
+
+/// The attachments over which paths are asked for: such as stay, where there are any.
+fn usable(t: &Terminal<'_>) -> Vec<AttachId> {
+    let usable = |draining: bool| -> Vec<AttachId> {
+        let standing = t.standing.iter().filter(|one| !one.leaving);
+        let fit = standing.filter(|one| draining || !t.draining.contains(&one.relay));
+        fit.map(|one| one.attach).collect()
+    };
+    let stay = usable(false);
+    if stay.is_empty() { usable(true) } else { stay }
+}
+
+/// The relays that a path should not take: those that drain, and those that others take.
+fn avoided<'a>(
+    draining: &'a BTreeSet<RelayName>,
+    routes: impl IntoIterator<Item = &'a RelayName>,
+) -> Vec<RelayName> {
+    let draining = draining.iter().take(limits::ROUTE_RELAYS / 2);
+    draining.chain(routes).take(limits::ROUTE_RELAYS).cloned().collect()
 }

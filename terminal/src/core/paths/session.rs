@@ -1,6 +1,6 @@
 //! The paths of one session: which carries its data, and what is done to have a second one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,7 @@ pub(super) struct Terminal<'a> {
     pub(super) config: &'a Config,
     pub(super) standing: &'a [Standing],
     pub(super) candidates: &'a [Candidate],
+    pub(super) draining: &'a BTreeSet<RelayName>,
     /// The pace of probes of a path in use.
     pub(super) hello: Duration,
     pub(super) rng: &'a mut SmallRng,
@@ -76,7 +77,7 @@ pub(super) struct Session {
     most: u16,
     ceiling: Option<u16>,
     pub(super) why: Why,
-    moved_at: Option<Instant>,
+    pub(super) moved_at: Option<Instant>,
     /// Another path was better since then.
     better_since: Option<(PathId, Instant)>,
     pub(super) peer_relays: Vec<RelayName>,
@@ -255,12 +256,13 @@ impl Session {
         self.go(id, self.epoch.saturating_add(1), why, now, t);
     }
 
-    /// Whether a path ends at a relay that one of the terminals leaves, or has left.
+    /// Whether a path takes a relay that drains, or ends at one that a terminal leaves, or has left.
     pub(super) fn is_leaving(&self, path: &Path, standing: &[Standing]) -> bool {
         let Some(attach) = path.attach() else { return false };
         let mine = standing.iter().find(|one| one.attach == attach);
         let theirs = if self.is_caller() { path.route().last() } else { path.route().first() };
-        mine.is_none_or(|one| one.leaving)
+        path.leaving
+            || mine.is_none_or(|one| one.leaving)
             || (!self.peer_relays.is_empty()
                 && theirs.is_some_and(|relay| !self.peer_relays.contains(relay)))
     }
@@ -290,6 +292,7 @@ impl Session {
             t.out.push_back(Output::Watch(self.id));
         }
         self.paths.values_mut().for_each(|path| path.check(t.hello, now));
+        self.notice_leaving(now);
         self.keep_current(now, t);
         self.drop_dead(now, t);
         if self.is_caller() {
@@ -499,8 +502,10 @@ impl Session {
             due.push(path.check_at(hello));
             due.push(path.length_at());
             due.push(path.suspect_since.map(|at| at + BOTH));
+            due.push(path.leaves_at.filter(|_| !path.leaving));
         }
         due.push(self.lost_since.map(|since| since + self.patience(config)));
+        due.push(self.drop_left_at());
         if let (Some((_, since)), Some(moved)) = (self.better_since, self.moved_at) {
             due.push(Some((since + DWELL).max(moved + DWELL)));
         }

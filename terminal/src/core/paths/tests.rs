@@ -57,6 +57,11 @@ struct World {
     /// Relays that carry nothing.
     dead_relays: BTreeSet<&'static str>,
     routes: BTreeMap<u32, Vec<&'static str>>,
+    /// Relays between those of the two ends, where there are any: each path takes one.
+    middles: Vec<&'static str>,
+    /// Paths that the caller asked for.
+    asked: usize,
+    draining: BTreeSet<RelayName>,
     probes: usize,
     /// How often something was due.
     steps: usize,
@@ -114,6 +119,9 @@ impl World {
             lines: BTreeMap::new(),
             dead_relays: BTreeSet::new(),
             routes: BTreeMap::from([(0, vec!["r1", "r3"])]),
+            middles: Vec::new(),
+            asked: 0,
+            draining: BTreeSet::new(),
             probes: 0,
             steps: 0,
         };
@@ -217,13 +225,22 @@ impl World {
                         control::PathEnd { session: id(), generation: resume.generation, code };
                     return self.message(CALLER, Input::PathEnded(end));
                 };
-                self.routes.insert(generation, vec![name, last]);
+                self.asked += 1;
+                // As routes cost: avoided relays more than draining ones.
+                let avoided = |name: &&&str| {
+                    let name = relay(name);
+                    (resume.avoid.contains(&name), self.draining.contains(&name))
+                };
+                let middle = self.middles.iter().min_by_key(avoided).copied();
+                let route: Vec<&str> =
+                    [Some(name), middle, Some(last)].into_iter().flatten().collect();
+                self.routes.insert(generation, route.clone());
                 let resuming = control::Resuming {
                     session: id(),
                     generation: resume.generation,
                     caller: TerminalId::new("a").unwrap(),
                     label: Label::new(90).unwrap(),
-                    route: vec![relay(name), relay(last)],
+                    route: route.into_iter().map(relay).collect(),
                 };
                 self.message(CALLEE, Input::Resuming { attach: to, resuming });
             }
@@ -533,6 +550,99 @@ fn a_direct_path_is_found_used_lost_and_found_again() {
     assert!(took < Duration::from_millis(400), "{took:?}");
     world.lines.insert((DIRECT, CALLEE), fast);
     world.run_until(Duration::from_secs(30), true, direct);
+}
+
+/// Tells both ends which relays drain.
+fn tell_draining(world: &mut World, names: &[&str]) {
+    world.draining = names.iter().map(|name| relay(name)).collect();
+    for end in [CALLER, CALLEE] {
+        world.give(end, Input::Draining(world.draining.clone()));
+    }
+}
+
+/// Whether a path takes this relay, in the caller's eyes.
+fn takes(world: &World, name: &str) -> bool {
+    let caller = &world.ends[CALLER];
+    caller.installed.keys().any(|path| match path {
+        PathId::Relayed(generation) => world.routes[&generation.0].contains(&name),
+        PathId::Direct(_) => false,
+    })
+}
+
+#[test]
+fn a_draining_relay_in_the_middle_is_left_and_nothing_is_lost() {
+    for busy in [true, false] {
+        let mut world = World::new(20, false);
+        world.middles = vec!["m1", "m2"];
+        // The first path has no middle; the second one shows that paths take them.
+        world.run(SOON, true);
+        assert_eq!(world.routes[&1], ["r2", "m1", "r4"]);
+        let dead = world.ends[CALLEE].attached.remove(0);
+        world.dead_relays.insert(dead.1);
+        world.ends[CALLEE].attached.push((AttachId(9), "r9"));
+        world.tell_attachments(CALLEE);
+        world.run(Duration::from_secs(10), true);
+        assert!(world.relayed_paths(CALLER) == 2 && takes(&world, "m1"), "{}", world.state());
+        world.run(Duration::from_secs(20), busy);
+        tell_draining(&mut world, &["m1"]);
+        let most = if busy { DRAIN_JITTER + SOON } else { DRAIN_JITTER + SOON * 2 };
+        world.run_until(most, busy, |w| w.agree() && !takes(w, "m1"));
+        assert!(world.relayed_paths(CALLEE) >= 1, "{}", world.state());
+        world.run(Duration::from_secs(5), busy);
+        assert_eq!((world.relayed_paths(CALLER), world.relayed_paths(CALLEE)), (2, 2));
+        let why = world.ends[CALLER].paths.info(id()).unwrap().why;
+        assert!(!why.contains("quiet"), "it moved before anything was lost: {why}");
+    }
+}
+
+#[test]
+fn the_only_way_is_not_left_because_it_drains() {
+    let mut world = World::new(21, false);
+    world.middles = vec!["m1"];
+    world.run(Duration::from_secs(10), true);
+    let asked = world.asked;
+    tell_draining(&mut world, &["m1", "r1", "r2", "r3", "r4"]);
+    world.run(Duration::from_secs(60), true);
+    assert!(world.asked <= asked + 2, "{} more paths", world.asked - asked);
+    assert!(world.agree() && world.relayed_paths(CALLER) >= 1, "{}", world.state());
+    assert_eq!(world.ends[CALLER].failed, None);
+}
+
+#[test]
+fn data_leaves_a_draining_end_where_there_is_another() {
+    for (drains, end) in [("r1", CALLER), ("r3", CALLEE)] {
+        let mut world = World::new(22, false);
+        world.run(Duration::from_secs(5), true);
+        assert_eq!(world.route(CALLER), ["r1", "r3"]);
+        tell_draining(&mut world, &[drains]);
+        let left =
+            |w: &World| w.agree() && w.ends[CALLER].current == PathId::Relayed(Generation(1));
+        world.run_until(DRAIN_JITTER + SOON, true, left);
+        world.run(Duration::from_secs(5), true);
+        assert_eq!(world.route(CALLER), ["r2", "r4"]);
+        let asked = world.asked;
+        world.run(Duration::from_secs(30), true);
+        assert_eq!(world.asked, asked, "it rests");
+        // The relay ends: nothing moves for that.
+        let moves = world.ends[CALLER].moves;
+        world.dead_relays.insert(drains);
+        world.ends[end].attached.remove(0);
+        world.tell_attachments(end);
+        world.run(SOON, true);
+        assert_eq!(world.ends[CALLER].moves, moves);
+    }
+}
+
+#[test]
+fn a_path_that_was_asked_for_before_a_relay_drained_is_left_too() {
+    let mut world = World::new(23, false);
+    world.middles = vec!["m1", "m2"];
+    world.run_until(SOON, true, |w| w.asked == 1);
+    tell_draining(&mut world, &["m1"]);
+    world.run(Duration::from_secs(10), true);
+    assert_eq!(world.routes[&1], ["r2", "m1", "r4"]);
+    assert!(!takes(&world, "m1"), "{}", world.state());
+    assert_eq!(world.relayed_paths(CALLER), 2);
 }
 
 #[test]
