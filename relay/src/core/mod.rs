@@ -15,6 +15,7 @@
 pub mod admin;
 mod answers;
 pub mod directory;
+mod drain;
 pub mod gossip;
 pub mod links;
 pub mod login;
@@ -24,7 +25,7 @@ mod wiring;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tasuki_proto::control::{RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
@@ -137,6 +138,8 @@ pub enum Input {
     Authority(Record),
     /// An operator asks; the answer carries the number.
     Admin(u64, AdminRequest),
+    /// The process is to end, within this time; answered by [`Output::End`].
+    Stop(Duration),
 }
 
 /// What is to be done. In this order: a label is installed before anybody hears of it.
@@ -179,6 +182,8 @@ pub enum Output {
     Finished(Box<Finished>),
     /// An operator's answer.
     Reply(u64, Box<AdminReply>),
+    /// The process may end: what was to leave has left, or its time is over.
+    End,
 }
 
 /// A link that counts.
@@ -214,6 +219,8 @@ pub struct Relay {
     /// The registrar and the link towards it, as the driver was told last.
     registrar: (Option<RelayName>, Option<LinkId>),
     load: wiring::Load,
+    /// When the process ends at the latest, where it was told to.
+    ends_at: Option<Instant>,
     lag_ms: VecDeque<u32>,
     outputs: VecDeque<Output>,
 }
@@ -282,8 +289,10 @@ impl Relay {
                 self.gossip.handle(gossip::Input::Authority(record), now);
             }
             Input::Admin(ticket, request) => self.handle_admin(ticket, request, now, wall_ms),
+            Input::Stop(within) => self.stop(within, now),
         }
         self.settle(now, wall_ms);
+        self.end_when_left(now);
     }
 
     /// What is to be done next.
@@ -299,6 +308,7 @@ impl Relay {
             self.login.poll_timeout(),
             self.sessions.poll_timeout(),
             self.load.poll_timeout(),
+            self.ends_at,
             self.orphan_by_relay.values().map(|orphan| orphan.until).min(),
         ]
         .into_iter()
