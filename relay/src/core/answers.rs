@@ -46,10 +46,10 @@ impl Relay {
                 self.drain(end_within, now);
                 AdminReply::Done
             }
-            AdminRequest::Undrain => {
-                self.undrain();
-                AdminReply::Done
-            }
+            AdminRequest::Undrain => match self.undrain() {
+                Ok(()) => AdminReply::Done,
+                Err(refusal) => AdminReply::Refused(refusal),
+            },
             AdminRequest::Explain { caller, target, .. } => {
                 AdminReply::Explanation(self.explain(&caller, &target))
             }

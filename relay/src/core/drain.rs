@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use tasuki_proto::limits;
+use tasuki_proto::{Refusal, RefusalCode, limits};
 
 use super::{Output, Relay};
 
@@ -14,7 +14,8 @@ impl Relay {
     /// Takes no new terminals, and ends as [`super::admin::AdminRequest::Drain`] says.
     pub(super) fn drain(&mut self, end_within: Option<Duration>, now: Instant) {
         self.login.set_draining(true);
-        if let Some(within) = end_within {
+        // Who tells the process to end has the last word.
+        if let Some(within) = end_within.filter(|_| !self.stopping) {
             self.ends_at = Some(now + within.min(limits::DRAIN_TIME));
         }
         let (terminals, sessions) = (self.login.len(), self.sessions.len());
@@ -22,15 +23,23 @@ impl Relay {
     }
 
     /// Takes terminals again, and stays.
-    pub(super) fn undrain(&mut self) {
+    ///
+    /// # Errors
+    /// When the process was told to end.
+    pub(super) fn undrain(&mut self) -> Result<(), Refusal> {
+        if self.stopping {
+            return Err(Refusal::new(RefusalCode::ShuttingDown, "the process was told to end"));
+        }
         self.login.set_draining(false);
         self.ends_at = None;
+        Ok(())
     }
 
     /// Drains for a moment and ends; at once where there is no other relay to go to.
     pub(super) fn stop(&mut self, within: Duration, now: Instant) {
         let others = self.routes.reachable().len() > 1;
         self.drain(Some(if others { within } else { Duration::ZERO }), now);
+        self.stopping = true;
     }
 
     /// Ends when nobody is left, or the time is over.

@@ -221,6 +221,8 @@ pub struct Relay {
     load: wiring::Load,
     /// When the process ends at the latest, where it was told to.
     ends_at: Option<Instant>,
+    /// The process was told to end, and will.
+    stopping: bool,
     lag_ms: VecDeque<u32>,
     outputs: VecDeque<Output>,
 }

@@ -90,6 +90,7 @@ impl Relay {
             registrar: (None, None),
             load: Load::default(),
             ends_at: None,
+            stopping: false,
             lag_ms: VecDeque::new(),
             outputs: VecDeque::new(),
             config,

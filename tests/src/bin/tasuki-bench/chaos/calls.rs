@@ -68,7 +68,8 @@ impl Callers {
             if from != to {
                 let before = self.weather.load(Ordering::SeqCst);
                 let result = call(mesh, from, to, rng.random());
-                let calm = before % 2 == 0 && self.weather.load(Ordering::SeqCst) == before;
+                let calm =
+                    before.is_multiple_of(2) && self.weather.load(Ordering::SeqCst) == before;
                 self.count(result, calm);
                 std::thread::sleep(PAUSE);
             }
