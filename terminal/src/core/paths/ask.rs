@@ -18,6 +18,8 @@ use crate::core::login::AttachId;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// The longest.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long the first answer may take while no path works; then another attachment is asked. Doubles each time.
+const ANSWER_LOST: Duration = Duration::from_millis(500);
 /// The longest while no path works.
 const BACKOFF_LOST: Duration = Duration::from_secs(1);
 
@@ -27,6 +29,7 @@ struct Pending {
     generation: Generation,
     attach: AttachId,
     label: Label,
+    since: Instant,
     deadline: Instant,
     /// Relays began to drain since it was asked for.
     drained: bool,
@@ -40,6 +43,8 @@ pub(super) struct Ask {
     pending: Option<Pending>,
     failures: u32,
     not_before: Option<Instant>,
+    /// Nothing came back over this attachment when it was asked last.
+    silent: Option<AttachId>,
     /// Two paths that share an end were tried to be parted, and nothing was learnt since.
     parted: bool,
 }
@@ -54,6 +59,7 @@ impl Ask {
         self.parted = false;
         self.failures = 0;
         self.not_before = None;
+        self.silent = None;
     }
 
     /// Relays began to drain: who was asked may not have known.
@@ -92,6 +98,7 @@ impl Session {
         let mut route = resumed.route;
         route.truncate(limits::ROUTE_RELAYS);
         let way = Way::Relayed { attach: asked.attach, route };
+        self.ask.silent = None;
         let mut path = Path::new(way, standing.address, (asked.label, resumed.label), now);
         if asked.drained && self.can_leave(&path, t.draining, t) {
             path.leaves_at = Some(now);
@@ -149,14 +156,22 @@ impl Session {
 
     /// Asks for a path where one is missing.
     pub(super) fn ask_for_paths(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        let lost = self.paths.values().all(|path| !path.works());
+        if let Some(pending) = self.ask.pending.as_mut().filter(|_| lost) {
+            let wait = ANSWER_LOST.saturating_mul(1 << self.ask.failures.min(8));
+            pending.deadline = pending.deadline.min(pending.since + wait);
+        }
         if let Some(pending) = self.ask.pending.take_if(|p| p.deadline <= now) {
             let (session, generation) = (self.id, pending.generation);
             let end = control::PathEnd { session, generation, code: RefusalCode::NoAnswer };
             t.out.push_back(Output::Say(pending.attach, ToRelay::EndPath(end)));
             self.ask.failed(now, t.rng);
+            let other = self.ask.silent.replace(pending.attach) != Some(pending.attach);
+            if lost && other {
+                self.ask.not_before = None;
+            }
         }
         if let Some(at) = self.ask.not_before {
-            let lost = self.paths.values().all(|path| !path.works());
             let latest = now + BACKOFF_LOST;
             if lost && at > latest {
                 self.ask.not_before = Some(latest);
@@ -169,7 +184,7 @@ impl Session {
         if self.ask.pending.is_some() {
             return;
         }
-        let Some((attach, avoid)) = self.wanted(t) else {
+        let Some((attach, avoid)) = self.wanted(now, t) else {
             self.drop_left(now, t);
             self.drop_surplus(t);
             return;
@@ -177,7 +192,8 @@ impl Session {
         self.ask.last = Generation(self.ask.last.0.saturating_add(1));
         let (label, generation) = (Self::label(t), self.ask.last);
         let deadline = now + t.config.answer_time;
-        self.ask.pending = Some(Pending { generation, attach, label, deadline, drained: false });
+        self.ask.pending =
+            Some(Pending { generation, attach, label, since: now, deadline, drained: false });
         t.out.push_back(Output::Say(
             attach,
             ToRelay::Resume(control::Resume {
@@ -204,25 +220,38 @@ impl Session {
     }
 
     /// Over which attachment one more path is to be asked for, and which relays it should not take.
-    fn wanted(&mut self, t: &Terminal<'_>) -> Option<(AttachId, Vec<RelayName>)> {
+    fn wanted(&mut self, now: Instant, t: &Terminal<'_>) -> Option<(AttachId, Vec<RelayName>)> {
         let usable = usable(t);
         let first = *usable.first()?;
         let peers = self.peer_relays.iter().filter(|relay| !t.draining.contains(*relay)).count();
-        let good: Vec<(PathId, &Path)> = self.good(t.standing).collect();
+        // A path that was not answered at once is none while no other works.
+        let lost = self.paths.values().all(|path| !path.works());
+        let may_work = |path: &Path| path.proven || !lost || now < path.made + ANSWER_LOST;
+        let good: Vec<(PathId, &Path)> =
+            self.good(t.standing).filter(|(_, path)| may_work(path)).collect();
         let apart = |path: &Path| {
             let other = usable.iter().copied().find(|attach| Some(*attach) != path.attach());
             (other.unwrap_or(first), avoided(t.draining, path.route()))
         };
         match &good[..] {
             [] => {
-                // Away from what went quiet, where there is another way.
+                // Away from what went quiet, where there is another way: most likely from what all quiet paths share.
                 let quiet: Vec<&Path> = self.paths.values().filter(|p| !p.is_direct()).collect();
-                let unused = usable
-                    .iter()
-                    .copied()
-                    .find(|attach| quiet.iter().all(|path| path.attach() != Some(*attach)));
-                let routes = quiet.iter().flat_map(|path| path.route());
-                Some((unused.unwrap_or(first), avoided(t.draining, routes)))
+                let (all, shared) = relays_of(&quiet);
+                let suspect = if shared.is_empty() || (self.ask.failures / 2) % 2 == 1 {
+                    &all
+                } else {
+                    &shared
+                };
+                let used = |attach| quiet.iter().any(|path| path.attach() == Some(attach));
+                let by = usable.iter().copied();
+                let at_suspect = |attach| {
+                    let mut standing = t.standing.iter().filter(|one| one.attach == attach);
+                    standing.any(|one| suspect.contains(&one.relay))
+                };
+                let by =
+                    by.min_by_key(|by| (self.ask.silent == Some(*by), at_suspect(*by), used(*by)));
+                Some((by.unwrap_or(first), avoided(t.draining, suspect)))
             }
             [(_, path)] if usable.len() > 1 || peers > 1 => Some(apart(path)),
             [(_, a), (_, b)] if !self.ask.parted => {
@@ -272,6 +301,14 @@ fn usable(t: &Terminal<'_>) -> Vec<AttachId> {
     };
     let stay = usable(false);
     if stay.is_empty() { usable(true) } else { stay }
+}
+
+/// The relays that any of these paths takes, and those that every one does.
+fn relays_of(paths: &[&Path]) -> (BTreeSet<RelayName>, BTreeSet<RelayName>) {
+    let all: BTreeSet<RelayName> = paths.iter().flat_map(|path| path.route()).cloned().collect();
+    let in_every = |relay: &&RelayName| paths.iter().all(|path| path.route().contains(relay));
+    let shared = all.iter().filter(in_every).cloned().collect();
+    (all, shared)
 }
 
 /// The relays that a path should not take: those that drain, and those that others take.

@@ -77,7 +77,7 @@ fn relay(name: &str) -> RelayName {
     RelayName::new(name).unwrap()
 }
 
-fn opened(outgoing: bool) -> Opened {
+fn opened(outgoing: bool, route: [&str; 2]) -> Opened {
     Opened {
         session: id(),
         peer: TerminalId::new(if outgoing { "b" } else { "a" }).unwrap(),
@@ -85,19 +85,23 @@ fn opened(outgoing: bool) -> Opened {
         label_in: Label::new(1).unwrap(),
         label_out: Label::new(2).unwrap(),
         service: ServiceName::new("ssh").unwrap(),
-        route: vec![relay("r1"), relay("r3")],
+        route: route.map(relay).to_vec(),
         peer_address: None,
     }
 }
 
 impl World {
-    #[allow(clippy::disallowed_methods, reason = "only the beginning of virtual time")]
     fn new(seed: u64, direct: bool) -> World {
+        Self::with(seed, direct, [["r1", "r2"], ["r3", "r4"]])
+    }
+
+    /// The two ends are attached to these relays, the primary first.
+    #[allow(clippy::disallowed_methods, reason = "only the beginning of virtual time")]
+    fn with(seed: u64, direct: bool, relays: [[&'static str; 2]; 2]) -> World {
         let now = Instant::now();
-        let attached = [
-            vec![(AttachId(1), "r1"), (AttachId(2), "r2")],
-            vec![(AttachId(1), "r3"), (AttachId(2), "r4")],
-        ];
+        let attached =
+            relays.map(|[first, second]| vec![(AttachId(1), first), (AttachId(2), second)]);
+        let route = [relays[CALLER][0], relays[CALLEE][0]];
         let config = Config { direct, ..Config::default() };
         let ends = attached.map(|attached| End {
             paths: Paths::new(config.clone(), SmallRng::seed_from_u64(seed)),
@@ -118,7 +122,7 @@ impl World {
             rng: SmallRng::seed_from_u64(seed),
             lines: BTreeMap::new(),
             dead_relays: BTreeSet::new(),
-            routes: BTreeMap::from([(0, vec!["r1", "r3"])]),
+            routes: BTreeMap::from([(0, route.to_vec())]),
             middles: Vec::new(),
             asked: 0,
             draining: BTreeSet::new(),
@@ -130,7 +134,7 @@ impl World {
             let address = world.ends[end].address;
             let candidates = vec![Candidate { address, local: true }];
             world.give(end, Input::Candidates(candidates));
-            let opened = opened(end == CALLER);
+            let opened = opened(end == CALLER, route);
             world.give(end, Input::Opened { opened, attach: AttachId(1) });
         }
         for end in [CALLER, CALLEE] {
@@ -217,7 +221,6 @@ impl World {
                 assert_eq!(end, CALLER, "only the caller asks");
                 let generation = resume.generation.0;
                 let mut there: Vec<(AttachId, &str)> = self.ends[CALLEE].attached.clone();
-                there.retain(|(_, relay)| !self.dead_relays.contains(relay));
                 there.sort_by_key(|(_, name)| resume.avoid.contains(&relay(name)));
                 let Some((to, last)) = there.first().copied() else {
                     let code = RefusalCode::TargetLoggedOut;
@@ -226,6 +229,10 @@ impl World {
                     return self.message(CALLER, Input::PathEnded(end));
                 };
                 self.asked += 1;
+                if self.dead_relays.contains(last) {
+                    // Nobody knows yet.
+                    return;
+                }
                 // As routes cost: avoided relays more than draining ones.
                 let avoided = |name: &&&str| {
                     let name = relay(name);
@@ -550,6 +557,32 @@ fn a_direct_path_is_found_used_lost_and_found_again() {
     assert!(took < Duration::from_millis(400), "{took:?}");
     world.lines.insert((DIRECT, CALLEE), fast);
     world.run_until(Duration::from_secs(30), true, direct);
+}
+
+/// Its relay and the link to it seem to stand for seconds; whatever was asked of it comes to nothing.
+#[test]
+fn a_relay_at_both_ends_may_die_at_any_moment() {
+    let mut slowest = Duration::ZERO;
+    for ms in (0..1_500).step_by(10) {
+        for relays in [
+            [["r1", "r2"], ["r2", "r4"]],
+            [["r2", "r1"], ["r4", "r2"]],
+            [["r2", "r1"], ["r2", "r4"]],
+        ] {
+            let mut world = World::with(30 + ms, false, relays);
+            world.run(Duration::from_millis(ms), true);
+            world.dead_relays.insert("r2");
+            let works = |w: &World| {
+                let end = &w.ends[CALLER];
+                let PathId::Relayed(generation) = end.current else { return false };
+                w.agree() && !w.routes[&generation.0].contains(&"r2")
+            };
+            let took = world.run_until(Duration::from_secs(20), true, works);
+            slowest = slowest.max(took);
+        }
+    }
+    println!("the slowest: {slowest:?}");
+    assert!(slowest < Duration::from_secs(8), "{slowest:?}");
 }
 
 /// Tells both ends which relays drain.
