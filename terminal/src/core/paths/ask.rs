@@ -18,7 +18,8 @@ use crate::core::login::AttachId;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// The longest.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// How long the first answer may take while no path works; then another attachment is asked. Doubles each time.
+/// How long the first answer may take while no path works; then another attachment is asked. Doubles with each
+/// fourth failure.
 const ANSWER_LOST: Duration = Duration::from_millis(500);
 /// The longest while no path works.
 const BACKOFF_LOST: Duration = Duration::from_secs(1);
@@ -158,7 +159,7 @@ impl Session {
     pub(super) fn ask_for_paths(&mut self, now: Instant, t: &mut Terminal<'_>) {
         let lost = self.paths.values().all(|path| !path.works());
         if let Some(pending) = self.ask.pending.as_mut().filter(|_| lost) {
-            let wait = ANSWER_LOST.saturating_mul(1 << self.ask.failures.min(8));
+            let wait = ANSWER_LOST.saturating_mul(1 << (self.ask.failures / 4).min(8));
             pending.deadline = pending.deadline.min(pending.since + wait);
         }
         if let Some(pending) = self.ask.pending.take_if(|p| p.deadline <= now) {
