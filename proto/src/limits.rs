@@ -96,6 +96,8 @@ pub const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a session whose paths are all lost waits for another one; then it ends, on both sides. Configurable at the
 /// terminals.
 pub const RESUME_TIME: Duration = Duration::from_secs(60);
+/// The longest time after which a relay that is told to drain and end does so.
+pub const DRAIN_TIME: Duration = Duration::from_secs(86_400);
 /// Fresh calls for one request whose call was merged into one that came to nothing; then `no-answer`.
 pub const REDIALS: u8 = 2;
 /// Merged calls from one to the session that serves it; only a lying peer needs more.

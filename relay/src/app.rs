@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config::{Links, RelayConfig};
 use crate::core::links::LinkChoice;
 use crate::core::{Config, Input, Relay};
-use crate::io::driver::{Driver, HelloMaker};
+use crate::io::driver::{Driver, HelloMaker, Stop};
 use crate::io::endpoint::{Context, Endpoints};
 use crate::io::event::Event;
 use crate::io::http::{self, Admin, AdminToken, LocalSocket, Node, Revoker, Service};
@@ -43,12 +43,12 @@ const SOCKET: &str = "relay.sock";
 /// How often the clock's high-water mark is kept.
 const MARK_PERIOD: Duration = Duration::from_secs(3600);
 
-/// Runs the relay until SIGTERM or Ctrl-C.
+/// Runs the relay until SIGTERM, which drains it first, or Ctrl-C, which does not.
 ///
 /// # Errors
 /// When the data directory holds no identity, is in use, or something cannot be opened.
 pub async fn run(config: RelayConfig) -> anyhow::Result<()> {
-    let stop = stop_signal()?;
+    let stop = stop_signals(config.periods.stop)?;
     let relay = Running::start(config).await?;
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     relay.until(stop).await
@@ -158,7 +158,7 @@ impl Running {
     }
 
     /// Runs until `stop`; everybody is told, so that nobody waits for silence.
-    async fn until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    async fn until(self, stop: mpsc::Receiver<Stop>) -> anyhow::Result<()> {
         self.driver.run(self.events, stop).await;
         tracing::info!("relay stops");
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
@@ -206,15 +206,26 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 4))
 }
 
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+/// SIGTERM lets everybody leave, for `drain` at most; a second one, or Ctrl-C, ends at once.
+fn stop_signals(drain: Duration) -> anyhow::Result<mpsc::Receiver<Stop>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    let (told, stop) = mpsc::channel(2);
+    tokio::spawn(async move {
+        let mut drains = !drain.is_zero();
+        loop {
+            let terminated = tokio::select! {
+                _ = terminate.recv() => true,
+                _ = interrupt.recv() => false,
+            };
+            let stop = if terminated && drains { Stop::Drained(drain) } else { Stop::Now };
+            drains = false;
+            if told.send(stop).await.is_err() {
+                return;
+            }
         }
-    })
+    });
+    Ok(stop)
 }
 
 async fn forward<T>(

@@ -73,6 +73,8 @@ pub struct Layer {
     pub keep_alive: Option<Duration>,
     /// How long a connection may stay silent.
     pub idle: Option<Duration>,
+    /// How long SIGTERM drains at most.
+    pub stop: Option<Duration>,
     /// Attached terminals at most.
     pub terminals: Option<usize>,
     /// Sessions at most.
@@ -170,6 +172,7 @@ impl Layer {
             links: reader.links(),
             keep_alive: reader.seconds("keep_alive_s"),
             idle: reader.seconds("idle_s"),
+            stop: reader.seconds("stop_s"),
             terminals: reader.take("terminals"),
             sessions: reader.take("sessions"),
             address_connections: reader.take("address_connections"),
@@ -206,6 +209,7 @@ impl Layer {
             links: self.links.or(lower.links),
             keep_alive: self.keep_alive.or(lower.keep_alive),
             idle: self.idle.or(lower.idle),
+            stop: self.stop.or(lower.stop),
             terminals: self.terminals.or(lower.terminals),
             sessions: self.sessions.or(lower.sessions),
             address_connections: self.address_connections.or(lower.address_connections),
@@ -308,6 +312,8 @@ pub struct Periods {
     pub keep_alive: Duration,
     /// How long they may stay silent. Below 30 s, so that a dead agent shows as logged out within them.
     pub idle: Duration,
+    /// How long SIGTERM lets terminals and sessions leave at most; zero: not at all.
+    pub stop: Duration,
 }
 
 /// How much the relay takes.
@@ -352,6 +358,7 @@ impl RelayConfig {
         let periods = Periods {
             keep_alive: layer.keep_alive.unwrap_or(Duration::from_secs(9)),
             idle: layer.idle.unwrap_or(Duration::from_secs(20)),
+            stop: layer.stop.unwrap_or(Duration::from_secs(5)),
         };
         if periods.keep_alive.is_zero() || periods.keep_alive * 2 > periods.idle {
             errors.push("keep_alive_s: it must be at least 1 and at most half of idle_s".into());

@@ -1,9 +1,17 @@
 //! Verbs that act on the running relay.
 
-use anyhow::{Result, bail};
-use tasuki_proto::{RelayName, SessionId, TerminalId};
+use std::path::Path;
+use std::time::Duration;
 
-use super::{Global, local, query};
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+use tasuki_proto::{RelayName, SessionId, TerminalId, limits};
+use tokio::net::UnixStream;
+
+use super::{Global, local, query, token};
+
+/// How often a relay that drains is asked who is left.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Verbs that act on the running relay.
 #[derive(Debug, Clone, clap::Subcommand)]
@@ -20,12 +28,31 @@ pub enum Act {
         /// The session's id; `tasuki-relay sessions` lists them
         session: SessionId,
     },
-    /// Take no new terminals
-    #[command(after_help = "Example: tasuki-relay drain")]
-    Drain,
+    /// Take no new terminals, and let those that are here move to other relays, with their sessions
+    #[command(after_help = "Example: tasuki-relay drain --exit --deadline 10m")]
+    Drain(Drain),
     /// Take terminals again
     #[command(after_help = "Example: tasuki-relay undrain")]
     Undrain,
+}
+
+/// Whether the relay ends, and when.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Drain {
+    /// End the relay when no terminal and no session is left, and show until then how many are
+    #[arg(long)]
+    exit: bool,
+    /// End it after this time at the latest: a number and s, m, h or d
+    #[arg(long, default_value = "5m", value_parser = deadline, requires = "exit", value_name = "TIME")]
+    deadline: Duration,
+}
+
+fn deadline(word: &str) -> Result<Duration, String> {
+    let time = token::duration(word)?;
+    if time > limits::DRAIN_TIME {
+        return Err(format!("'{word}' is more than {} h", limits::DRAIN_TIME.as_secs() / 3600));
+    }
+    Ok(time)
 }
 
 /// Whom a verb is about.
@@ -62,11 +89,50 @@ pub(crate) async fn perform(global: &Global, act: Act, out: query::Out<'_>) -> R
         Act::End { session } => {
             (format!("/api/v1/sessions/{session}/end"), format!("ended {session}"))
         }
-        Act::Drain => ("/api/v1/drain".to_owned(), "draining".to_owned()),
+        Act::Drain(how) => return drain(&socket, how, global.json, out).await,
         Act::Undrain => ("/api/v1/undrain".to_owned(), "takes terminals".to_owned()),
     };
     let answer = local::ask(&socket, "POST", &path, None).await?;
     query::print(out, &if global.json { format!("{answer}\n") } else { format!("{did}\n") })
+}
+
+/// Drains, and says who is left; where the relay is to end, until it has.
+async fn drain(socket: &Path, how: Drain, json: bool, out: query::Out<'_>) -> Result<()> {
+    let path = match how.exit {
+        true => format!("/api/v1/drain?end_within_s={}", how.deadline.as_secs()),
+        false => "/api/v1/drain".to_owned(),
+    };
+    let life = local::ask(socket, "GET", "/api/v1/status", None).await?["incarnation"].clone();
+    local::ask(socket, "POST", &path, None).await?;
+    let mut shown = Value::Null;
+    loop {
+        let status = match local::ask(socket, "GET", "/api/v1/status", None).await {
+            Ok(status) if status["incarnation"] == life => status,
+            Err(error) if UnixStream::connect(socket).await.is_ok() => return Err(error),
+            // It is gone, or another one runs in its place.
+            _ if json => return query::print(out, &format!("{}\n", json!({"ended": true}))),
+            _ => return query::print(out, "ended\n"),
+        };
+        let left = json!({"terminals": status["terminals"], "sessions": status["sessions"]});
+        if left != shown {
+            let line = match json {
+                true => left.to_string(),
+                false => format!(
+                    "draining: {} terminals, {} sessions",
+                    left["terminals"], left["sessions"]
+                ),
+            };
+            query::print(out, &format!("{line}\n"))?;
+            shown = left;
+        }
+        if !how.exit {
+            return Ok(());
+        }
+        if status["draining"] != true {
+            bail!("undrained: somebody told the relay to stay: drain it again to end it");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 impl Name {

@@ -1,5 +1,7 @@
 //! `run`: the daemon.
 
+use std::time::Duration;
+
 use clap::Args;
 
 use super::{AddressArgs, Global, start_log};
@@ -12,6 +14,9 @@ pub(super) struct RunArgs {
     /// auto: link with the relays that are configured or learned of; names: with these and no others
     #[arg(long, value_name = "auto|NAME,...")]
     links: Option<Links>,
+    /// How long SIGTERM lets terminals and sessions leave, at most, before the relay ends; 0: not at all [default: 5]
+    #[arg(long, value_name = "SECS")]
+    stop_time: Option<u32>,
     #[command(flatten)]
     addresses: AddressArgs,
     #[command(flatten)]
@@ -37,8 +42,10 @@ struct PerAddressArgs {
 
 pub(super) fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
     let most = args.per_address;
+    let stop = args.stop_time.map(|secs| Duration::from_secs(secs.into()));
     let flags = Layer {
         links: args.links,
+        stop,
         address_connections: most.address_connections,
         address_handshakes: most.address_handshakes,
         address_rate: most.address_rate,

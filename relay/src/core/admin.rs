@@ -3,6 +3,7 @@
 //! Views are computed by the core on request and are plain data; a page looks at a bounded number of rows.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 use tasuki_proto::view::{TerminalFilter, TerminalView};
@@ -44,9 +45,10 @@ pub enum AdminRequest {
     KickTerminal(TerminalId),
     /// Cuts this relay's link with another; it may come back.
     KickRelay(RelayName),
-    /// Takes no new terminals.
-    Drain,
-    /// Takes terminals again.
+    /// Takes no new terminals; with a time, at most [`tasuki_proto::limits::DRAIN_TIME`], ends the process when none is
+    /// left, and no session, or when the time is over.
+    Drain(Option<Duration>),
+    /// Takes terminals again, and stays.
     Undrain,
     /// May A call B, by which rule, over which route.
     Explain {
@@ -110,6 +112,8 @@ pub struct StatusView {
     pub registrar: bool,
     /// Takes no new terminals.
     pub draining: bool,
+    /// Seconds until it ends at the latest, where it was told to.
+    pub ends_in_s: Option<u64>,
     /// `Ok` when it takes terminals; otherwise why not (readyz).
     pub not_ready: Option<String>,
     /// Its links, ordered by name.

@@ -19,7 +19,7 @@ impl Relay {
         wall_ms: u64,
     ) {
         let reply = match request {
-            AdminRequest::Status => AdminReply::Status(Box::new(self.status(wall_ms))),
+            AdminRequest::Status => AdminReply::Status(Box::new(self.status(now, wall_ms))),
             AdminRequest::Relays => AdminReply::Relays(self.directory.relays()),
             AdminRequest::Terminals { filter, after, limit } => {
                 let table = self.gossip.table_mut();
@@ -41,14 +41,14 @@ impl Relay {
             AdminRequest::EndSession(id) => self.end_session(id, now, wall_ms),
             AdminRequest::KickTerminal(id) => self.kick_terminal(id, now, wall_ms),
             AdminRequest::KickRelay(name) => self.kick_relay(name, now),
-            AdminRequest::Drain => {
-                self.login.set_draining(true);
+            AdminRequest::Drain(end_within) => {
+                self.drain(end_within, now);
                 AdminReply::Done
             }
-            AdminRequest::Undrain => {
-                self.login.set_draining(false);
-                AdminReply::Done
-            }
+            AdminRequest::Undrain => match self.undrain() {
+                Ok(()) => AdminReply::Done,
+                Err(refusal) => AdminReply::Refused(refusal),
+            },
             AdminRequest::Explain { caller, target, .. } => {
                 AdminReply::Explanation(self.explain(&caller, &target))
             }
@@ -60,7 +60,7 @@ impl Relay {
         self.directory.terminal_view(self.gossip.table_mut(), id)
     }
 
-    fn status(&self, wall_ms: u64) -> StatusView {
+    fn status(&self, now: Instant, wall_ms: u64) -> StatusView {
         let mut links: Vec<LinkView> = self
             .link_by_relay
             .values()
@@ -88,6 +88,7 @@ impl Relay {
             uptime_s: wall_ms.saturating_sub(self.config.started_ms) / 1000,
             registrar: self.config.registrar,
             draining: self.login.is_draining(),
+            ends_in_s: self.ends_at.map(|at| at.saturating_duration_since(now).as_secs()),
             not_ready: self.not_ready(),
             links,
             terminals: self.login.len(),

@@ -17,6 +17,7 @@ pub mod admission;
 mod answers;
 pub mod bucket;
 pub mod directory;
+mod drain;
 pub mod gossip;
 pub mod links;
 pub mod login;
@@ -26,7 +27,7 @@ mod wiring;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tasuki_proto::control::{RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
@@ -139,6 +140,8 @@ pub enum Input {
     Authority(Record),
     /// An operator asks; the answer carries the number.
     Admin(u64, AdminRequest),
+    /// The process is to end, within this time; answered by [`Output::End`].
+    Stop(Duration),
 }
 
 /// What is to be done. In this order: a label is installed before anybody hears of it.
@@ -181,6 +184,8 @@ pub enum Output {
     Finished(Box<Finished>),
     /// An operator's answer.
     Reply(u64, Box<AdminReply>),
+    /// The process may end: what was to leave has left, or its time is over.
+    End,
 }
 
 /// A link that counts.
@@ -216,6 +221,10 @@ pub struct Relay {
     /// The registrar and the link towards it, as the driver was told last.
     registrar: (Option<RelayName>, Option<LinkId>),
     load: wiring::Load,
+    /// When the process ends at the latest, where it was told to.
+    ends_at: Option<Instant>,
+    /// The process was told to end, and will.
+    stopping: bool,
     lag_ms: VecDeque<u32>,
     outputs: VecDeque<Output>,
 }
@@ -284,8 +293,10 @@ impl Relay {
                 self.gossip.handle(gossip::Input::Authority(record), now);
             }
             Input::Admin(ticket, request) => self.handle_admin(ticket, request, now, wall_ms),
+            Input::Stop(within) => self.stop(within, now),
         }
         self.settle(now, wall_ms);
+        self.end_when_left(now);
     }
 
     /// What is to be done next.
@@ -301,6 +312,7 @@ impl Relay {
             self.login.poll_timeout(),
             self.sessions.poll_timeout(),
             self.load.poll_timeout(),
+            self.ends_at,
             self.orphan_by_relay.values().map(|orphan| orphan.until).min(),
         ]
         .into_iter()

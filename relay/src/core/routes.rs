@@ -26,8 +26,11 @@ pub const DRAINING_COST: u64 = 1_000_000;
 /// Terminals on a relay that add one µs to each route over it.
 pub const TERMINALS_PER_US: u64 = 16;
 
-/// Added for a relay that is to be avoided, µs: more than sixteen links of the longest round-trip time, all draining.
-const AVOIDED_COST: u64 = 1 << 40;
+/// Added for a relay that is to be avoided, µs: more than any route without it.
+const AVOIDED_COST: u64 = 1 << 42;
+/// Added for a link between two relays that are to be avoided, µs: more than any route without such a link, and sixteen of
+/// them less than a relay.
+const AVOIDED_LINK_COST: u64 = 1 << 37;
 
 /// What happens to the graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,7 +216,8 @@ impl Routes {
         best_in(self.tree_by_source.get(&from)?, to)
     }
 
-    /// Each of the relays in `avoid` costs more than any route without it.
+    /// Each of the relays in `avoid` costs more than any route without it; and of routes that take as many of them, those
+    /// without the links between them, since such a link may be what went quiet.
     fn tree(&self, from: RelayId, avoid: &BTreeSet<RelayId>) -> Tree {
         let mut best = BTreeMap::from([(from, 0_u64)]);
         let mut tree = Tree::new();
@@ -223,7 +227,11 @@ impl Routes {
             for (&before, &so_far) in &front {
                 let passing = if before == from { 0 } else { self.passing(before) };
                 for (peer, rtt) in self.neighbours(before) {
-                    let avoided = if avoid.contains(&peer) { AVOIDED_COST } else { 0 };
+                    let avoided = match (avoid.contains(&before), avoid.contains(&peer)) {
+                        (true, true) => AVOIDED_COST + AVOIDED_LINK_COST,
+                        (false, true) => AVOIDED_COST,
+                        _ => 0,
+                    };
                     let cost = so_far.saturating_add(u64::from(rtt) + HOP_COST + passing + avoided);
                     let step = Step { cost, before };
                     let worse = best.get(&peer).is_some_and(|&known| known <= cost)

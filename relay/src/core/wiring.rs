@@ -89,6 +89,8 @@ impl Relay {
             contacts: Vec::new(),
             registrar: (None, None),
             load: Load::default(),
+            ends_at: None,
+            stopping: false,
             lag_ms: VecDeque::new(),
             outputs: VecDeque::new(),
             config,
@@ -625,7 +627,9 @@ impl Relay {
     fn write_load(&mut self, now: Instant, wall_ms: u64) -> bool {
         self.load.wanted =
             LoadRow { draining: self.login.is_draining(), terminals: rounded(self.login.len()) };
-        let early = self.load.not_before.is_some_and(|at| at > now);
+        // That it drains is said at once: others have to hear of it before it ends.
+        let early = self.load.not_before.is_some_and(|at| at > now)
+            && self.load.wanted.draining == self.load.written.draining;
         if self.load.wanted == self.load.written || early {
             return false;
         }

@@ -54,6 +54,15 @@ struct Link {
     challenger: Label,
 }
 
+/// How the process is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// When everybody has left, within this time.
+    Drained(Duration),
+    /// At once.
+    Now,
+}
+
 /// What every Hello to another relay says; the driver keeps the incarnation true.
 #[derive(Debug)]
 pub struct HelloMaker {
@@ -90,6 +99,8 @@ pub struct Driver {
     next_reply: u64,
     contacts: watch::Sender<Vec<RelayContact>>,
     keep: mpsc::Sender<Keep>,
+    /// The core said that the process may end.
+    over: bool,
 }
 
 fn wall_ms() -> u64 {
@@ -122,18 +133,21 @@ impl Driver {
             next_reply: 1,
             contacts,
             keep,
+            over: false,
         }
     }
 
-    /// Runs until `stop`, then says goodbye to everybody.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: impl Future<Output = ()>) {
-        tokio::pin!(stop);
+    /// Runs until it is told to stop, or an operator has drained the relay; then says goodbye to everybody.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut stop: mpsc::Receiver<Stop>) {
         self.perform().await;
-        loop {
+        while !self.over {
             let due = self.core.poll_timeout();
             tokio::select! {
                 biased;
-                () = &mut stop => break,
+                told = stop.recv() => match told {
+                    Some(Stop::Drained(within)) => self.give(Input::Stop(within)),
+                    Some(Stop::Now) | None => break,
+                },
                 () = sleep_until(due) => self.give(Input::Timeout),
                 event = events.recv() => match event {
                     Some(event) => self.handle(event),
@@ -286,6 +300,7 @@ impl Driver {
                 }
                 Output::Registrar(name, link) => self.set_way(name, link),
                 Output::Finished(finished) => self.keep(Keep::Session(finished)).await,
+                Output::End => self.over = true,
                 Output::Reply(ticket, reply) => {
                     if let Some(waiting) = self.replies.remove(&ticket) {
                         let _ = waiting.send(self.complete(*reply));

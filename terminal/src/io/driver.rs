@@ -538,6 +538,9 @@ impl Driver {
             }
             ToTerminal::Relays(relays) => {
                 (self.settings.save_contacts)(&relays.relays);
+                let draining = relays.relays.iter().filter(|relay| relay.draining);
+                let draining = draining.map(|relay| relay.name.clone()).collect();
+                self.paths.handle(paths_core::Input::Draining(draining), now);
                 self.login.handle(login::Input::Contacts(relays.relays), now);
             }
             ToTerminal::Revoked(revoked) => {

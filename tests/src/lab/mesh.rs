@@ -1,5 +1,6 @@
 //! A mesh of real processes: relays and agents on loopback, or each in its namespace.
 
+mod disk;
 mod relay;
 mod spec;
 mod terminal;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use self::disk::Disk;
 pub use self::relay::Relay;
 pub use self::spec::{MeshSpec, RelaySpec, TerminalSpec};
 pub use self::terminal::Terminal;

@@ -98,6 +98,11 @@ impl Receiver {
         seen
     }
 
+    /// Forgets what it has seen, for a transfer that begins anew; the one before is over.
+    pub fn again(&self) {
+        *lock(&self.state) = State::default();
+    }
+
     /// Looks for the longest gap from here on.
     pub fn mark(&self) {
         lock(&self.state).seen.longest_gap = Duration::ZERO;
@@ -199,6 +204,29 @@ impl Sender {
         seed: u64,
         total: u64,
     ) -> std::io::Result<Sender> {
+        Self::begin(namespace, address, seed, total, None)
+    }
+
+    /// As [`Sender::start`], without an end of its own, and at most so many bytes a second.
+    ///
+    /// # Errors
+    /// When the connection is refused.
+    pub fn paced(
+        namespace: Option<&Namespace>,
+        address: SocketAddr,
+        seed: u64,
+        bytes_per_second: u64,
+    ) -> std::io::Result<Sender> {
+        Self::begin(namespace, address, seed, u64::MAX, Some(bytes_per_second))
+    }
+
+    fn begin(
+        namespace: Option<&Namespace>,
+        address: SocketAddr,
+        seed: u64,
+        total: u64,
+        pace: Option<u64>,
+    ) -> std::io::Result<Sender> {
         let stream = inside(namespace, || TcpStream::connect_timeout(&address, CONNECT))?;
         let mut writing = stream.try_clone()?;
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -214,6 +242,9 @@ impl Sender {
                 }
                 position += count as u64;
                 counter.store(position, Ordering::Relaxed);
+                if let Some(pace) = pace {
+                    std::thread::sleep(Duration::from_secs_f64(count as f64 / pace as f64));
+                }
             }
             let _ = writing.shutdown(Shutdown::Write);
         });

@@ -105,6 +105,29 @@ fn a_storm_on_one_row_costs_one_send() {
 }
 
 #[test]
+fn a_clock_that_jumps_a_day_changes_no_order_and_no_lifetime() {
+    const DAY_MS: u64 = 86_400_000;
+    let (mut gossip, now) = core();
+    let at = |sequence, wall_ms, lifetime_secs| {
+        Record::new(&Draft { wall_ms, lifetime_secs, ..draft(FAR, 1, sequence, "k") })
+    };
+    gossip.handle(Input::LinkUp(LINK, FAR), now);
+    // Forwards and back: the later version counts, whatever the time beside it.
+    let times = [10 * DAY_MS, 11 * DAY_MS, 9 * DAY_MS, 0, u64::MAX];
+    for (sequence, wall_ms) in (1..).zip(times) {
+        let message = rows(span(sequence - 1, sequence, 0), &[at(sequence, wall_ms, 60)]);
+        gossip.handle(Input::Message(LINK, message), now);
+        let row = gossip.table().live(RecordKind::ATTACHMENT, b"k").next().unwrap();
+        assert_eq!((row.version().sequence, row.wall_ms()), (sequence, wall_ms));
+    }
+    // Its lifetime is what passes here.
+    gossip.handle(Input::Tick, now + Duration::from_secs(59));
+    assert!(has(&gossip, "k"));
+    gossip.handle(Input::Tick, now + Duration::from_secs(61));
+    assert!(!has(&gossip, "k"));
+}
+
+#[test]
 fn a_write_that_changes_nothing_is_left_out() {
     let (mut gossip, now) = core();
     gossip.handle(write("k", Some("v"), 0), now);

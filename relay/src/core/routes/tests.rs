@@ -104,6 +104,23 @@ fn load_and_draining_turn_routes_away_but_do_not_cut() {
 }
 
 #[test]
+fn the_link_between_two_ends_is_avoided_where_there_is_a_way_round() {
+    let routes =
+        routes(&[(1, 2, 1_000), (1, 3, 90_000), (3, 2, 90_000), (3, 4, 1_000), (4, 2, 1_000)]);
+    let avoid = |relays: &[u64]| relays.iter().map(|&relay| RelayId(relay)).collect();
+    let apart = |relays: &[u64]| {
+        let (shared, _, route) =
+            routes.route_apart(RelayId(1), RelayId(2), &avoid(relays)).unwrap();
+        (shared, route.into_iter().map(|relay| relay.0).collect::<Vec<_>>())
+    };
+    assert_eq!(apart(&[]), (0, vec![1, 2]));
+    // A path of these two went quiet: their link may be why.
+    assert_eq!(apart(&[1, 2]), (1, vec![1, 3, 4, 2]));
+    // One more relay of the old path is worse than its link.
+    assert_eq!(apart(&[1, 2, 3]), (1, vec![1, 2]));
+}
+
+#[test]
 fn a_route_stays_while_another_is_better_by_little_only() {
     let mut routes = routes(&[(1, 2, 10_000), (2, 4, 10_000), (1, 3, 11_000), (3, 4, 11_000)]);
     let say = |routes: &mut Routes, rtt| {

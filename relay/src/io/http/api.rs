@@ -1,6 +1,7 @@
 //! The routes of the status endpoint (interfaces: "Status endpoint").
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
@@ -238,8 +239,17 @@ async fn revoke_relay(State(service): Asked, params: Params, name: Named<RelayNa
 }
 
 async fn drain(State(service): Asked, params: Params) -> Answer {
-    params.only(&[])?;
-    service.act(AdminRequest::Drain).await
+    let params = params.only(&["end_within_s"])?;
+    let end_within = params.value("end_within_s", drain_time)?;
+    service.act(AdminRequest::Drain(end_within)).await
+}
+
+fn drain_time(word: &str) -> Result<Duration, String> {
+    let most = limits::DRAIN_TIME.as_secs();
+    match word.parse() {
+        Ok(secs) if (1..=most).contains(&secs) => Ok(Duration::from_secs(secs)),
+        _ => Err(format!("use a whole number from 1 to {most}")),
+    }
 }
 
 async fn undrain(State(service): Asked, params: Params) -> Answer {

@@ -99,6 +99,7 @@ fn status(not_ready: Option<&str>) -> StatusView {
         uptime_s: 9,
         registrar: true,
         draining: false,
+        ends_in_s: None,
         not_ready: not_ready.map(str::to_owned),
         links: vec![LinkView {
             relay: relay("r2"),
@@ -461,7 +462,8 @@ async fn actions_need_the_token_over_tcp_and_none_over_the_local_socket() {
         ("/api/v1/terminals/t1/revoke".to_owned(), "Revoke(Terminal(t1))".to_owned()),
         ("/api/v1/relays/r2/kick".to_owned(), "KickRelay(r2)".to_owned()),
         ("/api/v1/relays/r2/revoke".to_owned(), "Revoke(Relay(r2))".to_owned()),
-        ("/api/v1/drain".to_owned(), "Drain".to_owned()),
+        ("/api/v1/drain".to_owned(), "Drain(None)".to_owned()),
+        ("/api/v1/drain?end_within_s=300".to_owned(), "Drain(Some(300s))".to_owned()),
         ("/api/v1/undrain".to_owned(), "Undrain".to_owned()),
     ];
     for (path, command) in actions {
@@ -622,6 +624,10 @@ async fn unknown_parameters_and_bad_values_are_refused_with_what_is_allowed() {
     }
     let head = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n");
     endpoint.over_tcp("POST", "/api/v1/drain?now=1", &head).await.problem(400, "bad-request");
+    for wrong in ["0", "86401", "-1", "99999999999999999999", "", "5m"] {
+        let path = format!("/api/v1/drain?end_within_s={wrong}");
+        endpoint.over_tcp("POST", &path, &head).await.problem(400, "bad-request");
+    }
     assert!(endpoint.world.commands().is_empty());
     endpoint.stop().await;
 }
@@ -833,7 +839,7 @@ async fn verbs_reach_what_they_name() {
         ("revoke t0002".to_owned(), "Revoke(Terminal(t0002))".to_owned()),
         ("revoke --relay t0001".to_owned(), "Revoke(Relay(t0001))".to_owned()),
         (format!("end {session}"), format!("EndSession({session})")),
-        ("drain".to_owned(), "Drain".to_owned()),
+        ("drain".to_owned(), "Drain(None)".to_owned()),
         ("undrain".to_owned(), "Undrain".to_owned()),
     ];
     for (line, command) in acts {

@@ -1,7 +1,7 @@
 //! How the caller of a session gets relayed paths for it (architecture 5): a second one over other relays, and another
 //! in the place of one that was lost. The callee takes what is offered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -18,6 +18,8 @@ use crate::core::login::AttachId;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// The longest.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long the first answer may take while no path works; doubles with every fourth failure.
+const ANSWER_LOST: Duration = Duration::from_millis(500);
 /// The longest while no path works.
 const BACKOFF_LOST: Duration = Duration::from_secs(1);
 
@@ -51,7 +53,10 @@ struct Pending {
     generation: Generation,
     ends: Ends,
     label: Label,
+    since: Instant,
     deadline: Instant,
+    /// Relays began to drain since it was asked for.
+    drained: bool,
 }
 
 /// What the caller asks for.
@@ -78,6 +83,14 @@ impl Ask {
         self.asked.clear();
         self.failures = 0;
         self.not_before = None;
+    }
+
+    /// Relays began to drain: who was asked may not have known.
+    pub(super) fn relays_drain(&mut self) {
+        self.anew();
+        if let Some(pending) = &mut self.pending {
+            pending.drained = true;
+        }
     }
 
     /// Nobody answers any more what was asked over an attachment that is gone.
@@ -126,7 +139,10 @@ impl Session {
         let mut route = resumed.route;
         route.truncate(limits::ROUTE_RELAYS);
         let way = Way::Relayed { attach, route };
-        let path = Path::new(way, standing.address, (asked.label, resumed.label), now);
+        let mut path = Path::new(way, standing.address, (asked.label, resumed.label), now);
+        if asked.drained && self.can_leave(&path, t.draining, t) {
+            path.leaves_at = Some(now);
+        }
         self.make_room(t);
         self.install(PathId::Relayed(generation), path, t);
     }
@@ -180,6 +196,11 @@ impl Session {
 
     /// Asks for a path where one is missing.
     pub(super) fn ask_for_paths(&mut self, now: Instant, t: &mut Terminal<'_>) {
+        let lost = self.paths.values().all(|path| !path.works());
+        if let Some(pending) = self.ask.pending.as_mut().filter(|_| lost) {
+            let wait = ANSWER_LOST.saturating_mul(1 << (self.ask.failures / 4).min(8));
+            pending.deadline = pending.deadline.min(pending.since + wait);
+        }
         if let Some(pending) = self.ask.pending.take_if(|p| p.deadline <= now) {
             let (session, generation) = (self.id, pending.generation);
             let end = control::PathEnd { session, generation, code: RefusalCode::NoAnswer };
@@ -188,7 +209,6 @@ impl Session {
             self.ask.failed(now, t.rng);
         }
         if let Some(at) = self.ask.not_before {
-            let lost = self.paths.values().all(|path| !path.works());
             let latest = now + BACKOFF_LOST;
             if lost && at > latest {
                 self.ask.not_before = Some(latest);
@@ -201,8 +221,9 @@ impl Session {
         if self.ask.pending.is_some() {
             return;
         }
-        let best = self.best_ends(t.standing, now);
-        let Some((ends, avoid)) = self.wanted(&best, t.standing) else {
+        let best = self.best_ends(now, t);
+        let Some((ends, avoid)) = self.wanted(&best, now, t) else {
+            self.drop_left(now, t);
             self.drop_surplus(&best, t);
             return;
         };
@@ -210,7 +231,8 @@ impl Session {
         self.ask.last = Generation(self.ask.last.0.saturating_add(1));
         let (label, generation) = (Self::label(t), self.ask.last);
         let (attach, deadline) = (ends.attach, now + t.config.answer_time);
-        self.ask.pending = Some(Pending { generation, ends, label, deadline });
+        self.ask.pending =
+            Some(Pending { generation, ends, label, since: now, deadline, drained: false });
         t.out.push_back(Output::Say(
             attach,
             ToRelay::Resume(control::Resume {
@@ -251,18 +273,21 @@ impl Session {
             .map(|(id, path)| (*id, path))
     }
 
-    /// The ends of the two paths that this session should have: with as few relays in common as can be, away from
-    /// doubtful ones, and where there is a choice with the ends of the path in use.
-    fn best_ends(&self, standing: &[Standing], now: Instant) -> Vec<Ends> {
-        let known = self.paths.values().rev().find_map(|path| path.route().last().cloned());
-        let known = known.or_else(|| self.opened.route.last().cloned());
+    /// The ends of the two paths that this session should have: at relays that do not drain where there are others, with
+    /// as few relays in common as can be, away from doubtful ones, and where there is a choice with those of the path in
+    /// use.
+    fn best_ends(&self, now: Instant, t: &Terminal<'_>) -> Vec<Ends> {
+        let known = self.paths.values().rev().find_map(|path| path.route().last());
+        let known = known.or_else(|| self.opened.route.last());
         let theirs: Vec<&RelayName> = match &self.peer_relays[..] {
-            [] => known.iter().collect(),
+            [] => known.into_iter().collect(),
             relays => relays.iter().collect(),
         };
-        let all: Vec<Ends> = standing
+        let theirs = staying(theirs, |relay| t.draining.contains(*relay));
+        let mine: Vec<&Standing> = t.standing.iter().filter(|one| !one.leaving).collect();
+        let mine = staying(mine, |one| t.draining.contains(&one.relay));
+        let all: Vec<Ends> = mine
             .iter()
-            .filter(|one| !one.leaving)
             .flat_map(|one| {
                 theirs.iter().map(|there| Ends {
                     attach: one.attach,
@@ -288,25 +313,37 @@ impl Session {
     }
 
     /// Which ends one more path is to be asked for with, and which relays it should not take.
-    fn wanted(&self, best: &[Ends], standing: &[Standing]) -> Option<(Ends, Vec<RelayName>)> {
-        let good: Vec<&Path> = self.good(standing).map(|(_, path)| path).collect();
+    fn wanted(
+        &self,
+        best: &[Ends],
+        now: Instant,
+        t: &Terminal<'_>,
+    ) -> Option<(Ends, Vec<RelayName>)> {
+        // A path that was not answered at once is none while no other works.
+        let lost = self.paths.values().all(|path| !path.works());
+        let may_work = |path: &&Path| path.proven || !lost || now < path.made + ANSWER_LOST;
+        let good: Vec<&Path> =
+            self.good(t.standing).map(|(_, path)| path).filter(may_work).collect();
+        let may_ask = |ends: &&Ends| {
+            // While nothing works it is asked for ever.
+            good.is_empty() || self.ask.asked.get(*ends).is_none_or(|times| *times < ASKED_MOST)
+        };
         let missing = best
             .iter()
             .filter(|ends| good.iter().all(|path| !has_ends(path, ends)))
-            // While nothing works it is asked for ever.
-            .filter(|ends| {
-                good.is_empty() || self.ask.asked.get(*ends).is_none_or(|n| *n < ASKED_MOST)
-            })
+            .filter(may_ask)
             .min_by_key(|ends| self.ask.asked.get(*ends))?;
         let others = best.iter().filter(|ends| *ends != missing);
         let taken = others.flat_map(|ends| {
             let path = good.iter().find(|path| has_ends(path, ends));
             path.map_or_else(|| vec![ends.here.clone(), ends.there.clone()], |p| p.route().to_vec())
         });
-        let mut avoid: Vec<RelayName> = taken.chain(self.ask.shunned.keys().cloned()).collect();
+        let left = t.draining.iter().take(limits::ROUTE_RELAYS / 2).cloned();
+        let mut avoid: Vec<RelayName> =
+            left.chain(taken).chain(self.ask.shunned.keys().cloned()).collect();
         avoid.retain(|relay| *relay != missing.here && *relay != missing.there);
-        avoid.sort();
-        avoid.dedup();
+        let mut known = BTreeSet::new();
+        avoid.retain(|relay| known.insert(relay.clone()));
         avoid.truncate(limits::ROUTE_RELAYS);
         Some((missing.clone(), avoid))
     }
@@ -333,6 +370,11 @@ impl Session {
             None => self.surplus = false,
         }
     }
+}
+
+/// Those that stay, where there are any.
+fn staying<T>(all: Vec<T>, leaves: impl Fn(&T) -> bool) -> Vec<T> {
+    if all.iter().all(&leaves) { all } else { all.into_iter().filter(|one| !leaves(one)).collect() }
 }
 
 fn has_ends(path: &Path, ends: &Ends) -> bool {

@@ -1,5 +1,6 @@
 //! What the paths of a terminal take in and put out.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -60,6 +61,8 @@ pub enum Input {
     Attachments(Vec<Standing>),
     /// The addresses of this terminal; none: it takes no direct path.
     Candidates(Vec<Candidate>),
+    /// The relays of the mesh that drain, all of them.
+    Draining(BTreeSet<RelayName>),
     /// A session has its first path.
     Opened {
         /// What the call agreed on.

@@ -70,6 +70,10 @@ pub(super) struct Path {
     padded: Option<Padded>,
     too_long: Option<usize>,
     pub(super) suspect_since: Option<Instant>,
+    /// From then on it is left: a relay on it drains.
+    pub(super) leaves_at: Option<Instant>,
+    /// That time has come.
+    pub(super) leaving: bool,
 }
 
 impl Path {
@@ -97,6 +101,8 @@ impl Path {
             padded: None,
             too_long: None,
             suspect_since: None,
+            leaves_at: None,
+            leaving: false,
         }
     }
 

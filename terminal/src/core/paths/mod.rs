@@ -16,6 +16,10 @@
 //! A path that stays suspect for [`GIVE_UP`] while another works is given up, and another is asked for. While no path
 //! works, paths are asked for until [`Config::resume_time`] is over: then the session ends, on both sides.
 //!
+//! **Draining** ([`drain`]). A path over a relay that begins to drain is left within [`DRAIN_JITTER`], at random, like one
+//! over an attachment that is left: the data moves to a path that stays, the caller asks for another that keeps away from
+//! that relay, and then gives up the one that was left.
+//!
 //! **Direct paths** ([`direct`]) are used once they are proven, if they are about as near as the relayed one, and left when
 //! they go quiet or get worse; the relayed paths stay.
 //!
@@ -25,6 +29,7 @@
 mod ask;
 mod counts;
 mod direct;
+mod drain;
 mod event;
 mod health;
 mod session;
@@ -60,6 +65,8 @@ pub const BUSY: Duration = Duration::from_secs(5);
 pub const GIVE_UP: Duration = Duration::from_secs(3);
 /// How long data stays on a path at least before it moves to one that is merely better, and how long that one has to be.
 pub const DWELL: Duration = Duration::from_secs(3);
+/// Paths over a relay that drains are left within this time, at random.
+pub const DRAIN_JITTER: Duration = Duration::from_secs(2);
 /// Busy sessions of a terminal above which each is probed more seldom, so that all together send at most a thousand
 /// probes a second.
 const BUSY_SESSIONS: u32 = 50;
@@ -97,6 +104,8 @@ pub struct Paths {
     rng: SmallRng,
     standing: Vec<Standing>,
     candidates: Vec<Candidate>,
+    /// Relays that drain.
+    draining: BTreeSet<RelayName>,
     session_by_id: BTreeMap<SessionId, Session>,
     due: BTreeSet<(Instant, SessionId)>,
     busy: u32,
@@ -112,6 +121,7 @@ impl Paths {
             rng,
             standing: Vec::new(),
             candidates: Vec::new(),
+            draining: BTreeSet::new(),
             session_by_id: BTreeMap::new(),
             due: BTreeSet::new(),
             busy: 0,
@@ -126,6 +136,7 @@ impl Paths {
             Input::Timeout => self.handle_timeout(now),
             Input::Attachments(standing) => self.handle_attachments(standing, now),
             Input::Candidates(candidates) => self.handle_candidates(candidates, now),
+            Input::Draining(draining) => self.handle_draining(draining, now),
             Input::Opened { opened, attach } => {
                 let standing = self.standing.iter().find(|one| one.attach == attach);
                 let id = opened.session;
@@ -223,6 +234,7 @@ impl Paths {
             config: &self.config,
             standing: &self.standing,
             candidates: &self.candidates,
+            draining: &self.draining,
             hello,
             rng: &mut self.rng,
             counts: &mut self.counts,
@@ -312,6 +324,17 @@ impl Paths {
                     t.out.push_back(Output::Tell(session.id, word));
                 }
             });
+        }
+    }
+
+    fn handle_draining(&mut self, draining: BTreeSet<RelayName>, now: Instant) {
+        if draining == self.draining {
+            return;
+        }
+        let newly = draining.difference(&self.draining).cloned().collect();
+        self.draining = draining;
+        for id in self.all() {
+            self.with(id, now, |session, t| session.relays_drain(&newly, now, t));
         }
     }
 

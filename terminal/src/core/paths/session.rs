@@ -1,6 +1,6 @@
 //! The paths of one session: which carries its data, and what is done to have a second one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,7 @@ pub(super) struct Terminal<'a> {
     pub(super) config: &'a Config,
     pub(super) standing: &'a [Standing],
     pub(super) candidates: &'a [Candidate],
+    pub(super) draining: &'a BTreeSet<RelayName>,
     /// The pace of probes of a path in use.
     pub(super) hello: Duration,
     pub(super) counts: &'a mut DirectCounts,
@@ -80,7 +81,7 @@ pub(super) struct Session {
     most: u16,
     ceiling: Option<u16>,
     pub(super) why: Why,
-    moved_at: Option<Instant>,
+    pub(super) moved_at: Option<Instant>,
     /// Another path was better since then.
     better_since: Option<(PathId, Instant)>,
     pub(super) peer_relays: Vec<RelayName>,
@@ -274,12 +275,13 @@ impl Session {
         self.go(id, self.epoch.saturating_add(1), why, now, t);
     }
 
-    /// Whether a path ends at a relay that one of the terminals leaves, or has left.
+    /// Whether a path takes a relay that drains, or ends at one that a terminal leaves, or has left.
     pub(super) fn is_leaving(&self, path: &Path, standing: &[Standing]) -> bool {
         let Some(attach) = path.attach() else { return false };
         let mine = standing.iter().find(|one| one.attach == attach);
         let theirs = if self.is_caller() { path.route().last() } else { path.route().first() };
-        mine.is_none_or(|one| one.leaving)
+        path.leaving
+            || mine.is_none_or(|one| one.leaving)
             || (!self.peer_relays.is_empty()
                 && theirs.is_some_and(|relay| !self.peer_relays.contains(relay)))
     }
@@ -309,6 +311,7 @@ impl Session {
             t.out.push_back(Output::Watch(self.id));
         }
         self.check_paths(now, t);
+        self.notice_leaving(now);
         self.keep_current(now, t);
         self.drop_dead(now, t);
         if self.is_caller() {
@@ -351,6 +354,15 @@ impl Session {
             .map(|(id, _)| *id)
     }
 
+    /// All paths went quiet: what they have in common is doubtful.
+    fn shun_common(&mut self, now: Instant) {
+        let relayed: Vec<&Path> = self.paths.values().filter(|path| !path.is_direct()).collect();
+        let Some((first, rest)) = relayed.split_first() else { return };
+        let in_all = |relay: &&RelayName| rest.iter().all(|path| path.route().contains(relay));
+        let common: Vec<RelayName> = first.route().iter().filter(in_all).cloned().collect();
+        self.shun(&common, now);
+    }
+
     /// How long it waits while no path works. The caller gives up first.
     fn patience(&self, config: &Config) -> Duration {
         let more = if self.is_caller() { Duration::ZERO } else { Duration::from_secs(2) };
@@ -369,6 +381,9 @@ impl Session {
         }
         let suspect_since = current.and_then(|path| path.suspect_since);
         let Some(other) = self.best_other(t.standing) else {
+            if self.lost_since.is_none() {
+                self.shun_common(now);
+            }
             let since = *self.lost_since.get_or_insert(now);
             if now >= since + self.patience(t.config) {
                 t.out.push_back(Output::Failed { session: self.id, code: self.last_code });
@@ -554,8 +569,10 @@ impl Session {
             due.push(path.check_at(hello));
             due.push(path.length_at());
             due.push(path.suspect_since.map(|at| at + BOTH));
+            due.push(path.leaves_at.filter(|_| !path.leaving));
         }
         due.push(self.lost_since.map(|since| since + self.patience(config)));
+        due.push(self.drop_left_at());
         if let (Some((_, since)), Some(moved)) = (self.better_since, self.moved_at) {
             due.push(Some((since + DWELL).max(moved + DWELL)));
         }

@@ -57,6 +57,11 @@ struct World {
     /// Relays that carry nothing.
     dead_relays: BTreeSet<&'static str>,
     routes: BTreeMap<u32, Vec<&'static str>>,
+    /// Relays between those of the two ends, where there are any: each path takes one.
+    middles: Vec<&'static str>,
+    /// Paths that the caller asked for.
+    asked: usize,
+    draining: BTreeSet<RelayName>,
     probes: usize,
     /// How often something was due.
     steps: usize,
@@ -72,7 +77,7 @@ fn relay(name: &str) -> RelayName {
     RelayName::new(name).unwrap()
 }
 
-fn opened(outgoing: bool) -> Opened {
+fn opened(outgoing: bool, route: [&str; 2]) -> Opened {
     Opened {
         session: id(),
         peer: TerminalId::new(if outgoing { "b" } else { "a" }).unwrap(),
@@ -80,7 +85,7 @@ fn opened(outgoing: bool) -> Opened {
         label_in: Label::new(1).unwrap(),
         label_out: Label::new(2).unwrap(),
         service: ServiceName::new("ssh").unwrap(),
-        route: vec![relay("r1"), relay("r3")],
+        route: route.map(relay).to_vec(),
         peer_address: None,
     }
 }
@@ -90,11 +95,13 @@ impl World {
         Self::attached(seed, direct, [["r1", "r2"], ["r3", "r4"]])
     }
 
-    /// The terminals are attached to these relays, the primaries first.
+    /// The two ends are attached to these relays, the primary first.
     #[allow(clippy::disallowed_methods, reason = "only the beginning of virtual time")]
     fn attached(seed: u64, direct: bool, relays: [[&'static str; 2]; 2]) -> World {
         let now = Instant::now();
-        let attached = relays.map(|[a, b]| vec![(AttachId(1), a), (AttachId(2), b)]);
+        let attached =
+            relays.map(|[first, second]| vec![(AttachId(1), first), (AttachId(2), second)]);
+        let route = [relays[CALLER][0], relays[CALLEE][0]];
         let config = Config { direct, ..Config::default() };
         let ends = attached.map(|attached| End {
             paths: Paths::new(config.clone(), SmallRng::seed_from_u64(seed)),
@@ -115,7 +122,10 @@ impl World {
             rng: SmallRng::seed_from_u64(seed),
             lines: BTreeMap::new(),
             dead_relays: BTreeSet::new(),
-            routes: BTreeMap::from([(0, vec![relays[0][0], relays[1][0]])]),
+            routes: BTreeMap::from([(0, route.to_vec())]),
+            middles: Vec::new(),
+            asked: 0,
+            draining: BTreeSet::new(),
             probes: 0,
             steps: 0,
         };
@@ -124,8 +134,7 @@ impl World {
             let address = world.ends[end].address;
             let candidates = vec![Candidate { address, local: true }];
             world.give(end, Input::Candidates(candidates));
-            let route = vec![relay(relays[0][0]), relay(relays[1][0])];
-            let opened = Opened { route, ..opened(end == CALLER) };
+            let opened = opened(end == CALLER, route);
             world.give(end, Input::Opened { opened, attach: AttachId(1) });
         }
         for end in [CALLER, CALLEE] {
@@ -215,7 +224,6 @@ impl World {
                 assert_eq!(end, CALLER, "only the caller asks");
                 let generation = resume.generation.0;
                 let mut there: Vec<(AttachId, &str)> = self.ends[CALLEE].attached.clone();
-                there.retain(|(_, relay)| !self.dead_relays.contains(relay));
                 there.sort_by_key(|(_, name)| resume.avoid.contains(&relay(name)));
                 let Some((to, last)) = there.first().copied() else {
                     let code = RefusalCode::TargetLoggedOut;
@@ -223,7 +231,19 @@ impl World {
                         control::PathEnd { session: id(), generation: resume.generation, code };
                     return self.message(CALLER, Input::PathEnded(end));
                 };
-                let mut route = vec![name, last];
+                self.asked += 1;
+                if self.dead_relays.contains(last) {
+                    // Nobody knows yet.
+                    return;
+                }
+                // As routes cost: avoided relays more than draining ones.
+                let avoided = |name: &&&str| {
+                    let name = relay(name);
+                    (resume.avoid.contains(&name), self.draining.contains(&name))
+                };
+                let middle = self.middles.iter().min_by_key(avoided).copied();
+                let mut route: Vec<&str> =
+                    [Some(name), middle, Some(last)].into_iter().flatten().collect();
                 route.dedup();
                 self.routes.insert(generation, route.clone());
                 let resuming = control::Resuming {
@@ -587,6 +607,125 @@ fn a_direct_path_is_found_used_lost_and_found_again() {
     assert!(took < Duration::from_millis(400), "{took:?}");
     world.lines.insert((DIRECT, CALLEE), fast);
     world.run_until(Duration::from_secs(30), true, direct);
+}
+
+/// Its relay and the link to it seem to stand for seconds; whatever was asked of it comes to nothing.
+#[test]
+fn a_relay_at_both_ends_may_die_at_any_moment() {
+    let mut slowest = Duration::ZERO;
+    for ms in (0..1_500).step_by(10) {
+        for relays in [
+            [["r1", "r2"], ["r2", "r4"]],
+            [["r2", "r1"], ["r4", "r2"]],
+            [["r2", "r1"], ["r2", "r4"]],
+        ] {
+            let mut world = World::attached(30 + ms, false, relays);
+            world.run(Duration::from_millis(ms), true);
+            world.dead_relays.insert("r2");
+            let works = |w: &World| {
+                let end = &w.ends[CALLER];
+                let PathId::Relayed(generation) = end.current else { return false };
+                w.agree() && !w.routes[&generation.0].contains(&"r2")
+            };
+            let took = world.run_until(Duration::from_secs(20), true, works);
+            slowest = slowest.max(took);
+        }
+    }
+    println!("the slowest: {slowest:?}");
+    assert!(slowest < Duration::from_secs(3), "{slowest:?}");
+}
+
+/// Tells both ends which relays drain.
+fn tell_draining(world: &mut World, names: &[&str]) {
+    world.draining = names.iter().map(|name| relay(name)).collect();
+    for end in [CALLER, CALLEE] {
+        world.give(end, Input::Draining(world.draining.clone()));
+    }
+}
+
+/// Whether a path takes this relay, in the caller's eyes.
+fn takes(world: &World, name: &str) -> bool {
+    let caller = &world.ends[CALLER];
+    caller.installed.keys().any(|path| match path {
+        PathId::Relayed(generation) => world.routes[&generation.0].contains(&name),
+        PathId::Direct(_) => false,
+    })
+}
+
+#[test]
+fn a_draining_relay_in_the_middle_is_left_and_nothing_is_lost() {
+    for busy in [true, false] {
+        let mut world = World::new(20, false);
+        world.middles = vec!["m1", "m2"];
+        // The first path has no middle; the second one shows that paths take them.
+        world.run(SOON, true);
+        assert_eq!(world.routes[&1], ["r2", "m1", "r4"]);
+        let dead = world.ends[CALLEE].attached.remove(0);
+        world.dead_relays.insert(dead.1);
+        world.ends[CALLEE].attached.push((AttachId(9), "r9"));
+        world.tell_attachments(CALLEE);
+        world.run(Duration::from_secs(10), true);
+        assert!(world.relayed_paths(CALLER) == 2 && takes(&world, "m1"), "{}", world.state());
+        world.run(Duration::from_secs(20), busy);
+        tell_draining(&mut world, &["m1"]);
+        let most = if busy { DRAIN_JITTER + SOON } else { DRAIN_JITTER + SOON * 2 };
+        world.run_until(most, busy, |w| w.agree() && !takes(w, "m1"));
+        assert!(world.relayed_paths(CALLEE) >= 1, "{}", world.state());
+        world.run(Duration::from_secs(5), busy);
+        assert_eq!((world.relayed_paths(CALLER), world.relayed_paths(CALLEE)), (2, 2));
+        let why = world.ends[CALLER].paths.info(id()).unwrap().why;
+        assert!(!why.contains("quiet"), "it moved before anything was lost: {why}");
+    }
+}
+
+#[test]
+fn the_only_way_is_not_left_because_it_drains() {
+    let mut world = World::new(21, false);
+    world.middles = vec!["m1"];
+    world.run(Duration::from_secs(10), true);
+    let asked = world.asked;
+    tell_draining(&mut world, &["m1", "r1", "r2", "r3", "r4"]);
+    world.run(Duration::from_secs(60), true);
+    assert!(world.asked <= asked + 2, "{} more paths", world.asked - asked);
+    assert!(world.agree() && world.relayed_paths(CALLER) >= 1, "{}", world.state());
+    assert_eq!(world.ends[CALLER].failed, None);
+}
+
+#[test]
+fn data_leaves_a_draining_end_where_there_is_another() {
+    for (drains, end) in [("r1", CALLER), ("r3", CALLEE)] {
+        let mut world = World::new(22, false);
+        world.run(Duration::from_secs(5), true);
+        assert_eq!(world.route(CALLER), ["r1", "r3"]);
+        tell_draining(&mut world, &[drains]);
+        let left =
+            |w: &World| w.agree() && w.ends[CALLER].current == PathId::Relayed(Generation(1));
+        world.run_until(DRAIN_JITTER + SOON, true, left);
+        world.run(Duration::from_secs(5), true);
+        assert_eq!(world.route(CALLER), ["r2", "r4"]);
+        let asked = world.asked;
+        world.run(Duration::from_secs(30), true);
+        assert_eq!(world.asked, asked, "it rests");
+        // The relay ends: nothing moves for that.
+        let moves = world.ends[CALLER].moves;
+        world.dead_relays.insert(drains);
+        world.ends[end].attached.remove(0);
+        world.tell_attachments(end);
+        world.run(SOON, true);
+        assert_eq!(world.ends[CALLER].moves, moves);
+    }
+}
+
+#[test]
+fn a_path_that_was_asked_for_before_a_relay_drained_is_left_too() {
+    let mut world = World::new(23, false);
+    world.middles = vec!["m1", "m2"];
+    world.run_until(SOON, true, |w| w.asked == 1);
+    tell_draining(&mut world, &["m1"]);
+    world.run(Duration::from_secs(10), true);
+    assert_eq!(world.routes[&1], ["r2", "m1", "r4"]);
+    assert!(!takes(&world, "m1"), "{}", world.state());
+    assert_eq!(world.relayed_paths(CALLER), 2);
 }
 
 #[test]

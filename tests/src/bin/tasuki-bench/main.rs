@@ -7,6 +7,7 @@ mod bench;
 mod bulk;
 mod call;
 mod caller;
+mod chaos;
 mod connect;
 mod echo;
 mod failover;
@@ -75,6 +76,8 @@ enum Verb {
     Mixed(mixed::Flags),
     /// The relay that carries a bulk transfer dies or hangs, again and again: stalls, nothing lost (P12).
     Failover(failover::Flags),
+    /// Relays and agents die, hang, drain and restart by a script while everything runs: nothing is lost.
+    Chaos(chaos::Flags),
     /// Which path a call takes between NATs of each kind, and how soon it is direct.
     Nat(nat::Flags),
     /// Two terminals call each other at the same instant: exactly one session each time (D3, D4).
@@ -91,9 +94,9 @@ enum Verb {
     Table(table::Flags),
 }
 
-const NAMES: [&str; 12] = [
-    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "nat", "glare",
-    "gossip", "table",
+const NAMES: [&str; 13] = [
+    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "chaos", "nat",
+    "glare", "gossip", "table",
 ];
 
 fn main() -> Result<()> {
@@ -111,6 +114,7 @@ fn main() -> Result<()> {
         Verb::Mixed(flags) => procs::guarded(move || mixed::run(&options, &flags))?,
         Verb::Storm(flags) => procs::guarded(move || storm::run(&options, &flags))?,
         Verb::Failover(flags) => procs::guarded(move || failover::run(&options, &flags))?,
+        Verb::Chaos(flags) => procs::guarded(move || chaos::run(&options, &flags))?,
         Verb::Nat(flags) => procs::guarded(move || nat::run(&options, &flags))?,
         Verb::Glare(flags) => procs::guarded(move || glare::run(&flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,

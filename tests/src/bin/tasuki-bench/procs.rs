@@ -10,15 +10,24 @@ use tokio::signal::unix::{SignalKind, signal};
 /// CPU-seconds that these processes and all that descend from them have used, user and system time together.
 /// What a descendant that is gone had used is not in it.
 pub(crate) fn cpu_seconds(roots: &[u32]) -> f64 {
-    let all: Vec<Stat> = std::fs::read_dir("/proc")
+    let all: Vec<Stat> = all_processes().collect();
+    let ticks: u64 = with_descendants(&all, roots).map(|stat| stat.ticks).sum();
+    ticks as f64 / ticks_per_second()
+}
+
+/// How many processes this one has started that are there.
+pub(crate) fn children() -> usize {
+    let own = std::process::id();
+    all_processes().filter(|stat| stat.parent == own).count()
+}
+
+fn all_processes() -> impl Iterator<Item = Stat> {
+    std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .filter_map(Result::ok)
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter_map(|pid| Stat::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?))
-        .collect();
-    let ticks: u64 = with_descendants(&all, roots).map(|stat| stat.ticks).sum();
-    ticks as f64 / ticks_per_second()
 }
 
 /// One process, as /proc/PID/stat shows it (proc(5)).

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::disk::Disk;
 use super::spec::RelaySpec;
 use super::{VERB, is_running, lock, signal};
 use crate::lab::bins::Bins;
@@ -33,6 +34,8 @@ pub struct Relay {
     /// Its status endpoint.
     pub api: StatusApi,
     pub(super) process: Mutex<Option<Process>>,
+    /// Goes after the process.
+    disk: Option<Disk>,
 }
 
 impl Relay {
@@ -44,6 +47,7 @@ impl Relay {
             None => (free_address(), free_address()),
         };
         let namespace = spec.host.as_ref().map(|(namespace, _)| namespace.clone());
+        let disk = spec.disk.map(|bytes| Disk::mount(&data, bytes));
         let line = spec.line.map(|impairment| {
             let at = SocketAddr::new(listen.ip(), free_port());
             let line = match &namespace {
@@ -73,7 +77,8 @@ impl Relay {
         run(command.args(&spec.init_flags), VERB).ok();
         let api = StatusApi { address: status, namespace };
         let (name, registrar) = (spec.name.clone(), token.is_none());
-        Relay { name, spec, registrar, data, log, listen, line, api, process: Mutex::new(None) }
+        let process = Mutex::new(None);
+        Relay { name, spec, registrar, data, log, listen, line, api, process, disk }
     }
 
     /// Its name.
@@ -97,6 +102,19 @@ impl Relay {
     /// When there is none.
     pub fn line(&self) -> &Forwarder {
         self.line.as_ref().expect("a relay with a line in front")
+    }
+
+    /// Its disk ([`RelaySpec::disk`]).
+    ///
+    /// # Panics
+    /// When it has none of its own.
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("a relay with a disk of its own")
+    }
+
+    /// What it has logged so far.
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     fn command(&self) -> Command {

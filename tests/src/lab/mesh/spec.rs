@@ -19,6 +19,7 @@ pub struct RelaySpec {
     pub(super) line: Option<Impairment>,
     pub(super) host: Option<(Namespace, IpAddr)>,
     pub(super) other_family: Option<IpAddr>,
+    pub(super) disk: Option<u64>,
 }
 
 impl RelaySpec {
@@ -33,6 +34,7 @@ impl RelaySpec {
             line: None,
             host: None,
             other_family: None,
+            disk: None,
         }
     }
 
@@ -63,6 +65,12 @@ impl RelaySpec {
     /// Everybody reaches this relay over a line like this only; see `Relay::line`.
     pub fn behind(mut self, line: Impairment) -> Self {
         self.line = Some(line);
+        self
+    }
+
+    /// Its data directory is a disk of its own, of so many bytes; see [`super::Disk`] and `Relay::disk`.
+    pub fn disk(mut self, bytes: u64) -> Self {
+        self.disk = Some(bytes);
         self
     }
 
