@@ -171,6 +171,10 @@ fn a_relay_in_the_middle_ends_when_the_sessions_have_moved() {
         assert!(stall <= STALL, "{stall:?}");
         relay.start();
         mesh.wait_for_links();
+        mesh.wait_everywhere("it drains no more", SOON, |other| {
+            let row = other.relay_row(middle)?;
+            if row["draining"] == false { Ok(()) } else { Err(row.to_string()) }
+        });
     }
     load.finish();
     mesh.wait_no_sessions(SOON);
