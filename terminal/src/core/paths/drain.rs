@@ -20,10 +20,10 @@ use super::session::{Session, Terminal};
 const KEPT: Duration = Duration::from_secs(1);
 
 impl Session {
-    /// Relays ceased to drain, or began to, as `newly` did.
+    /// Relays ceased to drain, or began to: paths over these are looked at.
     pub(super) fn relays_drain(
         &mut self,
-        newly: &BTreeSet<RelayName>,
+        relays: &BTreeSet<RelayName>,
         now: Instant,
         t: &mut Terminal<'_>,
     ) {
@@ -31,7 +31,7 @@ impl Session {
         let leave: BTreeSet<PathId> = self
             .paths
             .iter()
-            .filter(|(_, path)| self.can_leave(path, newly, t))
+            .filter(|(_, path)| self.can_leave(path, relays, t))
             .map(|(id, _)| *id)
             .collect();
         for (id, path) in &mut self.paths {
@@ -41,7 +41,7 @@ impl Session {
                 (path.leaves_at, path.leaving) = (None, false);
             }
         }
-        if newly.is_empty() {
+        if relays.is_empty() {
             self.ask.anew();
         } else {
             self.ask.relays_drain();

@@ -331,10 +331,13 @@ impl Paths {
         if draining == self.draining {
             return;
         }
-        let newly = draining.difference(&self.draining).cloned().collect();
+        let newly: BTreeSet<RelayName> = draining.difference(&self.draining).cloned().collect();
+        // Where one drains no more, others may be left that could not be.
+        let ceased = self.draining.difference(&draining).next().is_some();
+        let leave = if ceased { draining.clone() } else { newly };
         self.draining = draining;
         for id in self.all() {
-            self.with(id, now, |session, t| session.relays_drain(&newly, now, t));
+            self.with(id, now, |session, t| session.relays_drain(&leave, now, t));
         }
     }
 
