@@ -99,6 +99,17 @@ impl Ask {
         self.pending.take_if(gone);
     }
 
+    /// How many of the relays of these ends are doubtful.
+    fn doubt(&self, ends: &Ends, now: Instant) -> u32 {
+        let doubtful = |relay| self.shunned.get(relay).is_some_and(|until| *until > now);
+        u32::from(doubtful(&ends.here)) + u32::from(doubtful(&ends.there))
+    }
+
+    /// No path works: nothing is waited for.
+    pub(super) fn hurry(&mut self) {
+        self.not_before = None;
+    }
+
     /// The callee is about to say where it is attached; one of an older kind does not.
     pub(super) fn wait_for_word(&mut self, now: Instant) {
         self.not_before = Some(now + WORD);
@@ -296,12 +307,9 @@ impl Session {
                 })
             })
             .collect();
-        let doubtful = |relay: &RelayName| {
-            u32::from(self.ask.shunned.get(relay).is_some_and(|until| *until > now))
-        };
         let alone = |ends: &Ends| {
             let current = self.paths.get(&self.current).is_some_and(|path| has_ends(path, ends));
-            8 * (doubtful(&ends.here) + doubtful(&ends.there)) + u32::from(!current)
+            8 * self.ask.doubt(ends, now) + u32::from(!current)
         };
         let pairs =
             all.iter().enumerate().flat_map(|(n, a)| all[n + 1..].iter().map(move |b| (a, b)));
@@ -332,7 +340,7 @@ impl Session {
             .iter()
             .filter(|ends| good.iter().all(|path| !has_ends(path, ends)))
             .filter(may_ask)
-            .min_by_key(|ends| self.ask.asked.get(*ends))?;
+            .min_by_key(|ends| (self.ask.doubt(ends, now), self.ask.asked.get(*ends)))?;
         let others = best.iter().filter(|ends| *ends != missing);
         let taken = others.flat_map(|ends| {
             let path = good.iter().find(|path| has_ends(path, ends));
