@@ -105,9 +105,11 @@ impl Ask {
         u32::from(doubtful(&ends.here)) + u32::from(doubtful(&ends.there))
     }
 
-    /// No path works: nothing is waited for.
-    pub(super) fn hurry(&mut self) {
+    /// No path works: nothing is waited for, and nobody whose relay is doubtful.
+    pub(super) fn hurry(&mut self, now: Instant) {
         self.not_before = None;
+        let pending = self.pending.take();
+        self.pending = pending.filter(|pending| self.doubt(&pending.ends, now) == 0);
     }
 
     /// The callee is about to say where it is attached; one of an older kind does not.
@@ -329,7 +331,11 @@ impl Session {
     ) -> Option<(Ends, Vec<RelayName>)> {
         // A path that was not answered at once is none while no other works.
         let lost = self.paths.values().all(|path| !path.works());
-        let may_work = |path: &&Path| path.proven || !lost || now < path.made + ANSWER_LOST;
+        let doubtful =
+            |relay: &RelayName| self.ask.shunned.get(relay).is_some_and(|until| *until > now);
+        let young =
+            |path: &Path| now < path.made + ANSWER_LOST && !path.route().iter().any(doubtful);
+        let may_work = |path: &&Path| path.proven || !lost || young(path);
         let good: Vec<&Path> =
             self.good(t.standing).map(|(_, path)| path).filter(may_work).collect();
         let may_ask = |ends: &&Ends| {

@@ -383,7 +383,7 @@ impl Session {
         let Some(other) = self.best_other(t.standing) else {
             if self.lost_since.is_none() {
                 self.shun_common(now);
-                self.ask.hurry();
+                self.ask.hurry(now);
             }
             let since = *self.lost_since.get_or_insert(now);
             if now >= since + self.patience(t.config) {
