@@ -347,15 +347,20 @@ impl Session {
             .filter(|ends| good.iter().all(|path| !has_ends(path, ends)))
             .filter(may_ask)
             .min_by_key(|ends| (self.ask.doubt(ends, now), self.ask.asked.get(*ends)))?;
-        let others = best.iter().filter(|ends| *ends != missing);
-        let taken = others.flat_map(|ends| {
-            let path = good.iter().find(|path| has_ends(path, ends));
-            path.map_or_else(|| vec![ends.here.clone(), ends.there.clone()], |p| p.route().to_vec())
-        });
         let left = t.draining.iter().take(limits::ROUTE_RELAYS / 2).cloned();
-        let mut avoid: Vec<RelayName> =
-            left.chain(taken).chain(self.ask.shunned.keys().cloned()).collect();
-        avoid.retain(|relay| *relay != missing.here && *relay != missing.there);
+        let shunned = self.ask.shunned.keys().cloned();
+        let mut avoid: Vec<RelayName> = if good.is_empty() {
+            // The ends too: their relays then know that the link between them may be dead.
+            left.chain(shunned).collect()
+        } else {
+            let others = best.iter().filter(|ends| *ends != missing);
+            let taken = others.flat_map(|ends| match good.iter().find(|p| has_ends(p, ends)) {
+                Some(path) => path.route().to_vec(),
+                None => vec![ends.here.clone(), ends.there.clone()],
+            });
+            let ends = |relay: &RelayName| *relay == missing.here || *relay == missing.there;
+            left.chain(taken).chain(shunned).filter(|relay| !ends(relay)).collect()
+        };
         let mut known = BTreeSet::new();
         avoid.retain(|relay| known.insert(relay.clone()));
         avoid.truncate(limits::ROUTE_RELAYS);
