@@ -12,15 +12,15 @@
 //! **Epochs.** Each move takes the next epoch and is told in probes; who hears of a newer one follows, since only one
 //! side may see the failure. Moves for a *better* path are the caller's alone, so that two opinions never fight.
 //!
-//! **Relayed paths.** The caller has two where it or the callee is attached twice ([`ask`]); the callee takes what comes.
+//! **Relayed paths.** The caller has two where it or the callee is attached twice (`ask`); the callee takes what comes.
 //! A path that stays suspect for [`GIVE_UP`] while another works is given up, and another is asked for. While no path
 //! works, paths are asked for until [`Config::resume_time`] is over: then the session ends, on both sides.
 //!
-//! **Draining** ([`drain`]). A path over a relay that begins to drain is left within [`DRAIN_JITTER`], at random, like one
+//! **Draining** (`drain`). A path over a relay that begins to drain is left within [`DRAIN_JITTER`], at random, like one
 //! over an attachment that is left: the data moves to a path that stays, the caller asks for another that keeps away from
 //! that relay, and then gives up the one that was left.
 //!
-//! **Direct paths** ([`direct`]) are used once they are proven, if they are about as near as the relayed one, and left when
+//! **Direct paths** (`direct`) are used once they are proven, if they are about as near as the relayed one, and left when
 //! they go quiet or get worse; the relayed paths stay.
 //!
 //! **Packet sizes.** Padded probes show what each path carries. Packets that a path may not carry are not begun with while
