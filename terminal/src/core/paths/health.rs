@@ -18,6 +18,8 @@ const LOSS_WEIGHT: f64 = 1.0 / 16.0;
 const UNKNOWN_RTT: Duration = Duration::from_millis(300);
 /// Tries to pass a padded probe before its length counts as too long.
 const LENGTH_TRIES: u8 = 4;
+/// A length that was too long is tried again after this.
+const LENGTH_AGAIN: Duration = Duration::from_secs(5);
 
 /// Which way a path's frames go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +70,8 @@ pub(super) struct Path {
     /// The longest frame that is proven, bytes.
     pub(super) length: usize,
     padded: Option<Padded>,
-    too_long: Option<usize>,
+    /// A length that did not pass, and when it was tried last.
+    too_long: Option<(usize, Instant)>,
     pub(super) suspect_since: Option<Instant>,
     /// From then on it is left: a relay on it drains.
     pub(super) leaves_at: Option<Instant>,
@@ -231,11 +234,12 @@ impl Path {
                 return None;
             }
             if padded.tries >= LENGTH_TRIES {
-                self.too_long = Some(padded.length);
+                self.too_long = Some((padded.length, now));
                 self.padded = None;
             }
         }
-        let too_long = self.too_long.unwrap_or(usize::MAX);
+        self.too_long.take_if(|(_, at)| now >= *at + LENGTH_AGAIN);
+        let too_long = self.too_long.map_or(usize::MAX, |(length, _)| length);
         lengths.iter().copied().find(|&length| self.length < length && length < too_long)
     }
 
