@@ -245,6 +245,7 @@ impl Driver {
         }
         for request in released.done {
             self.answers.remove(&request);
+            self.waiting.retain(|(_, waiting, ..)| *waiting != request);
             self.calls.handle(calls::Input::Done(request), Instant::now());
         }
     }
@@ -365,10 +366,11 @@ impl Driver {
     /// `via` is the attachment that brought what this answers.
     fn perform_calls(&mut self, output: calls::Output, via: Option<AttachId>) {
         match output {
-            calls::Output::Send(message @ ToRelay::End(_)) => {
+            calls::Output::Send(ToRelay::End(end)) => {
+                self.calling.remove(&end.session);
                 // Whichever relay knows the session passes it on; others ignore it.
                 for attach in self.standing_attachments() {
-                    self.say(attach, message.clone());
+                    self.say(attach, ToRelay::End(end.clone()));
                 }
             }
             calls::Output::Send(message) => {
@@ -530,7 +532,10 @@ impl Driver {
             ToTerminal::Pong(_) => {
                 self.doubted.remove(&attach);
             }
-            ToTerminal::Ended(end) => self.calls.handle(calls::Input::Ended(end), now),
+            ToTerminal::Ended(end) => {
+                self.calling.remove(&end.session);
+                self.calls.handle(calls::Input::Ended(end), now);
+            }
             ToTerminal::Page(page) => {
                 if let Some((_, reply)) = self.lists.remove(&page.request) {
                     let _ = reply.send(Ok(page));

@@ -27,8 +27,10 @@ const BACKOFF_LOST: Duration = Duration::from_secs(1);
 const WORD: Duration = Duration::from_secs(1);
 /// How long a relay counts as doubtful after a path over it went quiet or a question over it was not answered.
 const SHUNNED: Duration = Duration::from_secs(15);
-/// Questions for the same ends, until something is learnt.
+/// Questions for the same ends, until something is learnt or [`ASK_AGAIN`] is over.
 const ASKED_MOST: u8 = 3;
+/// What could not be had is asked for again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 /// The ends of a relayed path: an attachment here, and a relay of the callee's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,13 +71,16 @@ pub(super) struct Ask {
     not_before: Option<Instant>,
     /// How often paths with these ends were asked for.
     asked: BTreeMap<Ends, u8>,
+    /// When that is forgotten.
+    again_at: Option<Instant>,
     /// Relays that are doubtful, and until when.
     shunned: BTreeMap<RelayName, Instant>,
 }
 
 impl Ask {
     pub(super) fn due(&self) -> Option<Instant> {
-        self.pending.as_ref().map(|pending| pending.deadline).or(self.not_before)
+        let asked = self.pending.as_ref().map(|pending| pending.deadline).or(self.not_before);
+        asked.into_iter().chain(self.again_at).min()
     }
 
     /// Attachments changed, here or there: what could not be had may be had.
@@ -234,13 +239,18 @@ impl Session {
         if self.ask.pending.is_some() {
             return;
         }
+        if self.ask.again_at.take_if(|at| *at <= now).is_some() {
+            self.ask.asked.clear();
+        }
         let best = self.best_ends(now, t);
         let Some((ends, avoid)) = self.wanted(&best, now, t) else {
             self.drop_left(now, t);
             self.drop_surplus(&best, t);
             return;
         };
-        *self.ask.asked.entry(ends.clone()).or_default() += 1;
+        let times = self.ask.asked.entry(ends.clone()).or_default();
+        *times = times.saturating_add(1);
+        self.ask.again_at.get_or_insert(now + ASK_AGAIN);
         self.ask.last = Generation(self.ask.last.0.saturating_add(1));
         let (label, generation) = (Self::label(t), self.ask.last);
         let (attach, deadline) = (ends.attach, now + t.config.answer_time);
@@ -348,7 +358,7 @@ impl Session {
             .filter(may_ask)
             .min_by_key(|ends| (self.ask.doubt(ends, now), self.ask.asked.get(*ends)))?;
         let left = t.draining.iter().take(limits::ROUTE_RELAYS / 2).cloned();
-        let shunned = self.ask.shunned.keys().cloned();
+        let shunned = self.ask.shunned.keys().filter(|relay| doubtful(relay)).cloned();
         let mut avoid: Vec<RelayName> = if good.is_empty() {
             // The ends too: their relays then know that the link between them may be dead.
             left.chain(shunned).collect()
@@ -380,6 +390,7 @@ impl Session {
             .map(|(id, _)| *id)
             .collect();
         if kept.len() < best.len() || kept.is_empty() {
+            self.surplus = false;
             return;
         }
         let surplus = good.iter().find(|(id, path)| path.proven && !kept.contains(id));

@@ -559,6 +559,27 @@ fn one_attachment_each_is_enough_and_the_session_waits_for_another() {
     assert_eq!(world.relayed_paths(CALLER), 1);
 }
 
+/// A relay in the middle hangs for a minute and comes back; no attachment changes for that.
+#[test]
+fn a_second_path_that_could_not_be_had_is_asked_for_again() {
+    let mut world = World::new(24, false);
+    world.run(SOON, true);
+    for generation in 1..200 {
+        world.kill(generation, &[CALLER, CALLEE]);
+    }
+    world.run(Duration::from_secs(60), true);
+    assert_eq!(world.ends[CALLER].current, PathId::Relayed(Generation(0)));
+    let asked = world.asked;
+    assert!(asked < 20, "{asked} questions in a minute");
+    world.lines.clear();
+    let back = |w: &World| {
+        let works =
+            |end: &End| end.paths.session_by_id[&id()].paths.values().filter(|p| p.works()).count();
+        w.ends.iter().all(|end| works(end) == 2)
+    };
+    world.run_until(Duration::from_secs(40), true, back);
+}
+
 #[test]
 fn a_session_without_a_path_ends_in_time_on_both_sides() {
     let mut world = World::new(8, false);

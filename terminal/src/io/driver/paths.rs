@@ -160,9 +160,12 @@ impl Driver {
             self.calling.remove(&session);
             self.calls.handle(calls::Input::Unreached(session), now);
         }
-        if any {
+        if any || self.is_off() {
             for (_, request, target, service) in std::mem::take(&mut self.waiting) {
-                self.call(request, target, service);
+                // One that was answered meanwhile has no user to give a session to.
+                if self.answers.contains_key(&request) {
+                    self.call(request, target, service);
+                }
             }
         }
     }
@@ -223,6 +226,11 @@ impl Driver {
         NatKind::guess(&candidates::interfaces(self.sessions.local_addr()), &self.seen_as())
     }
 
+    /// No relay is tried, by the user's wish or since another process took over.
+    fn is_off(&self) -> bool {
+        matches!(self.state, login::State::LoggedOut | login::State::Parked(_))
+    }
+
     /// A call that no relay is there for waits for one, as long as a call may take.
     pub(super) fn wait_to_call(
         &mut self,
@@ -230,8 +238,7 @@ impl Driver {
         target: TerminalId,
         service: ServiceName,
     ) {
-        let trying = matches!(self.state, login::State::Connecting(_));
-        if trying && self.waiting.len() < limits::SESSIONS_PER_TERMINAL {
+        if !self.is_off() && self.waiting.len() < limits::SESSIONS_PER_TERMINAL {
             let until = Instant::now() + limits::CALL_TIMEOUT;
             self.waiting.push_back((until, request, target, service));
         } else {
