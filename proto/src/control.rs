@@ -11,7 +11,7 @@
 //!    |                      LoggedIn | (or Refused)
 //!    | <-----------------------------|
 //!    | Call, Accept, Refuse, End, List, Logout ...   Incoming, Accepted, CallRefused, Ended, Page, Relays ...
-//!    | Resume, AcceptPath, EndPath                   Resuming, Resumed, PathEnded
+//!    | Resume, AcceptPath, EndPath, PathReport       Resuming, Resumed, PathEnded
 //! ```
 
 use std::net::SocketAddr;
@@ -22,6 +22,7 @@ use crate::id::{
     Generation, Label, LoginEpoch, RelayId, RelayName, ServiceName, SessionId, TerminalId,
 };
 use crate::identity::KeyFingerprint;
+use crate::path::{NatKind, PathNews};
 use crate::refusal::{Refusal, RefusalCode};
 use crate::rows::AttachmentRole;
 use crate::view::{TerminalFilter, TerminalView};
@@ -232,6 +233,19 @@ pub struct PathEnd {
     pub code: RefusalCode,
 }
 
+/// How a session's data goes, for operators: relays do not see a direct path. Nothing depends on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathReport {
+    /// Which session.
+    pub session: SessionId,
+    /// What became of its direct path.
+    pub news: PathNews,
+    /// The NAT in front of the sender.
+    pub nat: NatKind,
+    /// The NAT in front of its peer, as that one says.
+    pub peer_nat: NatKind,
+}
+
 /// Asks whether the other side is there and reads; answered at once with the same number (C3).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
@@ -315,6 +329,8 @@ crate::messages! {
         11 => EndPath(PathEnd),
         /// Answered by Pong.
         12 => Ping(Ping),
+        /// How a session's data goes.
+        13 => PathReport(PathReport),
     }
 }
 

@@ -20,12 +20,72 @@
 //! of a newer one there follows. Of equal ones the caller's counts.
 
 use ring::hmac;
+use serde::{Deserialize, Serialize};
 
 use crate::frame::{self, FrameKind, HEAD};
 use crate::id::Label;
 
 /// The length of a probe without padding, and of every answer.
 pub const PROBE_FRAME: usize = HEAD + 16 + 16;
+
+/// How the NAT in front of a terminal maps its port (RFC 4787, section 4.1), as far as two relays can tell.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum NatKind {
+    /// There are not two relays of one family to compare.
+    #[default]
+    Unknown,
+    /// Relays see an address of the machine itself.
+    None,
+    /// Two relays see the same address and port.
+    EndpointIndependent,
+    /// Two relays see different ports or addresses.
+    EndpointDependent,
+}
+
+impl NatKind {
+    /// All of them.
+    pub const ALL: [NatKind; 4] =
+        [NatKind::Unknown, NatKind::None, NatKind::EndpointIndependent, NatKind::EndpointDependent];
+
+    /// In words, JSON and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            NatKind::Unknown => "unknown",
+            NatKind::None => "none",
+            NatKind::EndpointIndependent => "endpoint-independent",
+            NatKind::EndpointDependent => "endpoint-dependent",
+        }
+    }
+}
+
+/// What became of a session's direct path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathNews {
+    /// Its data goes directly.
+    Direct,
+    /// Its data goes by relays again.
+    Relayed,
+    /// Every address of the peer was tried and none answered.
+    NoDirect,
+}
+
+impl PathNews {
+    /// All of them.
+    pub const ALL: [PathNews; 3] = [PathNews::Direct, PathNews::Relayed, PathNews::NoDirect];
+
+    /// In words and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            PathNews::Direct => "direct",
+            PathNews::Relayed => "relayed",
+            PathNews::NoDirect => "no-direct",
+        }
+    }
+}
 
 /// What a probe says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

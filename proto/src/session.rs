@@ -43,6 +43,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::Envelope;
 use crate::id::{Label, RelayName, ServiceName};
 use crate::limits;
+use crate::path::NatKind;
 use crate::refusal::Refusal;
 
 /// The service that measures round trips. Open to every terminal of the mesh unless a rule narrows it: it shows
@@ -170,6 +171,13 @@ pub struct Attachments {
     pub relays: Vec<RelayName>,
 }
 
+/// What the sender knows of its own NAT, for what is counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nat {
+    /// How it maps.
+    pub kind: NatKind,
+}
+
 crate::messages! {
     /// What the ends of a session tell each other about it, each on one unidirectional stream.
     pub enum Word {
@@ -179,6 +187,8 @@ crate::messages! {
         2 => Addresses(Addresses),
         /// Where the sender is attached.
         3 => Attachments(Attachments),
+        /// What the sender is behind.
+        4 => Nat(Nat),
     }
 }
 

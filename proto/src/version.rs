@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | 1 | 0.1.0 | the first |
 //!
+//! Kinds and sections that an older peer skips do not raise the protocol.
+//!
 //! A change to the wire touches this file, a golden vector and an ADR in one commit.
 
 /// The protocol that this build speaks.

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use tasuki_proto::control::Page;
+use tasuki_proto::path::NatKind;
 use tasuki_proto::view::TerminalFilter;
 use tasuki_proto::{Refusal, RefusalCode, RelayName, ServiceName, SessionId, TerminalId};
 use tokio::sync::{mpsc, watch};
 
 use crate::core::access::AccessRules;
 use crate::core::calls::RequestId;
-use crate::core::nat::NatKind;
 use crate::core::paths::DirectCounts;
 
 /// An accepted session with its proven peer: one QUIC connection end to end.

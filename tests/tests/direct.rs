@@ -129,6 +129,15 @@ fn two_machines_of_one_lan_are_direct_without_their_gateway() {
     println!("direct in the LAN after {took:?}");
     let ping = mesh.terminal("a").verb(&["ping", "b", "-c", "3", "--json"]).ok().json();
     assert_eq!((&ping["path"], &ping["received"]), (&"direct".into(), &3.into()), "{ping}");
+    // Both ends' relays show it, since the terminals say so.
+    for relay in ["r1", "r2"] {
+        tasuki_tests::lab::eventually("the relays show a direct path", SOON, || {
+            let sessions = mesh.relay(relay).sessions()?;
+            let direct =
+                |row: &serde_json::Value| row["service"] == "echo" && row["path"] == "direct";
+            if sessions.iter().any(direct) { Ok(()) } else { Err(format!("{sessions:?}")) }
+        });
+    }
     a.router.drop_outgoing("wan0", "");
     echo.round().unwrap();
 }

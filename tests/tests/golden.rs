@@ -26,7 +26,7 @@ use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
 use tasuki_proto::gossip::{self, GossipMessage};
 use tasuki_proto::identity::{KeyFingerprint, NodeName, Token, TokenFor, TokenId, TokenSecret};
 use tasuki_proto::mesh::{self, LinkStream, ToPeer};
-use tasuki_proto::path::{PathKey, Probe};
+use tasuki_proto::path::{NatKind, PathKey, PathNews, Probe};
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AttachmentRole};
 use tasuki_proto::session::{self, Answer, Begin, Closing, FlowTag, Word};
@@ -356,6 +356,12 @@ fn control_messages_to_the_relay() {
         }),
         "to-relay-end-path" => ToRelay::EndPath(path_end()),
         "to-relay-ping" => ToRelay::Ping(control::Ping { number: 9 }),
+        "to-relay-path-report" => ToRelay::PathReport(control::PathReport {
+            session: session(),
+            news: PathNews::NoDirect,
+            nat: NatKind::EndpointIndependent,
+            peer_nat: NatKind::EndpointDependent,
+        }),
     });
 }
 
@@ -574,6 +580,7 @@ fn session_messages() {
         "word-attachments" => Word::Attachments(session::Attachments {
             relays: vec![relay("r1"), relay("r2")],
         }),
+        "word-nat" => Word::Nat(session::Nat { kind: NatKind::EndpointIndependent }),
     });
     let key = |caller| PathKey::new(&[7; 32], caller);
     let probe = Probe { number: 0x0102_0304_0506_0708, epoch: 9, answer: false, in_use: true };

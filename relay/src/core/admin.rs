@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
+use tasuki_proto::path::{NatKind, PathNews};
 use tasuki_proto::view::{TerminalFilter, TerminalView};
 use tasuki_proto::{Refusal, RelayId, RelayName, ServiceName, SessionId, TerminalId};
 
@@ -139,6 +140,21 @@ pub struct StatusView {
     pub gossip: BTreeMap<String, u64>,
     /// What was dropped or refused, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// What callers attached here said of direct paths. A caller with two attachments tells both relays.
+    pub direct: Vec<DirectView>,
+}
+
+/// How often a direct path came, went, or was not to be had between two kinds of NAT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DirectView {
+    /// In front of the caller.
+    pub nat: NatKind,
+    /// In front of the callee.
+    pub peer_nat: NatKind,
+    /// What became of it.
+    pub news: PathNews,
+    /// How often.
+    pub count: u64,
 }
 
 /// One of this relay's links.
@@ -234,7 +250,7 @@ pub struct SessionView {
     pub reason: Option<String>,
     /// The relays on its way, from the caller's to the callee's.
     pub route: Vec<RelayName>,
-    /// `relayed`, as far as this relay knows.
+    /// `direct` or `relayed`, as a terminal attached here says; `relayed` at relays between.
     pub path: String,
     /// Bytes from caller to callee through this relay.
     pub bytes_to_callee: u64,

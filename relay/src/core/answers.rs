@@ -105,6 +105,7 @@ impl Relay {
                 .by_name()
                 .map(|(name, count)| (name.to_owned(), count))
                 .into(),
+            direct: self.sessions.direct(),
             drops: self.login.refused().map(|(reason, count)| (reason.to_owned(), count)).into(),
         }
     }

@@ -256,6 +256,7 @@ impl Relay {
                 sessions::Input::Accept { from, hop, label: accept.label, address: None }
             }
             ToRelay::EndPath(end) => sessions::Input::EndPath { from, end },
+            ToRelay::PathReport(report) => sessions::Input::PathReport { from: conn, report },
         };
         self.sessions.handle(input, now, wall_ms);
     }

@@ -3,35 +3,19 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use serde::Serialize;
+use tasuki_proto::path::NatKind;
 
-/// How the NAT in front of this terminal maps its port (RFC 4787, section 4.1), as far as two relays can tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NatKind {
-    /// Relays see an address of this machine.
-    None,
-    /// Two relays see the same address and port.
-    EndpointIndependent,
-    /// Two relays see different ports or addresses.
-    EndpointDependent,
-    /// There are not two relays of one family to compare.
-    Unknown,
-}
-
-impl NatKind {
-    /// Guesses from the addresses of the machine's interfaces and those that relays see, canonical.
-    pub fn guess(interfaces: &BTreeSet<IpAddr>, seen_as: &[SocketAddr]) -> NatKind {
-        let outer: Vec<&SocketAddr> = outer(interfaces, seen_as).collect();
-        if outer.is_empty() {
-            return if seen_as.is_empty() { NatKind::Unknown } else { NatKind::None };
-        }
-        let mut pairs = outer.windows(2).filter(|two| two[0].is_ipv4() == two[1].is_ipv4());
-        match pairs.next() {
-            None => NatKind::Unknown,
-            Some(two) if two[0] == two[1] => NatKind::EndpointIndependent,
-            Some(_) => NatKind::EndpointDependent,
-        }
+/// Guesses from the addresses of the machine's interfaces and those that relays see, canonical.
+pub fn guess(interfaces: &BTreeSet<IpAddr>, seen_as: &[SocketAddr]) -> NatKind {
+    let outer: Vec<&SocketAddr> = outer(interfaces, seen_as).collect();
+    if outer.is_empty() {
+        return if seen_as.is_empty() { NatKind::Unknown } else { NatKind::None };
+    }
+    let mut pairs = outer.windows(2).filter(|two| two[0].is_ipv4() == two[1].is_ipv4());
+    match pairs.next() {
+        None => NatKind::Unknown,
+        Some(two) if two[0] == two[1] => NatKind::EndpointIndependent,
+        Some(_) => NatKind::EndpointDependent,
     }
 }
 
@@ -47,33 +31,33 @@ pub fn outer<'a>(
 mod tests {
     use super::*;
 
-    fn guess(seen_as: &[&str]) -> NatKind {
+    fn guess_of(seen_as: &[&str]) -> NatKind {
         let interfaces = ["127.0.0.1", "192.168.1.10", "2001:db8::9"];
         let interfaces = interfaces.iter().map(|ip| ip.parse().unwrap()).collect();
         let seen_as: Vec<SocketAddr> = seen_as.iter().map(|a| a.parse().unwrap()).collect();
-        NatKind::guess(&interfaces, &seen_as)
+        guess(&interfaces, &seen_as)
     }
 
     #[test]
     fn two_relays_tell_how_a_nat_maps() {
         let (one, other) = ("203.0.113.9:700", "203.0.113.9:701");
-        assert_eq!(guess(&[one, one]), NatKind::EndpointIndependent);
-        assert_eq!(guess(&[one, other]), NatKind::EndpointDependent);
-        assert_eq!(guess(&[one, "203.0.113.10:700"]), NatKind::EndpointDependent);
+        assert_eq!(guess_of(&[one, one]), NatKind::EndpointIndependent);
+        assert_eq!(guess_of(&[one, other]), NatKind::EndpointDependent);
+        assert_eq!(guess_of(&[one, "203.0.113.10:700"]), NatKind::EndpointDependent);
     }
 
     #[test]
     fn without_two_of_one_family_nothing_is_told() {
-        assert_eq!(guess(&[]), NatKind::Unknown);
-        assert_eq!(guess(&["203.0.113.9:700"]), NatKind::Unknown);
-        assert_eq!(guess(&["203.0.113.9:700", "[2001:db8:1::9]:700"]), NatKind::Unknown);
-        assert_eq!(guess(&["203.0.113.9:700", "[2001:db8::9]:700"]), NatKind::Unknown);
+        assert_eq!(guess_of(&[]), NatKind::Unknown);
+        assert_eq!(guess_of(&["203.0.113.9:700"]), NatKind::Unknown);
+        assert_eq!(guess_of(&["203.0.113.9:700", "[2001:db8:1::9]:700"]), NatKind::Unknown);
+        assert_eq!(guess_of(&["203.0.113.9:700", "[2001:db8::9]:700"]), NatKind::Unknown);
     }
 
     #[test]
     fn an_own_address_and_loopback_are_no_nat() {
-        assert_eq!(guess(&["192.168.1.10:7", "192.168.1.10:7"]), NatKind::None);
-        assert_eq!(guess(&["[2001:db8::9]:7"]), NatKind::None);
-        assert_eq!(guess(&["127.0.0.1:7", "[::1]:7"]), NatKind::None);
+        assert_eq!(guess_of(&["192.168.1.10:7", "192.168.1.10:7"]), NatKind::None);
+        assert_eq!(guess_of(&["[2001:db8::9]:7"]), NatKind::None);
+        assert_eq!(guess_of(&["127.0.0.1:7", "[::1]:7"]), NatKind::None);
     }
 }

@@ -267,7 +267,7 @@ fn status(id: &TerminalId) -> StatusView {
         attachments: Vec::new(),
         sessions: 0,
         certificate_until: 0,
-        nat: crate::core::nat::NatKind::Unknown,
+        nat: tasuki_proto::path::NatKind::Unknown,
         mapped: None,
         direct: crate::core::paths::DirectCounts::default(),
     }

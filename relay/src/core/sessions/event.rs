@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use tasuki_proto::control::{self, CallRefused, End, PathEnd, ToTerminal};
+use tasuki_proto::control::{self, CallRefused, End, PathEnd, PathReport, ToTerminal};
 use tasuki_proto::mesh::{RoutedCall, RoutedResume, ToPeer};
 use tasuki_proto::{
     Generation, Label, Refusal, RefusalCode, RelayId, RelayName, SessionId, TerminalId,
@@ -153,6 +153,13 @@ pub enum Input {
         from: Neighbour,
         /// What it said.
         end: PathEnd,
+    },
+    /// A terminal attached here says how a session's data goes.
+    PathReport {
+        /// Its connection.
+        from: ConnId,
+        /// What it said.
+        report: PathReport,
     },
     /// A neighbour is gone, and every path over it. Where the code says that it is gone for good, the sessions end.
     Lost(Neighbour, RefusalCode),

@@ -22,6 +22,8 @@ pub(super) struct Session {
     pub(super) active: u32,
     /// Whether one of its terminals is attached here.
     pub(super) edge: bool,
+    /// Whether a terminal attached here said that its data goes directly.
+    pub(super) direct: bool,
     /// Over all its paths here.
     pub(super) counters: Arc<Counters>,
     pub(super) started_ms: u64,
@@ -41,7 +43,7 @@ impl Session {
             ended_at: None,
             reason: None,
             route: self.names.clone(),
-            path: "relayed".to_owned(),
+            path: if self.direct { "direct" } else { "relayed" }.to_owned(),
             bytes_to_callee: read(&self.counters.to_callee.bytes),
             packets_to_callee: read(&self.counters.to_callee.packets),
             bytes_to_caller: read(&self.counters.to_caller.bytes),

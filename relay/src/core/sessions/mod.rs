@@ -43,14 +43,15 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use rustc_hash::FxHashMap;
-use tasuki_proto::control::{self, CallRefused, End, PathEnd, ToTerminal};
+use tasuki_proto::control::{self, CallRefused, End, PathEnd, PathReport, ToTerminal};
 use tasuki_proto::mesh::{RoutedAccept, RoutedCall, RoutedResumed, ToPeer};
+use tasuki_proto::path::{NatKind, PathNews};
 use tasuki_proto::{
     Generation, Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId,
     TerminalId, limits,
 };
 
-use super::admin::{SessionState, SessionView};
+use super::admin::{DirectView, SessionState, SessionView};
 use super::{ConnId, LinkId};
 pub use event::{Counter, Counters, Finished, Forwarding, HopId, Input, Neighbour, Output, Place};
 use hop::{Hop, Session, State};
@@ -108,6 +109,8 @@ pub struct Sessions {
     terminals: FxHashMap<ConnId, PerTerminal>,
     ended: BTreeMap<SessionId, SessionView>,
     ended_order: VecDeque<SessionId>,
+    /// What callers attached here said of direct paths, by their NAT, their peer's, and what became of it.
+    direct: BTreeMap<(NatKind, NatKind, PathNews), u64>,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -125,6 +128,7 @@ impl Sessions {
             terminals: FxHashMap::default(),
             ended: BTreeMap::new(),
             ended_order: VecDeque::new(),
+            direct: BTreeMap::new(),
             rng: StdRng::from_seed(seed),
             outputs: VecDeque::new(),
         }
@@ -151,6 +155,7 @@ impl Sessions {
             Input::Refuse { from, refused } => self.handle_refuse(from, refused, wall_ms),
             Input::End { from, end } => self.handle_end(from, end, wall_ms),
             Input::EndPath { from, end } => self.handle_end_path(from, &end, wall_ms),
+            Input::PathReport { from, report } => self.handle_path_report(from, &report),
             Input::Lost(neighbour, code) => self.handle_lost(neighbour, code, wall_ms),
             Input::Moved { from, to } => self.handle_moved(from, to),
             Input::EndByOperator(session) => {
@@ -374,6 +379,7 @@ impl Sessions {
             active: 0,
             hops: 0,
             edge: false,
+            direct: false,
             counters: Arc::default(),
             started_ms: wall_ms,
         });
@@ -461,6 +467,27 @@ impl Sessions {
         if own {
             self.end_session(end.session, end.code, Some(from), wall_ms);
         }
+    }
+
+    /// Only what is shown and counted changes: a terminal that lies deceives about its own session.
+    fn handle_path_report(&mut self, from: ConnId, report: &PathReport) {
+        let from = Neighbour::Terminal(from);
+        let active = self.hops_of(report.session).filter(|(_, hop)| hop.is_active());
+        let own = active.map(|(_, hop)| hop).find(|hop| hop.prev == from || hop.next == from);
+        let Some(caller) = own.map(|hop| hop.prev == from) else { return };
+        let Some(session) = self.session_by_id.get_mut(&report.session) else { return };
+        session.direct = report.news == PathNews::Direct;
+        if caller {
+            *self.direct.entry((report.nat, report.peer_nat, report.news)).or_default() += 1;
+        }
+    }
+
+    /// What callers attached here said of direct paths since the start.
+    pub fn direct(&self) -> Vec<DirectView> {
+        let counts = self.direct.iter();
+        counts
+            .map(|(&(nat, peer_nat, news), &count)| DirectView { nat, peer_nat, news, count })
+            .collect()
     }
 
     fn handle_lost(&mut self, neighbour: Neighbour, code: RefusalCode, wall_ms: u64) {

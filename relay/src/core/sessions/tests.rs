@@ -482,3 +482,32 @@ fn sessions_move_with_a_link_that_is_replaced() {
     world.relays[0].handle(Input::End { from: new, end }, now, 5);
     assert!(world.relays[0].is_empty());
 }
+
+#[test]
+fn a_session_is_shown_as_its_own_terminals_say_that_its_data_goes() {
+    let mut world = World::new();
+    world.call(id(1));
+    let tell = |world: &mut World, relay: usize, from: ConnId, news: PathNews| {
+        let (nat, peer_nat) = (NatKind::EndpointIndependent, NatKind::None);
+        let report = PathReport { session: id(1), news, nat, peer_nat };
+        world.give(relay, Input::PathReport { from, report });
+    };
+    let shown = |world: &World, relay: usize| world.relays[relay].view(&id(1)).unwrap().path;
+    tell(&mut world, 0, CALLER, PathNews::Direct);
+    assert_eq!(shown(&world, 0), "relayed", "nobody accepted it yet");
+    world.accept(id(1));
+    tell(&mut world, 0, ConnId(77), PathNews::Direct);
+    assert_eq!(shown(&world, 0), "relayed", "a stranger says nothing of it");
+    tell(&mut world, 0, CALLER, PathNews::Direct);
+    tell(&mut world, LINE - 1, CALLEE, PathNews::Direct);
+    assert_eq!([0, 1, 2].map(|relay| shown(&world, relay)), ["direct", "relayed", "direct"]);
+    tell(&mut world, 0, CALLER, PathNews::Relayed);
+    assert_eq!(shown(&world, 0), "relayed");
+    tell(&mut world, 0, CALLER, PathNews::NoDirect);
+    let counts = |relay: usize| -> Vec<(PathNews, u64)> {
+        world.relays[relay].direct().iter().map(|one| (one.news, one.count)).collect()
+    };
+    let all = [(PathNews::Direct, 1), (PathNews::Relayed, 1), (PathNews::NoDirect, 1)];
+    assert_eq!(counts(0), all);
+    assert_eq!(counts(LINE - 1), [], "the caller's word is counted, once");
+}

@@ -146,6 +146,15 @@ impl MetricSource for StatusView {
             let help = "Updates of the table, by what became of them.";
             out.counter("tasuki_gossip_updates_total", help, &[("what", what)], number);
         }
+        for one in &self.direct {
+            let help = "What callers attached here said of direct paths, by the kinds of NAT of both sides.";
+            let labels = [
+                ("nat", one.nat.word()),
+                ("peer_nat", one.peer_nat.word()),
+                ("news", one.news.word()),
+            ];
+            out.counter("tasuki_direct_paths_total", help, &labels, one.count);
+        }
         for (reason, &number) in &self.drops {
             let help = "What was dropped or refused, by reason.";
             out.counter("tasuki_drops_total", help, &[("reason", reason)], number);

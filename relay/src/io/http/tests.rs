@@ -113,6 +113,7 @@ fn status(not_ready: Option<&str>) -> StatusView {
         gossip_lag_ms: Percentiles { p50: 1.5, p99: 20.0 },
         gossip: BTreeMap::from([("applied".to_owned(), 5), ("stale".to_owned(), 1)]),
         drops: BTreeMap::from([("no-label".to_owned(), 2)]),
+        direct: Vec::new(),
     }
 }
 

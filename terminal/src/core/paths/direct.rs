@@ -6,16 +6,19 @@
 //! what leaves for its sender another port. No address is tried more than [`ROUNDS`] times a go; a go that found
 //! nothing is repeated after a while, and at once when either end's addresses change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use tasuki_proto::session::{Addresses, Word};
+use tasuki_proto::control::{self, ToRelay};
+use tasuki_proto::path::{NatKind, PathNews};
+use tasuki_proto::session::{Addresses, Nat, Word};
 use tasuki_proto::{Label, limits};
 
 use super::event::{Candidate, Output, PathId};
 use super::health::Path;
 use super::session::{Session, Terminal};
+use crate::core::login::AttachId;
 
 /// Probes to one address in a go, behind the opener.
 pub(super) const ROUNDS: u32 = 3;
@@ -56,6 +59,8 @@ pub(super) struct Direct {
     pub(super) label: Option<Label>,
     /// Where the peer may be reached.
     pub(super) peer: Option<Addresses>,
+    /// What the peer is behind, as it says.
+    pub(super) peer_nat: NatKind,
     next_id: u32,
     goes: usize,
     again: Option<Instant>,
@@ -136,6 +141,9 @@ impl Session {
         addresses.truncate(limits::CANDIDATES);
         let word = Word::Addresses(Addresses { label, addresses });
         t.out.push_back(Output::Tell(self.id, word));
+        if !self.relayed_only {
+            t.out.push_back(Output::Tell(self.id, Word::Nat(Nat { kind: t.nat })));
+        }
         self.direct.goes = 0;
         self.direct.again = None;
     }
@@ -202,15 +210,34 @@ impl Session {
         if !self.direct.trying {
             return;
         }
-        let mut direct = self.paths.values().filter(|path| path.is_direct()).peekable();
-        if direct.peek().is_none() {
-            t.counts.failures.no_answer += 1;
-        } else if direct.any(|path| path.proven) {
-            t.counts.successes += 1;
-        } else {
+        let mut direct = self.paths.values().filter(|path| path.is_direct());
+        let found = direct.clone().any(|path| path.proven);
+        if !found && direct.next().is_some() {
             return;
         }
         self.direct.trying = false;
+        t.counts.went((t.nat, self.direct.peer_nat), found);
+        if !found {
+            self.say_news(PathNews::NoDirect, |_| true, t);
+        }
+    }
+
+    /// Tells the relays of this session which did not hear it yet whether its data takes a direct path.
+    pub(super) fn report(&mut self, t: &mut Terminal<'_>) {
+        let direct = self.paths.get(&self.current).is_some_and(Path::is_direct);
+        let news = if direct { PathNews::Direct } else { PathNews::Relayed };
+        self.say_news(news, |path| path.told_direct != direct, t);
+        self.paths.values_mut().for_each(|path| path.told_direct = direct);
+    }
+
+    fn say_news(&self, news: PathNews, to: impl Fn(&Path) -> bool, t: &mut Terminal<'_>) {
+        let relayed = self.paths.values().filter(|path| path.proven && to(path));
+        let attachments: BTreeSet<AttachId> = relayed.filter_map(Path::attach).collect();
+        let (session, nat, peer_nat) = (self.id, t.nat, self.direct.peer_nat);
+        for attach in attachments {
+            let report = control::PathReport { session, news, nat, peer_nat };
+            t.out.push_back(Output::Say(attach, ToRelay::PathReport(report)));
+        }
     }
 
     pub(super) fn step_direct(&mut self, now: Instant, t: &mut Terminal<'_>) {

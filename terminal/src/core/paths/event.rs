@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use tasuki_proto::control::{self, ToRelay};
-use tasuki_proto::path::Probe;
+use tasuki_proto::path::{NatKind, Probe};
 use tasuki_proto::session::{Addresses, Attachments, Word};
 use tasuki_proto::{Generation, Label, RefusalCode, RelayName, SessionId};
 
@@ -61,6 +61,8 @@ pub enum Input {
     Attachments(Vec<Standing>),
     /// The addresses of this terminal; none: it takes no direct path.
     Candidates(Vec<Candidate>),
+    /// The NAT in front of this terminal, for what is counted and told.
+    Nat(NatKind),
     /// The relays of the mesh that drain, all of them.
     Draining(BTreeSet<RelayName>),
     /// A session has its first path.
@@ -119,6 +121,8 @@ pub enum Input {
     PeerAddresses(SessionId, Addresses),
     /// The peer said where it is attached.
     PeerAttachments(SessionId, Attachments),
+    /// The peer said what it is behind.
+    PeerNat(SessionId, NatKind),
 }
 
 /// What the driver has to do.

@@ -77,6 +77,8 @@ pub(super) struct Path {
     pub(super) leaves_at: Option<Instant>,
     /// That time has come.
     pub(super) leaving: bool,
+    /// What its relay was told: that the session's data goes directly.
+    pub(super) told_direct: bool,
 }
 
 impl Path {
@@ -106,6 +108,7 @@ impl Path {
             suspect_since: None,
             leaves_at: None,
             leaving: false,
+            told_direct: false,
         }
     }
 

@@ -42,10 +42,11 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 use tasuki_proto::control::{self, ToRelay};
 use tasuki_proto::frame::HEAD;
-use tasuki_proto::session::{Attachments, Word};
+use tasuki_proto::path::NatKind;
+use tasuki_proto::session::{Attachments, Nat, Word};
 use tasuki_proto::{Generation, RefusalCode, RelayName, ServiceName, SessionId, limits};
 
-pub use counts::{DirectCounts, DirectFailures};
+pub use counts::{DirectCounts, DirectFailures, DirectOutcomes};
 pub use event::{Candidate, Heard, Input, Output, PathId, PathInfo, Standing};
 use session::{Session, Terminal};
 
@@ -104,6 +105,7 @@ pub struct Paths {
     rng: SmallRng,
     standing: Vec<Standing>,
     candidates: Vec<Candidate>,
+    nat: NatKind,
     /// Relays that drain.
     draining: BTreeSet<RelayName>,
     session_by_id: BTreeMap<SessionId, Session>,
@@ -121,6 +123,7 @@ impl Paths {
             rng,
             standing: Vec::new(),
             candidates: Vec::new(),
+            nat: NatKind::Unknown,
             draining: BTreeSet::new(),
             session_by_id: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -136,6 +139,7 @@ impl Paths {
             Input::Timeout => self.handle_timeout(now),
             Input::Attachments(standing) => self.handle_attachments(standing, now),
             Input::Candidates(candidates) => self.handle_candidates(candidates, now),
+            Input::Nat(kind) => self.handle_nat(kind, now),
             Input::Draining(draining) => self.handle_draining(draining, now),
             Input::Opened { opened, attach } => {
                 let standing = self.standing.iter().find(|one| one.attach == attach);
@@ -198,6 +202,9 @@ impl Paths {
                     s.ask.anew();
                 });
             }
+            Input::PeerNat(session, kind) => {
+                self.with(session, now, |s, _| s.direct.peer_nat = kind);
+            }
         }
     }
 
@@ -218,7 +225,7 @@ impl Paths {
 
     /// What was done for direct paths since the start.
     pub fn counts(&self) -> DirectCounts {
-        self.counts
+        self.counts.clone()
     }
 
     /// Runs `act` on a session, and then what is due there.
@@ -234,6 +241,7 @@ impl Paths {
             config: &self.config,
             standing: &self.standing,
             candidates: &self.candidates,
+            nat: self.nat,
             draining: &self.draining,
             hello,
             rng: &mut self.rng,
@@ -338,6 +346,20 @@ impl Paths {
         self.draining = draining;
         for id in self.all() {
             self.with(id, now, |session, t| session.relays_drain(&leave, now, t));
+        }
+    }
+
+    fn handle_nat(&mut self, nat: NatKind, now: Instant) {
+        if nat == self.nat {
+            return;
+        }
+        self.nat = nat;
+        for id in self.all() {
+            self.with(id, now, |session, t| {
+                if session.is_begun() && !session.relayed_only {
+                    t.out.push_back(Output::Tell(session.id, Word::Nat(Nat { kind: nat })));
+                }
+            });
         }
     }
 

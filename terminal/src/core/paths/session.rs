@@ -8,7 +8,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use tasuki_proto::control::{self, ToRelay};
 use tasuki_proto::frame::HEAD;
-use tasuki_proto::path::{PROBE_FRAME, Probe};
+use tasuki_proto::path::{NatKind, PROBE_FRAME, Probe};
 use tasuki_proto::session::{Attachments, Word};
 use tasuki_proto::{Generation, Label, RefusalCode, RelayName, SessionId, limits};
 
@@ -52,6 +52,7 @@ pub(super) struct Terminal<'a> {
     pub(super) config: &'a Config,
     pub(super) standing: &'a [Standing],
     pub(super) candidates: &'a [Candidate],
+    pub(super) nat: NatKind,
     pub(super) draining: &'a BTreeSet<RelayName>,
     /// The pace of probes of a path in use.
     pub(super) hello: Duration,
@@ -319,6 +320,7 @@ impl Session {
             self.ask_for_paths(now, t);
         }
         self.step_direct(now, t);
+        self.report(t);
         self.send_probes(now, t);
         self.set_ceiling(t);
         self.due = self.next_due(t.hello, t.config, now);

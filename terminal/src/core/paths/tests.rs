@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use tasuki_proto::control::Resumed;
-use tasuki_proto::path::Probe;
+use tasuki_proto::path::{PathNews, Probe};
 use tasuki_proto::{Generation, Label, RelayId, ServiceName, TerminalId};
 
 use super::*;
@@ -65,6 +65,8 @@ struct World {
     probes: usize,
     /// How often something was due.
     steps: usize,
+    /// What relays were told of the session's data: by whom, to which attachment, what.
+    reports: Vec<(usize, AttachId, PathNews)>,
 }
 
 const DIRECT: u32 = u32::MAX;
@@ -128,6 +130,7 @@ impl World {
             draining: BTreeSet::new(),
             probes: 0,
             steps: 0,
+            reports: Vec::new(),
         };
         for end in [CALLER, CALLEE] {
             world.tell_attachments(end);
@@ -203,6 +206,7 @@ impl World {
             Output::Tell(_, Word::Attachments(attachments)) => {
                 self.message(other, Input::PeerAttachments(id(), attachments));
             }
+            Output::Tell(_, Word::Nat(nat)) => self.message(other, Input::PeerNat(id(), nat.kind)),
             Output::Failed { code, .. } => self.ends[end].failed = Some(code),
             Output::Watch(session) => {
                 self.ends[end].paths.handle(Input::Mtu { session, mtu: 1_444 }, self.now);
@@ -270,6 +274,7 @@ impl World {
                 }
             }
             ToRelay::EndPath(path) => self.message(1 - end, Input::PathEnded(path)),
+            ToRelay::PathReport(report) => self.reports.push((end, attach, report.news)),
             other => panic!("{other:?}"),
         }
     }
@@ -608,6 +613,42 @@ fn a_callee_that_knows_nothing_of_the_session_ends_it() {
     world.kill(1, &[CALLEE]);
     world.run_until(Duration::from_secs(5), true, |w| w.ends[CALLER].failed.is_some());
     assert_eq!(world.ends[CALLER].failed, Some(RefusalCode::PeerLost));
+}
+
+/// Each of the two relays of a terminal hears of a change once, and one that joins later hears how it is.
+#[test]
+fn relays_hear_how_the_data_goes() {
+    let mut world = World::new(10, true);
+    world.give(CALLER, Input::Nat(NatKind::EndpointIndependent));
+    world.give(CALLEE, Input::Nat(NatKind::EndpointDependent));
+    for way in [CALLER, CALLEE] {
+        world.lines.insert((DIRECT, way), Line { delay: Duration::from_millis(2), ..GOOD });
+    }
+    let direct = |w: &World| w.ends.iter().all(|end| matches!(end.current, PathId::Direct(_)));
+    world.run_until(Duration::from_secs(5), true, direct);
+    world.run(Duration::from_secs(5), true);
+    let of = |world: &World, end: usize| -> Vec<(u64, PathNews)> {
+        let own = world.reports.iter().filter(|(by, ..)| *by == end);
+        own.map(|(_, attach, news)| (attach.0, *news)).collect()
+    };
+    let mut both = of(&world, CALLER);
+    both.sort_unstable();
+    assert_eq!(both, [(1, PathNews::Direct), (2, PathNews::Direct)]);
+    world.reports.clear();
+    world.kill(DIRECT, &[CALLER, CALLEE]);
+    world.run_until(SOON, true, |w| w.agree() && !direct(w));
+    world.run(Duration::from_secs(5), true);
+    let mut both = of(&world, CALLEE);
+    both.sort_unstable();
+    assert_eq!(both, [(1, PathNews::Relayed), (2, PathNews::Relayed)]);
+    let counts = world.ends[CALLER].paths.counts();
+    let nats = (NatKind::EndpointIndependent, NatKind::EndpointDependent);
+    assert_eq!(counts.by_nat[&nats].successes, counts.successes);
+    world.reports.clear();
+    world.run(Duration::from_secs(60), true);
+    assert!(of(&world, CALLER).contains(&(1, PathNews::NoDirect)), "{:?}", world.reports);
+    let counts = world.ends[CALLER].paths.counts();
+    assert!(counts.by_nat[&nats].failures > 0, "{counts:?}");
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tasuki_proto::control::{PathEnd, Ping, ToRelay};
+use tasuki_proto::path::NatKind;
 use tasuki_proto::session::Word;
 use tasuki_proto::{Generation, Refusal, RefusalCode, ServiceName, SessionId, TerminalId, limits};
 
 use super::{AttachId, Driver, Order, candidates, login, wall_ms};
 use crate::core::calls::{self, Opened, RequestId};
-use crate::core::nat::{self, NatKind};
+use crate::core::nat;
 use crate::core::paths::{Input, Output, Standing};
 use crate::io::portmap::{PortMap, Wanted};
 use crate::io::socket::SocketEvent;
@@ -46,6 +47,7 @@ impl Driver {
             Word::Attachments(attachments) => {
                 self.paths.handle(Input::PeerAttachments(session, attachments), now);
             }
+            Word::Nat(nat) => self.paths.handle(Input::PeerNat(session, nat.kind), now),
         }
     }
 
@@ -206,6 +208,8 @@ impl Driver {
         let interfaces = candidates::interfaces(local);
         let mapped = self.port_map.as_ref().and_then(PortMap::mapped);
         let found = candidates::candidates(local.port(), &interfaces, &seen_as, mapped);
+        let kind = nat::guess(&interfaces, &seen_as);
+        self.paths.handle(Input::Nat(kind), Instant::now());
         self.paths.handle(Input::Candidates(found), Instant::now());
         if let Some(port_map) = &self.port_map {
             let outer = nat::outer(&interfaces, &seen_as).map(SocketAddr::ip);
@@ -223,7 +227,7 @@ impl Driver {
 
     /// What the relays' views say about the NAT.
     pub(super) fn nat(&self) -> NatKind {
-        NatKind::guess(&candidates::interfaces(self.sessions.local_addr()), &self.seen_as())
+        nat::guess(&candidates::interfaces(self.sessions.local_addr()), &self.seen_as())
     }
 
     /// No relay is tried, by the user's wish or since another process took over.

@@ -88,6 +88,7 @@ struct Words {
     using: Option<Word>,
     addresses: Option<Word>,
     attachments: Option<Word>,
+    nat: Option<Word>,
 }
 
 impl Words {
@@ -96,6 +97,7 @@ impl Words {
             Word::Use(_) => &mut self.using,
             Word::Addresses(_) => &mut self.addresses,
             Word::Attachments(_) => &mut self.attachments,
+            Word::Nat(_) => &mut self.nat,
         };
         *slot = Some(word);
     }
@@ -106,6 +108,7 @@ impl Words {
             (&self.using, &before.using),
             (&self.addresses, &before.addresses),
             (&self.attachments, &before.attachments),
+            (&self.nat, &before.nat),
         ]
         .into_iter()
         .filter(|(now, before)| now != before)
