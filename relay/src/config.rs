@@ -308,9 +308,9 @@ pub struct RelayConfig {
 /// How long things may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Periods {
-    /// How often links and attachments are proven alive; less than half of [`Periods::idle`].
+    /// How often attachments are proven alive, and links at least; less than half of [`Periods::idle`].
     pub keep_alive: Duration,
-    /// How long they may stay silent. Below 30 s, so that a dead agent shows as logged out within them.
+    /// How long they may stay silent; links at most 6 s. Below 30 s, so that a dead agent shows as logged out within them.
     pub idle: Duration,
     /// How long SIGTERM lets terminals and sessions leave at most; zero: not at all.
     pub stop: Duration,

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tasuki_tests::lab::mesh::{Disk, Terminal};
 use tasuki_tests::lab::netns::{Namespace, Wan};
@@ -19,6 +19,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 const GOES_ON: u64 = 8_000_000;
 /// The longest that a transfer stands still when a link of its path dies one way.
 const STALL: Duration = Duration::from_secs(1);
+/// How soon a call finds the way round a link that is dead one way: relays notice silence after 8 s, and the call before
+/// may have waited its time.
+const AROUND: Duration = Duration::from_secs(20);
 /// The last part of the addresses.
 const RELAYS: [(&str, u8); 3] = [("r1", 11), ("r2", 12), ("r3", 13)];
 const TERMINALS: [(&str, u8); 2] = [("a", 101), ("b", 102)];
@@ -145,6 +148,42 @@ fn a_relay_link_that_is_dead_one_way_is_left_before_the_relays_notice() {
         running.mesh.wait_for_links();
     }
     running.finish();
+}
+
+/// C3 and C8, with the periods of a relay that nobody configured: a call has no second path that would show it.
+#[test]
+fn calls_go_round_a_relay_link_that_is_dead_one_way_after_seconds() {
+    let _alone = alone();
+    let Some(wan) = Wan::new("calls over half-open relay links") else { return };
+    let hosts = RELAYS.map(|(name, octet)| wan.host(name, octet));
+    let mut spec = MeshSpec::new();
+    for ((name, octet), host) in RELAYS.into_iter().zip(&hosts) {
+        spec = spec.relay(RelaySpec::new(name).on(host, Wan::address(octet)));
+    }
+    let [a, b] = TERMINALS.map(|(name, octet)| wan.host(name, octet));
+    let echo = TcpService::echo(Some(&b));
+    let pinned = |name: &str, at: &str, host: &Namespace| {
+        TerminalSpec::new(name).at(&[at]).on(host).flags(&["--direct", "never"])
+    };
+    let callee = pinned("b", "r2", &b).offers("echo", &format!("tcp://{}", echo.address()));
+    let callers = ["a", "c"].map(|name| pinned(name, "r1", &a));
+    let mesh = callers.into_iter().fold(spec.terminal(callee), MeshSpec::terminal).start();
+    mesh.wait_for_links();
+    // Each calls for the first time: a session that runs would go round by itself.
+    for (caller, from, to) in [("a", "r1", "r2"), ("c", "r2", "r1")] {
+        wan.block_one_way(address(from), address(to));
+        let begun = Instant::now();
+        eventually("a call that goes round", LIMIT, || {
+            let mut dial = mesh.terminal(caller).dial("b/echo");
+            dial.write(b"12345678").map_err(|error| error.to_string())?;
+            dial.read_exact(8, SOON).map(drop)
+        });
+        let took = begun.elapsed();
+        println!("{from} to {to} is dead: a call got through after {took:.1?}");
+        assert!(took < AROUND, "{took:?}");
+        wan.allow();
+        mesh.wait_for_links();
+    }
 }
 
 fn echoes(from: &Terminal, target: &str) {

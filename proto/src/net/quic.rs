@@ -75,6 +75,15 @@ impl Default for Periods {
     }
 }
 
+impl Periods {
+    /// Those of links between relays: at most 2 s and 6 s. They are few and carry everybody's calls, so each looks
+    /// more often.
+    pub fn of_links(self) -> Self {
+        let idle = self.idle.min(Duration::from_secs(6));
+        Self { keep_alive: self.keep_alive.min(Duration::from_secs(2)), idle }
+    }
+}
+
 /// The settings of an endpoint.
 pub fn endpoint_config(class: CidClass, keys: &EndpointKeys) -> EndpointConfig {
     let reset = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys.reset);

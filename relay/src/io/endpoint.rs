@@ -105,7 +105,7 @@ impl Endpoints {
         )?;
         let links = Endpoint::new_with_abstract_socket(
             endpoint_config(CidClass::Links, keys),
-            Some(server(&[Alpn::Link], link_transport(context.periods))?),
+            Some(server(&[Alpn::Link], link_transport(context.periods.of_links()))?),
             Arc::new(QueueSocket::new(udp, switch.links.clone())),
             Arc::new(TokioRuntime),
         )?;
@@ -118,6 +118,10 @@ impl Endpoints {
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(
             tasuki_proto::identity::client_config(&context.identity, Alpn::Link, &context.clock)?,
         )?;
-        Ok(client_config(Arc::new(crypto), CidClass::Links, link_transport(context.periods)))
+        Ok(client_config(
+            Arc::new(crypto),
+            CidClass::Links,
+            link_transport(context.periods.of_links()),
+        ))
     }
 }
