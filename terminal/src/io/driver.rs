@@ -565,10 +565,11 @@ impl Driver {
         match event {
             SessionEvent::Arrived(incoming) => self.sessions.arrived(*incoming),
             SessionEvent::Proven { session, connection, key } => {
+                let rtt = connection.rtt();
                 if let Some(most) = self.sessions.proven(session, connection, key) {
                     self.calling.remove(&session);
                     self.calls.handle(calls::Input::Proven(session), now);
-                    self.paths.handle(paths_core::Input::Proven { session, most }, now);
+                    self.paths.handle(paths_core::Input::Proven { session, most, rtt }, now);
                 }
             }
             SessionEvent::Failed { session, code } => self.fail(session, code),

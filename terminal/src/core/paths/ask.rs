@@ -128,6 +128,15 @@ impl Ask {
         self.shunned.extend(relays.take(limits::ROUTE_RELAYS).map(|r| (r.clone(), now + SHUNNED)));
     }
 
+    /// A terminal of the session attached to these after they were found doubtful: they are back. What was asked of them
+    /// before may never be answered, and tells nothing.
+    pub(super) fn trust(&mut self, relays: &[RelayName]) {
+        self.shunned.retain(|relay, _| !relays.contains(relay));
+        let ends =
+            |p: &mut Pending| relays.contains(&p.ends.here) || relays.contains(&p.ends.there);
+        self.pending.take_if(ends);
+    }
+
     /// A path was refused, or never worked.
     pub(super) fn failed(&mut self, now: Instant, rng: &mut SmallRng) {
         self.failures = self.failures.saturating_add(1);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tasuki_proto::control::{self, ToRelay};
 use tasuki_proto::path::{NatKind, Probe};
@@ -78,6 +78,8 @@ pub enum Input {
         session: SessionId,
         /// The largest QUIC packets worth a try, bytes.
         most: u16,
+        /// The round-trip time of the first path, as the handshake shows it.
+        rtt: Duration,
     },
     /// It is over.
     Closed(SessionId),

@@ -54,8 +54,9 @@ use crate::core::login::AttachId;
 
 /// From one probe of the path in use to the next, while the session moves data.
 pub const HELLO: Duration = Duration::from_millis(50);
-/// A session that is younger has its first path and nothing else.
-pub const SETTLE: Duration = Duration::from_millis(200);
+/// A session that is younger has its first path and nothing else. Short calls cost no more than that; a bulk session may
+/// lose its relay in its first tenth of a second.
+pub const SETTLE: Duration = Duration::from_millis(50);
 /// From one probe of another path to the next, while the session moves data.
 pub const STANDBY_PACE: Duration = Duration::from_secs(1);
 /// From one probe of any path to the next, while the session rests.
@@ -155,8 +156,8 @@ impl Paths {
                     }
                 }
             }
-            Input::Proven { session, most } => {
-                self.with(session, now, |s, _| s.set_proven(most, now));
+            Input::Proven { session, most, rtt } => {
+                self.with(session, now, |s, _| s.set_proven(most, rtt, now));
             }
             Input::Closed(id) => {
                 let Some(session) = self.session_by_id.remove(&id) else { return };
@@ -198,7 +199,12 @@ impl Paths {
             }
             Input::PeerAttachments(session, said) => {
                 self.with(session, now, |s, _| {
+                    let known = std::mem::take(&mut s.peer_relays);
                     s.peer_relays = said.relays.into_iter().take(2).collect();
+                    if !known.is_empty() {
+                        let fresh = s.peer_relays.iter().filter(|relay| !known.contains(relay));
+                        s.ask.trust(&fresh.cloned().collect::<Vec<_>>());
+                    }
                     s.ask.anew();
                 });
             }
@@ -305,9 +311,12 @@ impl Paths {
             return;
         }
         let before = self.relays();
-        self.standing = standing;
+        let known = std::mem::replace(&mut self.standing, standing);
+        let is_fresh = |one: &&Standing| known.iter().all(|other| other.attach != one.attach);
+        let fresh: Vec<&Standing> = self.standing.iter().filter(is_fresh).collect();
         let relays = self.relays();
         let changed = before != relays;
+        let fresh: Vec<RelayName> = fresh.into_iter().map(|one| one.relay.clone()).collect();
         for id in self.all() {
             let word = Word::Attachments(Attachments { relays: relays.clone() });
             self.with(id, now, |session, t| {
@@ -325,6 +334,7 @@ impl Paths {
                     session.remove(path, t);
                 }
                 session.ask.forget_gone(t.standing);
+                session.ask.trust(&fresh);
                 if session.is_begun() {
                     session.ask.anew();
                 }

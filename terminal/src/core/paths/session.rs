@@ -148,8 +148,11 @@ impl Session {
         self.mtu = mtu;
     }
 
-    pub(super) fn set_proven(&mut self, most: u16, now: Instant) {
+    pub(super) fn set_proven(&mut self, most: u16, rtt: Duration, now: Instant) {
         self.proven = true;
+        if let Some(path) = self.paths.get_mut(&self.current) {
+            path.rtt.get_or_insert(rtt);
+        }
         self.most = most;
         self.begins = Some(now + SETTLE);
     }

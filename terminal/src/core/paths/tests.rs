@@ -140,8 +140,9 @@ impl World {
             let opened = opened(end == CALLER, route);
             world.give(end, Input::Opened { opened, attach: AttachId(1) });
         }
+        let rtt = GOOD.delay * 2;
         for end in [CALLER, CALLEE] {
-            world.give(end, Input::Proven { session: id(), most: 8_944 });
+            world.give(end, Input::Proven { session: id(), most: 8_944, rtt });
         }
         world
     }
@@ -669,6 +670,64 @@ fn a_direct_path_is_found_used_lost_and_found_again() {
     assert!(took < Duration::from_millis(400), "{took:?}");
     world.lines.insert((DIRECT, CALLEE), fast);
     world.run_until(Duration::from_secs(30), true, direct);
+}
+
+/// The relay of a session dies in its first moments, before a probe came back, and while the second path is made.
+#[test]
+fn a_relay_may_die_when_the_session_has_just_begun() {
+    let mut slowest = Duration::ZERO;
+    for ms in (0..400).step_by(5) {
+        for dies in ["r1", "r3"] {
+            let mut world = World::new(ms, false);
+            world.run(Duration::from_millis(ms), true);
+            world.dead_relays.insert(dies);
+            let works = |w: &World| {
+                let PathId::Relayed(generation) = w.ends[CALLER].current else { return false };
+                w.agree() && !w.routes[&generation.0].contains(&dies)
+            };
+            let took = world.run_until(Duration::from_secs(20), true, works);
+            slowest = slowest.max(took);
+            if took > Duration::from_millis(900) {
+                println!("{dies} dies after {ms} ms: {took:?}");
+            }
+        }
+    }
+    println!("the slowest: {slowest:?}");
+    assert!(slowest < Duration::from_millis(900), "{slowest:?}");
+}
+
+/// Both terminals are attached to these from now on.
+fn attach(world: &mut World, relays: &[(AttachId, &'static str)]) {
+    for end in [CALLER, CALLEE] {
+        world.ends[end].attached = relays.to_vec();
+    }
+    for end in [CALLER, CALLEE] {
+        world.tell_attachments(end);
+    }
+}
+
+/// A relay that was lost and is attached to again is as good as another, so that the two paths need not share one.
+#[test]
+fn a_relay_that_is_back_is_trusted() {
+    let mut world = World::attached(3, false, [["r1", "r2"], ["r1", "r2"]]);
+    world.run(SOON, true);
+    let apart = |w: &World| {
+        let caller = &w.ends[CALLER];
+        let routes = caller.installed.keys().filter_map(|path| match path {
+            PathId::Relayed(generation) => Some(&w.routes[&generation.0]),
+            PathId::Direct(_) => None,
+        });
+        let routes: Vec<_> = routes.collect();
+        routes.contains(&&vec!["r1"]) && routes.contains(&&vec!["r2"])
+    };
+    world.dead_relays.insert("r1");
+    world.run(Duration::from_secs(4), true);
+    attach(&mut world, &[(AttachId(2), "r2")]);
+    world.run(Duration::from_secs(2), true);
+    world.dead_relays.clear();
+    attach(&mut world, &[(AttachId(2), "r2"), (AttachId(3), "r1")]);
+    let took = world.run_until(SOON, true, apart);
+    println!("two paths apart after {took:?}");
 }
 
 /// Its relay and the link to it seem to stand for seconds; whatever was asked of it comes to nothing.
