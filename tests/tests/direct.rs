@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests act")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tasuki_tests::lab::netns::Wan;
 use tasuki_tests::lab::netns::nat::NatKind::{self, *};
@@ -261,9 +261,11 @@ impl Running {
     fn carries(&self, path: &str, limit: Duration) {
         let terminal = self.mesh.terminal("a");
         let took = paths::wait_for(terminal, "b", path, limit).unwrap();
+        let begun = Instant::now();
         self.receiver.wait_for_more(PART, LIMIT).unwrap();
+        let rate = PART as f64 * 8e-9 / begun.elapsed().as_secs_f64();
         paths::wait_for(terminal, "b", path, Duration::ZERO).unwrap();
-        println!("{path} after {took:.1?}; {:?}", self.receiver.seen());
+        println!("{path} after {took:.1?}, {rate:.2} Gbit/s; {:?}", self.receiver.seen());
     }
 
     /// Begins to look at stalls: what was before does not count.

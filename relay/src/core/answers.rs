@@ -53,6 +53,8 @@ impl Relay {
                 AdminReply::Explanation(self.explain(&caller, &target))
             }
         };
+        // Whoever hears that it is done hears it behind what is to be kept of it.
+        self.settle(now, wall_ms);
         self.outputs.push_back(Output::Reply(ticket, Box::new(reply)));
     }
 

@@ -21,7 +21,7 @@
 //!
 //! **What is said.** A lost link counts at once. One that comes up is used for gossip and calls at once and announced
 //! after a stable time: none for the first, then doubling with each loss within [`CALM`] of its beginning, up to
-//! [`SETTLE_MAX`]. Round-trip times are smoothed (RFC 6298, section 2) and said in steps of 25 %, at most every
+//! [`SETTLE_MAX`]; [`SETTLE_MIN`] where the peer restarted, since that says nothing of the line. Round-trip times are smoothed (RFC 6298, section 2) and said in steps of 25 %, at most every
 //! [`RTT_HOLD`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -92,6 +92,8 @@ struct Peer {
     dial_at: Option<Instant>,
     failures: u32,
     flaps: u32,
+    /// The greatest that it had on a link.
+    incarnation: Option<Incarnation>,
     /// Its last round-trip time, µs.
     last_rtt_us: Option<u32>,
     reachable: bool,
@@ -287,6 +289,10 @@ impl Links {
         let lower_dials = self.me < relay;
         let peer = self.peer_by_id.entry(relay).or_insert_with(|| Peer::new(name, Vec::new(), now));
         peer.dialling &= !dialled_here;
+        if peer.incarnation.is_some_and(|before| before < incarnation) {
+            peer.flaps = peer.flaps.min(1);
+        }
+        peer.incarnation = peer.incarnation.max(Some(incarnation));
         let mut announce_at = now + peer.settle();
         if let Some(old) = &peer.link {
             let later_stays = match incarnation.cmp(&old.incarnation) {
@@ -497,6 +503,7 @@ impl Peer {
             dial_at: Some(dial_at),
             failures: 0,
             flaps: 0,
+            incarnation: None,
             last_rtt_us: None,
             reachable: false,
             unwished_since: None,

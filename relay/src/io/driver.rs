@@ -37,6 +37,8 @@ pub enum Keep {
     Session(Box<Finished>),
     /// This relay's incarnation.
     Incarnation(Incarnation),
+    /// The answer to a command, once all before it is kept.
+    Done(oneshot::Sender<AdminReply>),
 }
 
 struct Terminal {
@@ -302,8 +304,11 @@ impl Driver {
                 Output::Finished(finished) => self.keep(Keep::Session(finished)).await,
                 Output::End => self.over = true,
                 Output::Reply(ticket, reply) => {
-                    if let Some(waiting) = self.replies.remove(&ticket) {
-                        let _ = waiting.send(self.complete(*reply));
+                    match (self.replies.remove(&ticket), *reply) {
+                        (None, _) => {}
+                        // What was done may be to be kept: whoever hears that it is done finds it after a crash too.
+                        (Some(waiting), AdminReply::Done) => self.keep(Keep::Done(waiting)).await,
+                        (Some(waiting), reply) => drop(waiting.send(self.complete(reply))),
                     }
                 }
             }
@@ -453,12 +458,13 @@ fn ledger_entry(finished: Finished) -> store::FinishedSession {
 async fn keep_all(store: store::Store, mut kept: mpsc::Receiver<Keep>) {
     let mut batch = Vec::new();
     while kept.recv_many(&mut batch, limits::STORE_BATCH).await > 0 {
-        let (mut records, mut sessions) = (Vec::new(), Vec::new());
+        let (mut records, mut sessions, mut done) = (Vec::new(), Vec::new(), Vec::new());
         for keep in batch.drain(..) {
             match keep {
                 Keep::Record(record) => records.push(record),
                 Keep::Session(finished) if !finished.edge => {}
                 Keep::Session(finished) => sessions.push(ledger_entry(*finished)),
+                Keep::Done(waiting) => done.push(waiting),
                 Keep::Incarnation(incarnation) => {
                     if let Err(error) = store.raise_incarnation(incarnation).await {
                         tracing::error!(%error, "the incarnation could not be kept");
@@ -471,6 +477,9 @@ async fn keep_all(store: store::Store, mut kept: mpsc::Receiver<Keep>) {
         }
         if let Err(error) = store.put_sessions(sessions).await {
             tracing::error!(%error, "finished sessions could not be kept");
+        }
+        for waiting in done {
+            let _ = waiting.send(AdminReply::Done);
         }
     }
 }

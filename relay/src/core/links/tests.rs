@@ -168,6 +168,20 @@ fn a_flapping_link_is_said_later_each_time() {
 }
 
 #[test]
+fn a_peer_that_restarts_often_is_said_after_a_second() {
+    let mut r = relay(1, LinkChoice::Auto);
+    for life in 1..6 {
+        let begun = r.now;
+        let mut outputs = r.feed(up(life, 2, false, life));
+        while !outputs.contains(&row(&[2])) {
+            outputs = r.next().1;
+        }
+        assert_eq!((r.now - begun).as_secs(), u64::from(life > 1));
+        assert_eq!(r.feed(Input::Down(LinkId(life), None)), [row(&[])]);
+    }
+}
+
+#[test]
 fn round_trips_move_the_row_in_steps_and_not_often() {
     let mut r = relay(1, LinkChoice::Auto);
     r.feed(up(1, 2, false, 1));
