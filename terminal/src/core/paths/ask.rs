@@ -27,6 +27,8 @@ const BACKOFF_LOST: Duration = Duration::from_secs(1);
 const WORD: Duration = Duration::from_secs(1);
 /// How long a relay counts as doubtful after a path over it went quiet or a question over it was not answered.
 const SHUNNED: Duration = Duration::from_secs(15);
+/// What went quiet within this time of each other did so for the same reason.
+pub(super) const LATELY: Duration = Duration::from_secs(1);
 /// Questions for the same ends, until something is learnt or [`ASK_AGAIN`] is over.
 const ASKED_MOST: u8 = 3;
 /// What could not be had is asked for again after this.
@@ -75,6 +77,8 @@ pub(super) struct Ask {
     again_at: Option<Instant>,
     /// Relays that are doubtful, and until when.
     shunned: BTreeMap<RelayName, Instant>,
+    /// Questions since no path works.
+    in_need: u32,
 }
 
 impl Ask {
@@ -113,6 +117,7 @@ impl Ask {
     /// No path works: nothing is waited for, and nobody whose relay is doubtful.
     pub(super) fn hurry(&mut self, now: Instant) {
         self.not_before = None;
+        self.in_need = 0;
         let pending = self.pending.take();
         self.pending = pending.filter(|pending| self.doubt(&pending.ends, now) == 0);
     }
@@ -260,6 +265,7 @@ impl Session {
         let times = self.ask.asked.entry(ends.clone()).or_default();
         *times = times.saturating_add(1);
         self.ask.again_at.get_or_insert(now + ASK_AGAIN);
+        self.ask.in_need = self.ask.in_need.saturating_add(1);
         self.ask.last = Generation(self.ask.last.0.saturating_add(1));
         let (label, generation) = (Self::label(t), self.ask.last);
         let (attach, deadline) = (ends.attach, now + t.config.answer_time);
@@ -367,7 +373,14 @@ impl Session {
             .filter(may_ask)
             .min_by_key(|ends| (self.ask.doubt(ends, now), self.ask.asked.get(*ends)))?;
         let left = t.draining.iter().take(limits::ROUTE_RELAYS / 2).cloned();
-        let shunned = self.ask.shunned.keys().filter(|relay| doubtful(relay)).cloned();
+        // What went quiet at an earlier time may be back, and be the only way: it is asked for with and without it.
+        let lately = self.lost_since.filter(|_| self.ask.in_need.is_multiple_of(2));
+        let since = lately.and_then(|lost| (lost + SHUNNED).checked_sub(LATELY));
+        let shunned =
+            self.ask.shunned.iter().filter(|(relay, until)| {
+                doubtful(relay) && since.is_none_or(|since| **until >= since)
+            });
+        let shunned = shunned.map(|(relay, _)| relay.clone());
         let mut avoid: Vec<RelayName> = if good.is_empty() {
             // The ends too: their relays then know that the link between them may be dead.
             left.chain(shunned).collect()

@@ -12,7 +12,7 @@ use tasuki_proto::path::{NatKind, PROBE_FRAME, Probe};
 use tasuki_proto::session::{Attachments, Word};
 use tasuki_proto::{Generation, Label, RefusalCode, RelayName, SessionId, limits};
 
-use super::ask::Ask;
+use super::ask::{Ask, LATELY};
 use super::counts::DirectCounts;
 use super::direct::Direct;
 use super::event::{Candidate, Heard, Output, PathId, PathInfo, Standing};
@@ -74,7 +74,7 @@ pub(super) struct Session {
     epoch: u32,
     duplicate: Option<PathId>,
     busy_until: Option<Instant>,
-    lost_since: Option<Instant>,
+    pub(super) lost_since: Option<Instant>,
     /// What the path ended with that was lost last.
     pub(super) last_code: RefusalCode,
     /// QUIC packets: as large as sent at present, and as large as worth a try.
@@ -359,9 +359,11 @@ impl Session {
             .map(|(id, _)| *id)
     }
 
-    /// All paths went quiet: what they have in common is doubtful.
+    /// All paths went quiet: what those have in common that worked a moment ago is doubtful.
     fn shun_common(&mut self, now: Instant) {
-        let relayed: Vec<&Path> = self.paths.values().filter(|path| !path.is_direct()).collect();
+        let worked = |path: &Path| path.suspect_since.is_some_and(|since| now < since + LATELY);
+        let relayed = self.paths.values().filter(|path| !path.is_direct() && worked(path));
+        let relayed: Vec<&Path> = relayed.collect();
         let Some((first, rest)) = relayed.split_first() else { return };
         let in_all = |relay: &&RelayName| rest.iter().all(|path| path.route().contains(relay));
         let common: Vec<RelayName> = first.route().iter().filter(in_all).cloned().collect();

@@ -247,6 +247,9 @@ impl World {
                     (resume.avoid.contains(&name), self.draining.contains(&name))
                 };
                 let middle = self.middles.iter().min_by_key(avoided).copied();
+                if middle.is_some_and(|middle| self.dead_relays.contains(middle)) {
+                    return;
+                }
                 let mut route: Vec<&str> =
                     [Some(name), middle, Some(last)].into_iter().flatten().collect();
                 route.dedup();
@@ -696,11 +699,42 @@ fn a_relay_may_die_when_the_session_has_just_begun() {
     assert!(slowest < Duration::from_millis(900), "{slowest:?}");
 }
 
-/// Both terminals are attached to these from now on.
-fn attach(world: &mut World, relays: &[(AttachId, &'static str)]) {
-    for end in [CALLER, CALLEE] {
-        world.ends[end].attached = relays.to_vec();
+/// One attachment each, and two relays between them of which one dies, comes back, and then the other dies.
+#[test]
+fn relays_between_may_die_in_turn() {
+    for seed in 0..20 {
+        let mut world = World::attached(seed, false, [["r1", "r1"], ["r3", "r3"]]);
+        attach(&mut world, &[(AttachId(1), "r1")], &[(AttachId(1), "r3")]);
+        world.middles = vec!["m1", "m2"];
+        world.run(SOON, true);
+        world.kill(0, &[CALLER, CALLEE]);
+        let over = |name: &'static str| {
+            move |w: &World| {
+                let PathId::Relayed(generation) = w.ends[CALLER].current else { return false };
+                w.agree() && w.routes[&generation.0].contains(&name)
+            }
+        };
+        world.run_until(SOON, true, over("m1"));
+        world.run(SOON, true);
+        for (dies, other) in [("m1", "m2"), ("m2", "m1"), ("m1", "m2")] {
+            world.dead_relays.insert(dies);
+            let took = world.run_until(SOON, true, over(other));
+            assert!(took < Duration::from_millis(400), "seed {seed}: {took:?}");
+            world.run(Duration::from_secs(3), true);
+            world.dead_relays.clear();
+            world.run(Duration::from_secs(2), true);
+        }
     }
+}
+
+/// Both terminals are attached to these from now on.
+fn attach(
+    world: &mut World,
+    caller: &[(AttachId, &'static str)],
+    callee: &[(AttachId, &'static str)],
+) {
+    world.ends[CALLER].attached = caller.to_vec();
+    world.ends[CALLEE].attached = callee.to_vec();
     for end in [CALLER, CALLEE] {
         world.tell_attachments(end);
     }
@@ -722,10 +756,12 @@ fn a_relay_that_is_back_is_trusted() {
     };
     world.dead_relays.insert("r1");
     world.run(Duration::from_secs(4), true);
-    attach(&mut world, &[(AttachId(2), "r2")]);
+    let left = [(AttachId(2), "r2")];
+    attach(&mut world, &left, &left);
     world.run(Duration::from_secs(2), true);
     world.dead_relays.clear();
-    attach(&mut world, &[(AttachId(2), "r2"), (AttachId(3), "r1")]);
+    let back = [(AttachId(2), "r2"), (AttachId(3), "r1")];
+    attach(&mut world, &back, &back);
     let took = world.run_until(SOON, true, apart);
     println!("two paths apart after {took:?}");
 }
