@@ -217,8 +217,9 @@ fn start(names: &Names, site: Option<&Site>, loads: &[Load]) -> (Mesh, Vec<TcpSe
             echoes.push(TcpService::echo(place));
         }
         let echo = &echoes[echoes.len() - 1];
+        // A dead attachment is noticed soon; a session waits its whole time, which is longer than any strike lasts.
         let mut terminal = TerminalSpec::new(name)
-            .quick_silence()
+            .flags(&["--keep-alive", "1", "--idle", "3"])
             .offers("echo", &format!("tcp://{}", echo.address()));
         if let Some(load) = loads.iter().find(|load| load.to == *name) {
             terminal = terminal.offers("bulk", &load.url());
