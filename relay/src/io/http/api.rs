@@ -14,6 +14,7 @@ use tasuki_proto::view::TerminalFilter;
 use tasuki_proto::{RefusalCode, RelayName, ServiceName, SessionId, TerminalId, limits};
 use tokio::time::{Instant, timeout};
 
+use super::console;
 use super::metrics::{self, Exposition, MetricSource};
 use super::params::{Named, Params, id, text, word};
 use super::problem::Problem;
@@ -44,8 +45,10 @@ pub(super) fn routes(service: Service, extra: Router) -> Router {
         .route("/api/v1/sessions/{id}", get(session))
         .route("/api/v1/sessions/{id}/end", post(end_session))
         .route("/api/v1/explain", get(explain))
+        .route("/api/v1/login", post(log_in))
         .route("/api/v1/drain", post(drain))
         .route("/api/v1/undrain", post(undrain))
+        .merge(console::routes())
         .with_state(Arc::new(service))
         .merge(extra)
         .fallback(no_such_path)
@@ -211,6 +214,12 @@ async fn explain(State(service): Asked, params: Params) -> Answer {
         AdminReply::Explanation(view) => Ok(Json(view).into_response()),
         _ => Err(mismatch()),
     }
+}
+
+/// Changes nothing: who gets here has shown the token, which is what a log-in form wants to know.
+async fn log_in(params: Params) -> Answer {
+    params.only(&[])?;
+    Ok(done())
 }
 
 async fn end_session(State(service): Asked, params: Params, session: Named<SessionId>) -> Answer {

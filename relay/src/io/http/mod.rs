@@ -9,6 +9,7 @@
 //! | `relay.sock` | who can open it | who can open it |
 
 mod api;
+mod console;
 mod door;
 mod metrics;
 mod params;

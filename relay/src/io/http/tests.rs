@@ -879,3 +879,33 @@ async fn verbs_reach_what_they_name() {
     assert!(endpoint.world.commands().is_empty());
     endpoint.stop().await;
 }
+
+#[tokio::test]
+async fn the_console_is_served_with_its_policy_and_is_asked_for_again() {
+    let endpoint = Endpoint::start(World::default()).await;
+    let page = endpoint.get("/").await;
+    assert_eq!(page.status, 200);
+    for field in [
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; ",
+        "referrer-policy: no-referrer",
+        "x-content-type-options: nosniff",
+        "cache-control: no-cache",
+    ] {
+        assert!(page.head.contains(field), "{field}: {page:?}");
+    }
+    let tag = page.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    let again = endpoint.over_tcp("GET", "/", &format!("Host: localhost\r\nIf-None-Match: {tag}\r\n")).await;
+    assert_eq!((again.status, again.body.len()), (304, 0), "{again:?}");
+    let script = endpoint.get("/console/views/map.js").await;
+    assert_eq!(script.status, 200);
+    assert!(script.head.contains("content-type: text/javascript"), "{script:?}");
+    let login = "Host: localhost\r\nAuthorization: Bearer ".to_owned() + TOKEN + "\r\n";
+    assert_eq!(endpoint.over_tcp("POST", "/api/v1/login", &login).await.status, 200);
+    let login = "Host: localhost\r\nAuthorization: Bearer wrong-token-of-length\r\n";
+    endpoint.over_tcp("POST", "/api/v1/login", login).await.problem(401, "unauthorized");
+    for other in ["/console/", "/console/../Cargo.toml", "/console/index.html", "/console/views"] {
+        assert_eq!(endpoint.get(other).await.status, 404, "{other}");
+    }
+    endpoint.stop().await;
+}
