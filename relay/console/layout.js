@@ -107,7 +107,7 @@ export function placed(unit, width, height, margin, size) {
   const inner = { width: Math.max(1, width - 2 * margin.x), height: Math.max(1, height - margin.top - margin.bottom) };
   const nodes = [...unit].map(([name, { x, y }]) => ({ name, x: margin.x + x * inner.width, y: margin.top + y * inner.height }));
   const longest = Math.max(...nodes.map(({ name }) => name.length), 0);
-  const cell = { width: Math.min(CELL.width, 16 + 7 * longest) * size, height: CELL.height * size };
+  const cell = { width: Math.min(CELL.width, Math.max(76, 16 + 7 * longest)) * size, height: CELL.height * size };
   for (let round = 0; round < APART_ROUNDS; round += 1) {
     let moved = false;
     for (let i = 0; i < nodes.length; i += 1) {

@@ -31,6 +31,10 @@ function chance(seed) {
   };
 }
 
+function cities(count) {
+  return Array.from({ length: count }, (_, n) => `${CITIES[n % CITIES.length]}-${1 + Math.floor(n / CITIES.length)}`);
+}
+
 export class Fake {
   #watchers = new Set();
   #sockets = new Set();
@@ -40,13 +44,13 @@ export class Fake {
   incarnation = 1;
   started = Date.now();
 
-  constructor({ relays = 20, terminals = 5000, rate = 500, sessions = 200, seed = 1 } = {}) {
+  constructor({ relays = 20, names = cities(relays), terminals = 5000, rate = 500, sessions = 200, seed = 1 } = {}) {
     this.random = chance(seed);
     this.rate = rate;
     this.relays = new Map();
     this.terminals = new Map();
     this.sessions = new Map();
-    this.#makeRelays(relays);
+    this.#makeRelays(names);
     for (let n = 0; n < terminals; n += 1) this.#makeTerminal(n);
     for (const relay of this.relays.values()) relay.terminals = 0;
     for (const row of this.terminals.values()) this.#count(row, 1);
@@ -77,7 +81,8 @@ export class Fake {
     }, TURN_MS));
     this.#timers.push(setInterval(() => this.#traffic(), 500));
     this.#timers.push(setInterval(() => this.#write(": still here\n\n"), 15000));
-    return `http://127.0.0.1:${this.server.address().port}/`;
+    this.url = `http://127.0.0.1:${this.server.address().port}/`;
+    return this.url;
   }
 
   /** As a killed process: every connection is reset. */
@@ -94,8 +99,8 @@ export class Fake {
     return list[Math.floor(this.random() * list.length)];
   }
 
-  #makeRelays(count) {
-    const names = Array.from({ length: count }, (_, n) => (n < CITIES.length ? `${CITIES[n]}-1` : `${CITIES[n % CITIES.length]}-${1 + Math.floor(n / CITIES.length)}`));
+  #makeRelays(names) {
+    const count = names.length;
     names.forEach((name, n) => this.relays.set(name, {
       id: (0x5eed0000 + n).toString(16).padStart(16, "0"), name, addresses: [`203.0.113.${n + 1}:4433`, `[2001:db8::${(n + 1).toString(16)}]:4433`], version: "0.1.0",
       registrar: n === 0, reachable: !(count > 5 && n === count - 3), draining: count > 5 && n === 4, terminals: 0, links: [], updated_at: Date.now(),
@@ -143,7 +148,7 @@ export class Fake {
     for (const { relay } of row.attachments) this.relays.get(relay).terminals += by;
   }
 
-  #makeSession() {
+  #makeSession(given = {}) {
     const [caller, callee] = [this.#pick(this.ids), this.#pick(this.ids)];
     const id = Array.from({ length: 4 }, () => Math.floor(this.random() * 2 ** 32).toString(16).padStart(8, "0")).join("");
     const route = [...new Set([this.#pick(this.names), this.#pick(this.names), this.#pick(this.names)])];
@@ -152,7 +157,7 @@ export class Fake {
       ended_at: null, reason: null, route, path: this.random() < 0.7 ? "relayed" : "direct", bytes_to_callee: 0, packets_to_callee: 0, bytes_to_caller: 0, packets_to_caller: 0,
     };
     if (row.state === "ended") Object.assign(row, { ended_at: row.started_at + Math.floor(this.random() * 60_000), reason: this.#pick(["ended-by-peer", "ended-by-operator", "relay-lost"]) });
-    const kept = { ...row, speed: 20_000 * this.random() ** 3 * 300, phase: this.random() * 6 };
+    const kept = { ...row, ...given, speed: 20_000 * this.random() ** 3 * 300, phase: this.random() * 6 };
     this.sessions.set(id, kept);
     return kept;
   }
@@ -207,6 +212,26 @@ export class Fake {
     this.say("terminal", row);
   }
 
+  logIn(id) {
+    const row = this.terminals.get(id);
+    row.updated_at = Date.now();
+    this.#attach(row);
+    this.#count(row, 1);
+    this.say("terminal", row);
+  }
+
+  logOut(id) {
+    const row = this.terminals.get(id);
+    this.#count(row, -1);
+    Object.assign(row, { state: "logged-out", attachments: [], sessions: 0, updated_at: Date.now() });
+    this.say("terminal", row);
+  }
+
+  openSession(caller, callee, service) {
+    const row = this.#makeSession({ caller, callee, service, state: "active", ended_at: null, reason: null });
+    this.say("session", shown(row));
+  }
+
   removeTerminal(id) {
     const row = this.terminals.get(id);
     if (!row) return false;
@@ -232,6 +257,11 @@ export class Fake {
   }
 
   // Events
+
+  /** Events so far. */
+  get said() {
+    return this.#seq;
+  }
 
   say(event, data) {
     this.#seq += 1;
@@ -327,7 +357,7 @@ export class Fake {
 
   #explain(search) {
     const target = this.terminals.get(search.get("to") ?? "") ?? [...this.terminals.values()][0];
-    const allowed = target?.attachments.length > 0;
+    const allowed = target?.attachments.length > 0 && search.get("from") !== search.get("to");
     return allowed
       ? { allowed, code: null, why: "both are logged in and a route exists; the target's own --expose and --allow decide on the service", route: this.names.slice(0, 3) }
       : { allowed: false, code: "target-logged-out", why: `${search.get("to")}: the terminal is not logged in: start its agent`, route: [] };
@@ -341,9 +371,7 @@ export class Fake {
     if (what === "terminals" && verb === "kick" && this.terminals.has(name)) {
       const row = this.terminals.get(name);
       if (row.attachments.length === 0) return problem(response, 409, "target-logged-out", `${name}: the terminal is not logged in: start its agent`);
-      this.#count(row, -1);
-      Object.assign(row, { state: "logged-out", attachments: [], sessions: 0, updated_at: Date.now() });
-      this.say("terminal", row);
+      this.logOut(name);
       return json(response, { done: true });
     }
     if (what === "drain" || what === "undrain") {
