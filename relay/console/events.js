@@ -126,7 +126,9 @@ export class EventStream {
     const response = await read(this.path, { headers, signal: abort.signal, stays: true });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     const parser = new Parser(({ type, data, id }) => {
-      if (id !== null) this.#last = id;
+      // A stream that goes on names its end first and then what was missed: until that is here, nothing is seen.
+      const goesOn = type === "hello" && this.#last?.split("-")[0] === id?.split("-")[0];
+      if (id !== null && !goesOn) this.#last = id;
       this.onEvent(type, JSON.parse(data));
     });
     let timer = null;

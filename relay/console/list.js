@@ -126,7 +126,7 @@ export class PagedList {
     } else {
       page.rows.splice(at, 0, row);
       page.count += 1;
-      if (page.count > SPLIT) this.#split(page);
+      if (page.count > SPLIT && !page.reading) this.#split(page);
     }
     this.changed();
   }
@@ -166,6 +166,8 @@ export class PagedList {
 
   /** Rows behind `after`, up to and with `last` where it is given, otherwise a page of them and where it goes on. */
   async #read(after, last) {
+    // What was said before this read began is in its answer.
+    if (this.#reads === 0) this.#late.clear();
     this.#reads += 1;
     try {
       return await this.#parts(after, last);
@@ -193,7 +195,6 @@ export class PagedList {
       if (row === null) this.drop(id);
       else this.put(row);
     }
-    if (this.#reads === 0) this.#late.clear();
   }
 
   async #grow() {
@@ -221,8 +222,10 @@ export class PagedList {
     const first = page;
     const generation = this.#generation;
     try {
-      const { rows } = await this.#read(page.after, this.#pages[this.#pages.indexOf(page) + 1]?.after ?? this.#next);
+      const { rows, next } = await this.#read(page.after, this.#pages[this.#pages.indexOf(page) + 1]?.after ?? this.#next);
       if (generation !== this.#generation) return;
+      // The last page may be longer than one read: what is behind it is read when it is needed.
+      if (this.#next === null && page === this.#pages.at(-1)) this.#next = next;
       page.rows = rows;
       page.count = rows.length;
       while (page.count > SPLIT) page = this.#split(page);

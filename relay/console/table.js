@@ -16,7 +16,6 @@ export class VirtualTable {
   #active = -1;
   #activeId = null;
   #rowHeight = 32;
-  #drawn = { first: 0, last: 0 };
 
   constructor({ label, columns, source, open, empty, differs = () => false }) {
     this.columns = columns;
@@ -128,7 +127,16 @@ export class VirtualTable {
     this.space.style.height = `${length * this.#rowHeight}px`;
     setAttr(scroller, "aria-rowcount", source.isComplete ? length + 1 : -1);
     while (this.#pool.length < rows.length) this.#add();
-    this.#pool.forEach((line, at) => this.#line(line, at < rows.length ? first + at : -1, rows[at] ?? null));
+    // Each line keeps its row while that is seen, wherever it is: scrolling draws what comes in and nothing else.
+    const drawn = new Set();
+    rows.forEach((row, at) => {
+      const line = this.#pool[(first + at) % this.#pool.length];
+      drawn.add(line);
+      this.#line(line, first + at, row);
+    });
+    for (const line of this.#pool) {
+      if (!drawn.has(line)) this.#line(line, -1, null);
+    }
     const active = this.#pool.find((line) => line.index === this.#active && line.row !== null);
     setAttr(scroller, "aria-activedescendant", active?.element.id);
     setText(this.note, this.#note(length));

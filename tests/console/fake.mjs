@@ -44,9 +44,11 @@ export class Fake {
   incarnation = 1;
   started = Date.now();
 
-  constructor({ relays = 20, names = cities(relays), terminals = 5000, rate = 500, sessions = 200, seed = 1 } = {}) {
+  constructor({ relays = 20, names = cities(relays), terminals = 5000, rate = 500, sessions = 200, seed = 1, guarded = false } = {}) {
     this.random = chance(seed);
     this.rate = rate;
+    /** Whether reads need the token too, as on an address that is not loopback. */
+    this.guarded = guarded;
     this.relays = new Map();
     this.terminals = new Map();
     this.sessions = new Map();
@@ -298,6 +300,7 @@ export class Fake {
       return this.#act(parts.slice(2), response);
     }
     if (parts[0] !== "api") return file(url.pathname === "/" ? "index.html" : url.pathname.replace(/^\/console\//, ""), response);
+    if (this.guarded && request.headers.authorization !== `Bearer ${TOKEN}`) return problem(response, 401, "unauthorized", "this needs the admin token");
     if (url.pathname === "/api/v1/events") return this.#watch(request, response);
     const answer = this.#read(parts.slice(2), url.searchParams);
     if (answer === undefined) return problem(response, 404, "unknown", `${parts.at(-1)}: there is none of this name`);
@@ -356,11 +359,23 @@ export class Fake {
   }
 
   #explain(search) {
-    const target = this.terminals.get(search.get("to") ?? "") ?? [...this.terminals.values()][0];
-    const allowed = target?.attachments.length > 0 && search.get("from") !== search.get("to");
-    return allowed
-      ? { allowed, code: null, why: "both are logged in and a route exists; the target's own --expose and --allow decide on the service", route: this.names.slice(0, 3) }
-      : { allowed: false, code: "target-logged-out", why: `${search.get("to")}: the terminal is not logged in: start its agent`, route: [] };
+    const session = this.sessions.get(search.get("session") ?? "");
+    const caller = this.terminals.get(search.get("from") ?? session?.caller) ?? null;
+    const callee = this.terminals.get(search.get("to") ?? session?.callee) ?? null;
+    const common = { service: search.get("service") || null, caller, callee, route: [], hops: [], rtt_us: null, direct: null, session: session ? shown(session) : null, last_call: null };
+    if (session) return { ...common, allowed: true, code: session.reason, why: "it is what the session's code says", advice: "", decided_by: "session", route: session.route };
+    const refused = [[caller, "caller", "from"], [callee, "target", "to"]].find(([row]) => !row || row.attachments.length === 0);
+    if (refused) {
+      const name = search.get(refused[2]);
+      return { ...common, allowed: false, code: refused[0] ? `${refused[1]}-logged-out` : "unknown-target", why: `${name} is not logged in`, advice: "start its agent, or look at its log", decided_by: refused[1] };
+    }
+    const route = this.names.slice(0, 3);
+    const hops = route.slice(1).map((to, n) => ({ from: route[n], to, rtt_us: 12_000 * (n + 1), draining: to === this.names[1] }));
+    return {
+      ...common, allowed: true, code: null, why: "both are logged in and a route exists; the target's own --expose and --allow decide on the service", advice: "",
+      decided_by: "target-agent", route, hops, rtt_us: 36_000, direct: { possible: "likely", why: "both are seen at one address by all relays" },
+      last_call: shown([...this.sessions.values()][0] ?? null),
+    };
   }
 
   #act([what, name, verb], response) {
@@ -384,7 +399,9 @@ export class Fake {
 }
 
 /** The row without what only this server needs to know. */
-function shown({ speed, phase, ...row }) {
+function shown(kept) {
+  if (kept === null) return null;
+  const { speed, phase, ...row } = kept;
   return row;
 }
 

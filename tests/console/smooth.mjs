@@ -82,8 +82,8 @@ async function run() {
   console.log(`${Math.round(changes)} changes a second over ${elapsed.toFixed(1)} s`);
   check(changes > MESH.rate * 0.5, `the mesh made only ${changes} changes a second`);
   // What was said last arrives: nothing piles up on the way.
-  fake.addTerminal("camera-ams-last");
-  await page.locator(".space .row", { hasText: "camera-ams-last" }).waitFor({ timeout: SOON });
+  fake.addTerminal("camera-ams-0-first");
+  await page.locator(".space .row", { hasText: "camera-ams-0-first" }).waitFor({ timeout: SOON });
   const elements = await page.evaluate(() => document.querySelectorAll("*").length);
   const grown = (await heap()) - before;
   console.log(`${elements} elements, heap ${(before / 1e6).toFixed(1)} MB, grown by ${(grown / 1e6).toFixed(1)} MB`);

@@ -2,27 +2,52 @@
 
 import { query as address, read } from "../api.js";
 import { h } from "../dom.js";
-import { NONE, rtt } from "../format.js";
+import { ago, rtt, words } from "../format.js";
 import { icon } from "../icons.js";
-import { card, failure, otherFields, pairs, route } from "../parts.js";
+import { card, failure, link, otherFields, pairs, relayHref, route, sessionHref, state, terminalHref } from "../parts.js";
 
-const KNOWN = ["allowed", "code", "why", "route"];
+const KNOWN = ["allowed", "code", "why", "advice", "decided_by", "service", "caller", "callee", "route", "hops", "rtt_us", "direct", "session", "last_call"];
 
-/** The answer of `/api/v1/explain`. */
+/** The answer of `/api/v1/explain`, about a call or about a session. */
 export function explanation(answer) {
-  return h("section", { class: `card verdict ${answer.allowed ? "yes" : "no"}`, "aria-label": "Answer", role: "status" },
-    h("h2", {}, icon(answer.allowed ? "yes" : "no"), answer.allowed ? "The relays would carry this call" : "This call would not get through",
-      answer.code ? h("code", {}, answer.code) : null),
+  const { session, direct, last_call: last } = answer;
+  const good = session ? !answer.code : answer.allowed;
+  return h("section", { class: `card verdict ${good ? "yes" : "no"}`, "aria-label": "Answer", role: "status" },
+    h("h2", {}, icon(good ? "yes" : "no"), verdict(answer), answer.code ? h("code", {}, answer.code) : null),
     h("p", {}, answer.why),
-    answer.route?.length > 0 ? h("p", { class: "route big" }, route(answer.route)) : null,
-    hops(answer.hops),
-    pairs(otherFields(answer, [...KNOWN, ...(Array.isArray(answer.hops) ? ["hops"] : [])])));
+    answer.advice ? h("p", { class: "advice" }, answer.advice) : null,
+    way(answer),
+    pairs([
+      ["Decided by", answer.decided_by ? words(answer.decided_by) : null],
+      ["Round trip", typeof answer.rtt_us === "number" ? `${rtt(answer.rtt_us)} over the relays` : null],
+      ["Direct path", direct ? `${words(direct.possible)}: ${direct.why}` : null],
+      ["Caller", terminal(answer.caller)],
+      ["Target", terminal(answer.callee)],
+      ["Last such call", last ? [link(sessionHref(last.id), ago(last.started_at)), `, ${last.reason ?? last.state}`] : null],
+      ...otherFields(answer, KNOWN),
+    ]));
 }
 
-/** Round trips from relay to relay, where the answer has them. */
-function hops(rows) {
-  if (!Array.isArray(rows) || rows.length === 0) return null;
-  return pairs(rows.map((hop) => [`${hop.from ?? NONE} → ${hop.to ?? NONE}`, rtt(hop.rtt_us)]));
+function verdict({ session, code, allowed }) {
+  if (session) return code ? "The session ended with" : `The session is ${session.state}`;
+  return allowed ? "The relays would carry this call" : "This call would not get through";
+}
+
+/** The route with the round trip of each hop, where the answer has them. */
+function way({ route: names, hops }) {
+  if (!names || names.length === 0) return null;
+  if (!Array.isArray(hops) || hops.length === 0) return h("p", { class: "route big" }, route(names));
+  return h("p", { class: "route big" }, link(relayHref(names[0]), names[0]), hops.map((hop) => [
+    h("span", { class: "hop" }, typeof hop.rtt_us === "number" ? rtt(hop.rtt_us) : "not linked"),
+    link(relayHref(hop.to), hop.to), hop.draining ? state("draining") : null,
+  ]));
+}
+
+function terminal(row) {
+  if (row === undefined) return null;
+  if (row === null) return "Not in the table";
+  const at = row.attachments.map(({ relay, role, address: from }) => `${role} at ${relay} from ${from}`).join(", ");
+  return [link(terminalHref(row.id), row.id), " ", state(row.state), at ? h("small", {}, ` ${at}`) : null];
 }
 
 export function open({ query, scope, replace }) {

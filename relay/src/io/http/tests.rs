@@ -895,7 +895,9 @@ async fn the_console_is_served_with_its_policy_and_is_asked_for_again() {
         assert!(page.head.contains(field), "{field}: {page:?}");
     }
     let tag = page.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
-    let again = endpoint.over_tcp("GET", "/", &format!("Host: localhost\r\nIf-None-Match: {tag}\r\n")).await;
+    let again = endpoint
+        .over_tcp("GET", "/", &format!("Host: localhost\r\nIf-None-Match: {tag}\r\n"))
+        .await;
     assert_eq!((again.status, again.body.len()), (304, 0), "{again:?}");
     let script = endpoint.get("/console/views/map.js").await;
     assert_eq!(script.status, 200);
