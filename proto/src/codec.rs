@@ -60,6 +60,15 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if used == bytes.len() { Ok(value) } else { Err(DecodeError::Length) }
 }
 
+/// The value that `bytes` begin with: the first field of a struct is one. It may claim to become at most 64 KiB.
+///
+/// # Errors
+/// [`DecodeError`] when the bytes do not begin with a value of this type.
+pub fn leading<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let decoded = bincode::serde::decode_from_slice(bytes, config::<{ 64 * 1024 }>());
+    decoded.map(|(value, _)| value).map_err(|_| DecodeError::Malformed)
+}
+
 /// Writes a body, section by section.
 #[derive(Debug, Default)]
 pub struct SectionWriter(BytesMut);

@@ -131,6 +131,11 @@ pub const OPEN_TOKENS: u64 = 100_000;
 /// Connections to the status endpoint at once, and as many to the local socket; further ones wait in the
 /// kernel's backlog.
 pub const HTTP_CONNECTIONS: usize = 64;
+/// Connections to the status endpoint of one address (IPv4 address or IPv6 /64) where it is open to the network; further
+/// ones are closed.
+pub const HTTP_CONNECTIONS_PER_ADDRESS: usize = 16;
+/// How long a TLS handshake with the status endpoint may take; beyond: the connection ends.
+pub const HTTP_HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 /// Bytes of a request line with its header fields; beyond: 431, and the connection ends.
 pub const HTTP_HEADER_BYTES: usize = 16 * 1024;
 /// Header fields of a request; beyond: 431, and the connection ends.
@@ -153,6 +158,30 @@ pub const HTTP_ANSWER_TIME: Duration = Duration::from_secs(3);
 pub const HTTP_LIST_TIME: Duration = Duration::from_secs(3);
 /// Bytes after which a page of a list ends early, with a cursor; the last rows may pass it.
 pub const HTTP_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Event streams at once, those over the local socket included; one too many gets 503.
+pub const HTTP_WATCHERS: usize = 32;
+/// Bytes of events that wait for one watcher; beyond: they are left out, and it is told with `resync`.
+pub const HTTP_WATCHER_BYTES: usize = 1024 * 1024;
+/// Pieces of events that wait for one watcher; beyond: as above.
+pub const HTTP_WATCHER_PIECES: usize = 256;
+/// How long a watcher may be behind, and a response unread; beyond: the connection is cut.
+pub const HTTP_STALL_TIME: Duration = Duration::from_secs(20);
+/// How often watchers are told of changes; those of one row in between are one event.
+pub const HTTP_EVENT_PERIOD: Duration = Duration::from_millis(100);
+/// How long an event stream is silent at most: then it carries a comment.
+pub const HTTP_COMMENT_PERIOD: Duration = Duration::from_secs(15);
+/// Questions of the status endpoint that the core is asked at once; further ones wait, so that nothing else does.
+pub const HTTP_QUESTIONS: usize = 4;
+/// Changed rows that a relay remembers for its watchers; the oldest makes room, and who needs it gets `resync`.
+pub const CHANGES: usize = 65_536;
+/// Changed rows that the core shows at once; the next answer goes on behind them.
+pub const CHANGES_AT_ONCE: usize = 256;
+/// Terminals of a relay that came or went out of reach which watchers are told of one by one; beyond: `resync`.
+pub const CHANGES_BY_REACH: usize = 4096;
+/// Events in the history of one terminal or relay; the oldest makes room.
+pub const HISTORY_PER_NAME: usize = 32;
+/// Events in all histories together; the oldest makes room.
+pub const HISTORY: usize = 65_536;
 /// Bytes of a response that a verb reads from its daemon; beyond: the verb fails.
 pub const HTTP_REPLY_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of records after which a gossip message takes no further record; the rest goes into the next message.

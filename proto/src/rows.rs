@@ -24,6 +24,15 @@ pub fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, DecodeError> {
     codec::required(payload, 1)
 }
 
+/// The type that an account's payload says ([`AccountRow::kind`]), without the rest of it: lists look at each of a
+/// hundred thousand accounts.
+///
+/// # Errors
+/// [`DecodeError`] when the payload does not begin with one.
+pub fn type_of_account(payload: &[u8]) -> Result<String, DecodeError> {
+    codec::leading(codec::section(payload, 1)?.ok_or(DecodeError::Missing)?)
+}
+
 /// The static part of a relay ([`crate::record::RecordKind::RELAY`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayRow {

@@ -27,7 +27,9 @@ use crate::core::{Config, Input, Relay};
 use crate::io::driver::{Driver, HelloMaker, Stop};
 use crate::io::endpoint::{Context, Endpoints};
 use crate::io::event::Event;
-use crate::io::http::{self, Admin, AdminToken, LocalSocket, Node, Revoker, Service};
+use crate::io::http::{
+    self, Admin, AdminToken, Events, LocalSocket, Node, Revoker, Security, Service,
+};
 use crate::io::registrar::{Registrar, local_routes, refusing_routes};
 use crate::io::requests::{Requests, Way};
 use crate::io::store::Store;
@@ -77,7 +79,8 @@ impl Running {
             .with_context(|| format!("wrong-role: {}: it belongs to a terminal", data.display()))?;
         // Taken first: it shows whether another process runs on this directory.
         let socket = LocalSocket::bind(&data.join(SOCKET))?;
-        http::check_address(config.status)?;
+        let security = Security::new(config.status, config.status_certificate.as_ref(), &cell)?;
+        let scheme = security.scheme();
         let status = TcpListener::bind(config.status).await.with_context(|| {
             format!("status address {}: choose another with --status", config.status)
         })?;
@@ -111,6 +114,7 @@ impl Running {
         ));
         let keys = EndpointKeys::load_or_create(&data.join(ENDPOINT_KEYS))?;
         let endpoints = Endpoints::open(&switch, &keys, &context)?;
+        let shown_name = name.clone();
         let mut core =
             Relay::new(core_config(&config, &identity, incarnation, name), Instant::now());
         let known = load_relays(&data)?;
@@ -130,14 +134,16 @@ impl Running {
             Arc::new(move || making.hello()),
             context.clone(),
         ));
+        let admin = Admin::new(admin);
         let service = Service {
-            admin: Admin::new(admin),
+            events: Events::start(admin.clone(), shown_name),
+            admin,
             token,
             revoker: Arc::new(Revoking(registrar.clone(), way.clone())),
             metrics: Vec::new(),
         };
         let (stopped, stop) = watch::channel(false);
-        serve_http(status, socket, service, registrar.clone(), way.clone(), &stop);
+        serve_http((status, security), socket, service, registrar.clone(), way.clone(), &stop);
         if let Some(registrar) = registrar {
             registrar.advertise(config.advertise.clone()).await.map_err(anyhow::Error::from)?;
             tokio::spawn(registrar.run());
@@ -150,7 +156,7 @@ impl Running {
         let driver = Driver::new(core, context, parts, hello, way, store, contacts);
         tracing::info!(
             listen = %switch.socket().local_addr()?,
-            status = %config.status,
+            status = %format_args!("{scheme}://{}", config.status),
             incarnation = incarnation.0,
             "relay runs"
         );
@@ -241,7 +247,7 @@ async fn forward<T>(
 }
 
 fn serve_http(
-    status: TcpListener,
+    (status, security): (TcpListener, Security),
     socket: LocalSocket,
     service: Service,
     registrar: Option<Registrar>,
@@ -258,7 +264,7 @@ fn serve_http(
     let (tcp, unix) = (stopping(stop.clone()), stopping(stop.clone()));
     let local = service.clone();
     tokio::spawn(async move {
-        if let Err(error) = http::serve_tcp(status, service, tcp).await {
+        if let Err(error) = http::serve_tcp(status, service, security, tcp).await {
             tracing::error!(%error, "the status endpoint stopped");
         }
     });

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tasuki_proto::{MeshName, RelayName, limits};
 
 use crate::core::admission::PerAddress;
+use crate::io::http::CertificateFiles;
 use crate::io::registrar::is_address;
 
 /// The system's data directory.
@@ -67,6 +68,10 @@ pub struct Layer {
     pub advertise: Option<Vec<String>>,
     /// Where to show the status, TCP.
     pub status: Option<SocketAddr>,
+    /// The certificate that the status endpoint shows, in PEM.
+    pub status_cert: Option<PathBuf>,
+    /// Its key.
+    pub status_key: Option<PathBuf>,
     /// Which relays to link with.
     pub links: Option<Links>,
     /// How often a connection is proven alive.
@@ -169,6 +174,8 @@ impl Layer {
             listen: reader.take("listen"),
             advertise: reader.take("advertise"),
             status: reader.take("status"),
+            status_cert: reader.take("status_cert"),
+            status_key: reader.take("status_key"),
             links: reader.links(),
             keep_alive: reader.seconds("keep_alive_s"),
             idle: reader.seconds("idle_s"),
@@ -206,6 +213,8 @@ impl Layer {
             listen: self.listen.or(lower.listen),
             advertise: self.advertise.or(lower.advertise),
             status: self.status.or(lower.status),
+            status_cert: self.status_cert.or(lower.status_cert),
+            status_key: self.status_key.or(lower.status_key),
             links: self.links.or(lower.links),
             keep_alive: self.keep_alive.or(lower.keep_alive),
             idle: self.idle.or(lower.idle),
@@ -297,6 +306,8 @@ pub struct RelayConfig {
     pub advertise: Vec<String>,
     /// Where to show the status, TCP.
     pub status: SocketAddr,
+    /// The certificate that it shows, where it is not the relay's own.
+    pub status_certificate: Option<CertificateFiles>,
     /// Which relays to link with.
     pub links: Links,
     /// Periods.
@@ -371,6 +382,14 @@ impl RelayConfig {
         if limits.sessions > limits::SESSIONS_PER_RELAY {
             errors.push(format!("sessions: at most {}", limits::SESSIONS_PER_RELAY));
         }
+        let status_certificate = match (layer.status_cert, layer.status_key) {
+            (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
+            (None, None) => None,
+            _ => {
+                errors.push("status_cert and status_key: give both or none".into());
+                None
+            }
+        };
         check(errors)?;
         Ok(Self {
             data,
@@ -378,6 +397,7 @@ impl RelayConfig {
             listen,
             advertise,
             status: layer.status.unwrap_or(STATUS),
+            status_certificate,
             links: layer.links.unwrap_or_default(),
             periods,
             limits,

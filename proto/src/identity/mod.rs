@@ -42,7 +42,7 @@ pub use peer::{
 };
 pub use tls::{
     TlsError, client_config, newcomer_config, quinn_client_config, quinn_newcomer_config,
-    quinn_server_config, server_config,
+    quinn_server_config, server_config, shown_certificate, web_server_config,
 };
 pub use token::{Token, TokenError, TokenFor, TokenId, TokenSecret};
 

@@ -273,6 +273,26 @@ pub fn server_config(
     Ok(config)
 }
 
+/// The certificate of this identity with its issuer, as it is at each handshake, for servers of other protocols.
+pub fn shown_certificate(cell: &IdentityCell) -> Arc<dyn ResolvesServerCert> {
+    Arc::new(Resolver { cell: cell.clone() })
+}
+
+/// A server for programs that are no nodes of a mesh, such as browsers: it asks for no certificate. The ALPN is left to the
+/// caller.
+///
+/// # Errors
+/// [`TlsError`], when rustls refuses it.
+pub fn web_server_config(shown: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(shown);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
 /// [`client_config`] for quinn.
 ///
 /// # Errors

@@ -139,7 +139,8 @@ struct AddressArgs {
     /// wildcard the addresses from which this machine reaches other networks]
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<String>,
-    /// Where to show the status, TCP [default: 127.0.0.1:8433]
+    /// Where to show the status, TCP; on other than loopback addresses with TLS and for who has the token of
+    /// admin.token [default: 127.0.0.1:8433]
     #[arg(long, value_name = "ADDRESS")]
     status: Option<std::net::SocketAddr>,
 }

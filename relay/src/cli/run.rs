@@ -1,5 +1,6 @@
 //! `run`: the daemon.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -17,6 +18,13 @@ pub(super) struct RunArgs {
     /// How long SIGTERM lets terminals and sessions leave, at most, before the relay ends; 0: not at all [default: 5]
     #[arg(long, value_name = "SECS")]
     stop_time: Option<u32>,
+    /// The certificate that the status endpoint shows, in PEM, with those it was signed with; read again when it
+    /// changes [default: on loopback none, elsewhere the relay's own]
+    #[arg(long, value_name = "FILE", requires = "status_key")]
+    status_cert: Option<PathBuf>,
+    /// The key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "status_cert")]
+    status_key: Option<PathBuf>,
     #[command(flatten)]
     addresses: AddressArgs,
     #[command(flatten)]
@@ -46,6 +54,8 @@ pub(super) fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
     let flags = Layer {
         links: args.links,
         stop,
+        status_cert: args.status_cert,
+        status_key: args.status_key,
         address_connections: most.address_connections,
         address_handshakes: most.address_handshakes,
         address_rate: most.address_rate,

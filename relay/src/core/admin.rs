@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tasuki_proto::path::{NatKind, PathNews};
-use tasuki_proto::view::{TerminalFilter, TerminalView};
+use tasuki_proto::view::{TerminalFilter, TerminalState, TerminalView};
 use tasuki_proto::{Refusal, RelayId, RelayName, ServiceName, SessionId, TerminalId};
 
 /// A question or a command. Commands come from somebody who was allowed to give them.
@@ -40,6 +40,17 @@ pub enum AdminRequest {
     },
     /// One session.
     Session(SessionId),
+    /// Counts over a part of the terminals, behind `after`.
+    Summary {
+        /// Behind this one.
+        after: Option<TerminalId>,
+    },
+    /// What became of a terminal.
+    TerminalHistory(TerminalId),
+    /// What became of a relay.
+    RelayHistory(RelayName),
+    /// What changed after this number; without one, only the number of the latest change.
+    Changes(Option<u64>),
     /// Ends a session.
     EndSession(SessionId),
     /// Cuts a terminal's attachments here and elsewhere; it may come back.
@@ -77,6 +88,14 @@ pub enum AdminReply {
     Sessions(Vec<SessionView>, Option<SessionId>),
     /// To [`AdminRequest::Session`].
     Session(Box<SessionView>),
+    /// To [`AdminRequest::Summary`]; the next part begins behind this terminal.
+    Summary(Box<Summary>, Option<TerminalId>),
+    /// To [`AdminRequest::TerminalHistory`] and [`AdminRequest::RelayHistory`], newest first.
+    History(Vec<HistoryView>),
+    /// To [`AdminRequest::RelayHistory`]: this mesh has no such relay.
+    UnknownRelay(RelayName),
+    /// To [`AdminRequest::Changes`].
+    Changes(Box<Changed>),
     /// To [`AdminRequest::Explain`].
     Explanation(Explanation),
     /// A command was carried out.
@@ -273,6 +292,120 @@ pub struct Explanation {
     pub why: String,
     /// The route it would take.
     pub route: Vec<RelayName>,
+}
+
+/// Counts over the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Summary {
+    /// Terminals by state.
+    pub terminals: TerminalCounts,
+    /// Terminals by type.
+    pub types: BTreeMap<String, u64>,
+    /// Relays.
+    pub relays: RelayCounts,
+}
+
+/// Terminals by state. Those that wait for the check of their account's signature are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TerminalCounts {
+    /// All.
+    pub total: u64,
+    /// Without an attachment.
+    pub logged_out: u64,
+    /// Attached, no session.
+    pub logged_in: u64,
+    /// Attached, with a session.
+    pub in_communication: u64,
+    /// Attached to relays that cannot be reached.
+    pub unreachable: u64,
+}
+
+impl TerminalCounts {
+    /// Counts one.
+    pub fn add(&mut self, state: TerminalState) {
+        self.total += 1;
+        *match state {
+            TerminalState::LoggedOut => &mut self.logged_out,
+            TerminalState::LoggedIn => &mut self.logged_in,
+            TerminalState::InCommunication => &mut self.in_communication,
+            TerminalState::Unreachable => &mut self.unreachable,
+        } += 1;
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            total: self.total + other.total,
+            logged_out: self.logged_out + other.logged_out,
+            logged_in: self.logged_in + other.logged_in,
+            in_communication: self.in_communication + other.in_communication,
+            unreachable: self.unreachable + other.unreachable,
+        }
+    }
+}
+
+/// Relays by state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct RelayCounts {
+    /// All that ever joined.
+    pub total: u64,
+    /// A path over confirmed links leads to them.
+    pub reachable: u64,
+    /// Take no new terminals.
+    pub draining: u64,
+}
+
+/// An event in the history of a terminal or relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HistoryView {
+    /// When, ms since 1970 by the clock of the relay that told of it.
+    pub at: u64,
+    /// What happened, in one word.
+    pub what: String,
+    /// Where, as what; for people.
+    pub detail: String,
+}
+
+/// What changed, each row once and as it is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Changed {
+    /// Which life of this relay the numbers belong to.
+    pub incarnation: u64,
+    /// All changes up to this number were looked at.
+    pub upto: u64,
+    /// Something between the number asked for and `upto` is not known.
+    pub missed: bool,
+    /// Further changes wait.
+    pub more: bool,
+    /// The rows, each with the number of its latest change, ascending.
+    pub rows: Vec<(u64, ChangedRow)>,
+}
+
+/// A row that changed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ChangedRow {
+    /// A terminal.
+    Terminal(Box<TerminalView>),
+    /// A relay.
+    Relay(Box<RelayView>),
+    /// A session.
+    Session(Box<SessionView>),
+    /// There is no such row any longer.
+    Gone(RowKind, String),
+}
+
+/// Which list a row stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RowKind {
+    /// Terminals.
+    Terminal,
+    /// Relays.
+    Relay,
+    /// Sessions.
+    Session,
 }
 
 /// Which relay an id belongs to, for views that show names.

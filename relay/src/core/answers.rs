@@ -38,6 +38,10 @@ impl Relay {
                 Some(view) => AdminReply::Session(Box::new(view)),
                 None => unknown_session(&id),
             },
+            AdminRequest::Summary { after } => self.summary(after.as_ref()),
+            AdminRequest::TerminalHistory(id) => self.terminal_history(&id),
+            AdminRequest::RelayHistory(name) => self.relay_history(&name),
+            AdminRequest::Changes(after) => AdminReply::Changes(Box::new(self.changed(after))),
             AdminRequest::EndSession(id) => self.end_session(id, now, wall_ms),
             AdminRequest::KickTerminal(id) => self.kick_terminal(id, now, wall_ms),
             AdminRequest::KickRelay(name) => self.kick_relay(name, now),
@@ -58,7 +62,7 @@ impl Relay {
         self.outputs.push_back(Output::Reply(ticket, Box::new(reply)));
     }
 
-    fn terminal_view(&mut self, id: &TerminalId) -> Option<TerminalView> {
+    pub(super) fn terminal_view(&mut self, id: &TerminalId) -> Option<TerminalView> {
         self.directory.terminal_view(self.gossip.table_mut(), id)
     }
 
@@ -211,7 +215,7 @@ impl Relay {
     }
 }
 
-fn refused(code: RefusalCode, detail: &str) -> AdminReply {
+pub(super) fn refused(code: RefusalCode, detail: &str) -> AdminReply {
     AdminReply::Refused(Refusal::new(code, detail))
 }
 

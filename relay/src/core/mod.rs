@@ -10,17 +10,21 @@
 //! directory  newer log-in, revoked key -> login;  relays known -> links, terminals
 //! login ---- row, gone ------------------> gossip, sessions
 //! sessions - labels, messages -----------> switch, links, terminals;  in communication -> login
+//! all ------ which rows changed ---------> changes, history (for operators; nothing comes back)
 //! ```
 
 pub mod admin;
 pub mod admission;
 mod answers;
 pub mod bucket;
+mod changes;
 pub mod directory;
 mod drain;
 pub mod gossip;
+mod history;
 pub mod links;
 pub mod login;
+mod news;
 pub mod routes;
 pub mod sessions;
 mod wiring;
@@ -226,6 +230,8 @@ pub struct Relay {
     /// The process was told to end, and will.
     stopping: bool,
     lag_ms: VecDeque<u32>,
+    changes: changes::Changes,
+    history: history::History,
     outputs: VecDeque<Output>,
 }
 

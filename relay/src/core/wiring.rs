@@ -14,8 +14,10 @@ use tasuki_proto::{
     Generation, Incarnation, Refusal, RefusalCode, RelayId, RelayName, TerminalId, limits, version,
 };
 
+use super::changes::{Changes, Key};
 use super::directory::{self, Directory};
 use super::gossip::{self, Gossip};
+use super::history::History;
 use super::links::{self, Links};
 use super::login::{self, Known, Login};
 use super::routes::{self, Routes};
@@ -92,6 +94,8 @@ impl Relay {
             ends_at: None,
             stopping: false,
             lag_ms: VecDeque::new(),
+            changes: Changes::default(),
+            history: History::default(),
             outputs: VecDeque::new(),
             config,
         };
@@ -408,13 +412,15 @@ impl Relay {
             } else if let Some(output) = self.links.poll_output() {
                 self.on_links(output, now, wall_ms);
             } else if let Some(reached) = self.routes.poll_output() {
-                self.on_reachable(reached, now);
+                self.on_reachable(reached, now, wall_ms);
             } else if let Some(output) = self.directory.poll_output() {
                 self.on_directory(output, now, wall_ms);
             } else if let Some(output) = self.login.poll_output() {
                 self.on_login(output, now, wall_ms);
             } else if let Some(output) = self.sessions.poll_output() {
                 self.on_sessions(output, now, wall_ms);
+            } else if let Some(session) = self.sessions.poll_changed() {
+                self.changes.push(Key::Session(session));
             } else if self.contacts_changed {
                 self.contacts_changed = false;
                 self.tell_contacts(now);
@@ -460,6 +466,7 @@ impl Relay {
                 }
                 let table = self.gossip.table_mut();
                 self.directory.handle_change(old.as_ref(), new.as_ref(), table);
+                self.note_row(old.as_ref(), new.as_ref(), wall_ms);
             }
             gossip::Output::Verified(record) => self.outputs.push_back(Output::Persist(record)),
             gossip::Output::Cut(link, code) => {
@@ -498,8 +505,9 @@ impl Relay {
         }
     }
 
-    fn on_reachable(&mut self, reached: routes::Reachable, now: Instant) {
+    fn on_reachable(&mut self, reached: routes::Reachable, now: Instant, wall_ms: u64) {
         self.directory.set_reachable(self.routes.reachable());
+        self.note_reachable(reached, wall_ms);
         self.gossip.handle(gossip::Input::Reachable(self.routes.reachable().clone()), now);
         self.links.handle(links::Input::Reachable(reached.relay, reached.reachable), now);
     }

@@ -7,11 +7,13 @@
 //! What the authority wrote counts only with a checked signature ([`Table::authority_row`]); a relay's name counts
 //! only where the relay's id is made from it.
 
+mod kinds;
 mod terminals;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::identity::KeyFingerprint;
@@ -19,8 +21,9 @@ use tasuki_proto::record::{Record, RecordKind, RecordRef};
 use tasuki_proto::rows::{self, AttachmentRow, LinksRow, LoadRow, RelayAccountRow, RelayRow};
 use tasuki_proto::{LoginEpoch, MeshId, RelayId, RelayName, TerminalId};
 
+use self::kinds::Kinds;
 pub use self::terminals::{Location, Lookup};
-use super::admin::{RelayLinkView, RelayView, TableView};
+use super::admin::{RelayCounts, RelayLinkView, RelayView, TableView};
 use super::gossip::table::Table;
 
 /// What others react to.
@@ -83,8 +86,10 @@ pub struct Directory {
     mesh: MeshId,
     relays: BTreeMap<RelayId, Relay>,
     reachable: BTreeSet<RelayId>,
-    /// Terminals with an account, in the order of lists.
-    terminals: BTreeSet<TerminalId>,
+    /// Terminals with an account, in the order of lists, with their type. Signatures may wait for their check: both
+    /// lead to rows and prove nothing.
+    terminals: BTreeMap<TerminalId, Arc<str>>,
+    kinds: Kinds,
     revoked: BTreeSet<KeyFingerprint>,
     /// Rows of the authority that could not be checked since the key of their term is not known.
     unproven: BTreeSet<(RecordKind, Vec<u8>)>,
@@ -99,7 +104,8 @@ impl Directory {
             mesh,
             relays: BTreeMap::new(),
             reachable: BTreeSet::from([me]),
-            terminals: BTreeSet::new(),
+            terminals: BTreeMap::new(),
+            kinds: Kinds::default(),
             revoked: BTreeSet::new(),
             unproven: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -158,10 +164,15 @@ impl Directory {
         let id = std::str::from_utf8(row.key()).ok().and_then(|word| TerminalId::new(word).ok());
         let Some(id) = id else { return };
         let held = table.get(RelayId::AUTHORITY, RecordKind::ACCOUNT, row.key());
-        if held.is_some_and(|held| !held.is_tombstone()) {
-            self.terminals.insert(id);
-        } else {
-            self.terminals.remove(&id);
+        let before = match held.filter(|held| !held.is_tombstone()) {
+            Some(held) => {
+                let kind = rows::type_of_account(held.payload()).unwrap_or_default();
+                self.terminals.insert(id, self.kinds.take(&kind))
+            }
+            None => self.terminals.remove(&id),
+        };
+        if let Some(before) = before {
+            self.kinds.give_back(&before);
         }
     }
 
@@ -341,6 +352,22 @@ impl Directory {
             self.relays.iter().filter_map(|(id, relay)| self.relay_view(*id, relay)).collect();
         views.sort_by(|a, b| a.name.cmp(&b.name));
         views
+    }
+
+    /// One relay, reachable or not.
+    pub fn relay(&self, id: RelayId) -> Option<RelayView> {
+        self.relays.get(&id).and_then(|relay| self.relay_view(id, relay))
+    }
+
+    /// How many relays there are.
+    pub fn relay_counts(&self) -> RelayCounts {
+        let mut counts = RelayCounts::default();
+        for (id, relay) in self.relays.iter().filter(|(_, relay)| relay.name.is_some()) {
+            counts.total += 1;
+            counts.reachable += u64::from(self.is_reachable(*id));
+            counts.draining += u64::from(relay.load.draining);
+        }
+        counts
     }
 
     fn relay_view(&self, id: RelayId, relay: &Relay) -> Option<RelayView> {

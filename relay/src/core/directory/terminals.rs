@@ -1,6 +1,7 @@
 //! Terminals: where one is, how it is shown, lists of them.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
 
@@ -10,6 +11,7 @@ use tasuki_proto::view::{AttachmentView, TerminalFilter, TerminalState, Terminal
 use tasuki_proto::{LoginEpoch, RelayId, TerminalId, limits};
 
 use super::Directory;
+use crate::core::admin::TerminalCounts;
 use crate::core::gossip::table::Table;
 
 /// Signatures that one page of a list checks at most; the next page goes on.
@@ -183,8 +185,35 @@ impl Directory {
         })
     }
 
+    /// Whether showing this terminal would have to check its account's signature first.
+    pub fn is_unchecked(&self, table: &Table, id: &TerminalId) -> bool {
+        let row = table.get(RelayId::AUTHORITY, RecordKind::ACCOUNT, id.as_str().as_bytes());
+        row.is_some_and(|row| table.is_unchecked(row))
+    }
+
+    /// The state of a terminal that has an account, without the rest of its row.
+    fn state(&self, table: &Table, id: &TerminalId) -> TerminalState {
+        let mut attached = false;
+        let mut current = None;
+        for one in self.attachments(table, id.as_str().as_bytes()) {
+            attached = true;
+            if one.reachable {
+                // Of one log-in the most sessions count, as in the row.
+                current = current.max(Some((one.row.epoch, one.row.instance, one.row.sessions)));
+            }
+        }
+        match current {
+            None if attached => TerminalState::Unreachable,
+            None => TerminalState::LoggedOut,
+            Some((.., 0)) => TerminalState::LoggedIn,
+            Some(_) => TerminalState::InCommunication,
+        }
+    }
+
     /// A page of terminals behind `after`, ordered by id, and where the next page begins. Looks at no more than
     /// [`limits::PAGE_SCAN`] terminals, so it may hold fewer than `limit` although more follow.
+    ///
+    /// Only what can match is shown, and only there a signature is checked.
     pub fn list(
         &self,
         table: &mut Table,
@@ -192,19 +221,24 @@ impl Directory {
         after: Option<&TerminalId>,
         limit: usize,
     ) -> (Vec<TerminalView>, Option<TerminalId>) {
+        if filter.kind.as_ref().is_some_and(|kind| !self.kinds.contains(kind)) {
+            return (Vec::new(), None);
+        }
         let limit = limit.clamp(1, limits::PAGE);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut items = Vec::new();
         let mut checks = 0;
-        let mut range = self.terminals.range((from, Bound::Unbounded));
+        let mut range = self.terminals.range::<TerminalId, _>((from, Bound::Unbounded));
         let mut last = None;
-        for id in range.by_ref().take(limits::PAGE_SCAN) {
+        for (id, kind) in range.by_ref().take(limits::PAGE_SCAN) {
             last = Some(id);
-            if filter.text.as_ref().is_some_and(|text| !id.as_str().contains(text.as_str())) {
+            let may_match = filter.kind.as_ref().is_none_or(|wanted| **wanted == **kind)
+                && filter.text.as_ref().is_none_or(|text| id.as_str().contains(text.as_str()))
+                && filter.state.is_none_or(|state| state == self.state(table, id));
+            if !may_match {
                 continue;
             }
-            let row = table.get(RelayId::AUTHORITY, RecordKind::ACCOUNT, id.as_str().as_bytes());
-            checks += usize::from(row.is_some_and(|row| table.is_unchecked(row)));
+            checks += usize::from(self.is_unchecked(table, id));
             if let Some(view) = self.terminal_view(table, id)
                 && filter.state.is_none_or(|state| state == view.state)
                 && filter.kind.as_ref().is_none_or(|kind| *kind == view.kind)
@@ -217,6 +251,29 @@ impl Directory {
         }
         let next = if range.next().is_some() { last.cloned() } else { None };
         (items, next)
+    }
+
+    /// Counts at most [`limits::PAGE_SCAN`] terminals behind `after`, and says where the next part begins.
+    pub fn count(
+        &self,
+        table: &Table,
+        after: Option<&TerminalId>,
+    ) -> (TerminalCounts, Option<TerminalId>) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut counts = TerminalCounts::default();
+        let mut range = self.terminals.range::<TerminalId, _>((from, Bound::Unbounded));
+        let mut last = None;
+        for (id, _) in range.by_ref().take(limits::PAGE_SCAN) {
+            last = Some(id);
+            counts.add(self.state(table, id));
+        }
+        let next = if range.next().is_some() { last.cloned() } else { None };
+        (counts, next)
+    }
+
+    /// Every type of terminal, and how many have it.
+    pub fn types(&self) -> BTreeMap<String, u64> {
+        self.kinds.iter().map(|(kind, terminals)| (kind.to_owned(), terminals)).collect()
     }
 }
 

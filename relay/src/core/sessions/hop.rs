@@ -30,15 +30,18 @@ pub(super) struct Session {
 }
 
 impl Session {
+    pub(super) fn state(&self) -> SessionState {
+        if self.active == 0 { SessionState::Calling } else { SessionState::Active }
+    }
+
     pub(super) fn view(&self, id: &SessionId) -> SessionView {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let calling = self.active == 0;
         SessionView {
             id: id.to_string(),
             caller: self.caller.clone(),
             callee: self.callee.clone(),
             service: self.service.clone(),
-            state: if calling { SessionState::Calling } else { SessionState::Active },
+            state: self.state(),
             started_at: self.started_ms,
             ended_at: None,
             reason: None,

@@ -113,6 +113,8 @@ pub struct Sessions {
     direct: BTreeMap<(NatKind, NatKind, PathNews), u64>,
     rng: StdRng,
     outputs: VecDeque<Output>,
+    /// Sessions whose view changed, for those who watch.
+    changed: VecDeque<SessionId>,
 }
 
 impl Sessions {
@@ -131,6 +133,7 @@ impl Sessions {
             direct: BTreeMap::new(),
             rng: StdRng::from_seed(seed),
             outputs: VecDeque::new(),
+            changed: VecDeque::new(),
         }
     }
 
@@ -181,6 +184,11 @@ impl Sessions {
         self.outputs.pop_front()
     }
 
+    /// The next session that came, changed or went, counters aside.
+    pub fn poll_changed(&mut self) -> Option<SessionId> {
+        self.changed.pop_front()
+    }
+
     /// When [`Sessions::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.first().map(|&(deadline, _)| deadline)
@@ -207,7 +215,8 @@ impl Sessions {
         running.or_else(|| self.ended.get(session).cloned())
     }
 
-    /// A page of running and ended sessions, ordered by id.
+    /// A page of running and ended sessions, ordered by id, and behind which the next begins. Looks at no more than
+    /// [`limits::PAGE_SCAN`] of them, so it may hold fewer than `limit` although more follow.
     pub fn page(
         &self,
         state: Option<SessionState>,
@@ -216,28 +225,34 @@ impl Sessions {
     ) -> (Vec<SessionView>, Option<SessionId>) {
         use std::ops::Bound::{Excluded, Unbounded};
         let bounds = (after.map_or(Unbounded, Excluded), Unbounded);
-        let running = self.session_by_id.range(bounds);
-        let mut running = running.map(|(id, session)| (*id, session.view(id))).peekable();
-        let mut ended = self.ended.range(bounds).map(|(id, view)| (*id, view.clone())).peekable();
+        let mut running = self.session_by_id.range(bounds).peekable();
+        let mut ended = self.ended.range(bounds).peekable();
         let mut items = Vec::new();
-        loop {
-            let take_running = match (running.peek(), ended.peek()) {
-                (Some(a), Some(b)) => a.0 <= b.0,
-                (Some(_), None) => true,
-                (None, Some(_)) => false,
-                (None, None) => return (items.into_iter().map(|(_, v)| v).collect(), None),
+        let mut last = None;
+        for _ in 0..limits::PAGE_SCAN {
+            let running_next = match (running.peek(), ended.peek()) {
+                (Some((one, _)), Some((other, _))) => one < other,
+                (one, _) => one.is_some(),
             };
-            let next = if take_running { running.next() } else { ended.next() };
-            if let Some((id, view)) = next
-                && state.is_none_or(|wanted| wanted == view.state)
-            {
-                if items.len() == limit {
-                    let last = items.last().map(|(id, _)| *id);
-                    return (items.into_iter().map(|(_, v)| v).collect(), last);
+            if running_next {
+                let Some((id, session)) = running.next() else { break };
+                last = Some(*id);
+                if state.is_none_or(|wanted| wanted == session.state()) {
+                    items.push(session.view(id));
                 }
-                items.push((id, view));
+            } else {
+                let Some((id, view)) = ended.next() else { break };
+                last = Some(*id);
+                if state.is_none_or(|wanted| wanted == SessionState::Ended) {
+                    items.push(view.clone());
+                }
+            }
+            if items.len() == limit {
+                break;
             }
         }
+        let more = running.peek().is_some() || ended.peek().is_some();
+        (items, last.filter(|_| more))
     }
 
     fn fresh_label(&mut self) -> Label {
@@ -371,6 +386,7 @@ impl Sessions {
         let in_from_callee = self.fresh_label();
         let deadline = now + limits::CALL_TIMEOUT + MARGIN;
         self.ended.remove(&id.session);
+        self.changed.push_back(id.session);
         let session = self.session_by_id.entry(id.session).or_insert_with(|| Session {
             caller: caller.clone(),
             callee: callee.clone(),
@@ -425,6 +441,7 @@ impl Sessions {
         if let Some(session) = self.session_by_id.get_mut(&id.session) {
             session.active += 1;
             session.names.clone_from(&route);
+            self.changed.push_back(id.session);
         }
         self.outputs.push_back(accepted(prev, id, in_from_caller, address, route));
         for neighbour in [prev, next] {
@@ -548,6 +565,7 @@ impl Sessions {
             self.forget_neighbour(neighbour, id, was_active);
         }
         let Some(session) = self.session_by_id.get_mut(&id.session) else { return };
+        self.changed.push_back(id.session);
         session.hops -= 1;
         session.active -= u32::from(was_active);
         if session.hops > 0 {
@@ -616,8 +634,10 @@ impl Sessions {
             self.ended_order.push_back(session);
         }
         while self.ended_order.len() > limits::ENDED_SESSIONS_SHOWN_BY_RELAY {
-            if let Some(oldest) = self.ended_order.pop_front() {
-                self.ended.remove(&oldest);
+            if let Some(oldest) = self.ended_order.pop_front()
+                && self.ended.remove(&oldest).is_some()
+            {
+                self.changed.push_back(oldest);
             }
         }
     }

@@ -5,52 +5,83 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, Uri, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
 use tasuki_proto::view::TerminalFilter;
 use tasuki_proto::{RefusalCode, RelayName, ServiceName, SessionId, TerminalId, limits};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use super::console;
+use super::door::{self, Door, Rules, Shows};
+use super::events::{self, Wanted};
 use super::metrics::{self, Exposition, MetricSource};
-use super::params::{Named, Params, id, text, word};
+use super::params::{Named, Params, id, text, unknown, word};
 use super::problem::Problem;
+use super::serve::Lifetime;
 use super::{Node, Service};
-use crate::core::admin::{AdminReply, AdminRequest, RelayView, SessionView, StatusView};
+use crate::core::admin::{AdminReply, AdminRequest, RelayView, SessionView, StatusView, Summary};
 
 /// Rows that the core is asked for at once: bounds what a page holds beyond [`limits::HTTP_PAGE_BYTES`].
 const CHUNK: usize = 250;
 
-type Asked = State<Arc<Service>>;
+/// How old the counts over all terminals may be that are shown.
+const SUMMARY_AGE: Duration = Duration::from_secs(2);
+
+type Asked = State<Arc<Api>>;
 type Answer = Result<Response, Problem>;
 
-/// All routes, with those of `extra`.
-pub(super) fn routes(service: Service, extra: Router) -> Router {
+/// All routes, with those of `extra`, each behind the door.
+pub(super) fn routes(service: Service, extra: Router, door: Door, time: Duration) -> Router {
+    let door = Arc::new(door);
+    let guard = |shows| {
+        let rules = Rules { door: door.clone(), shows, time };
+        middleware::from_fn_with_state(rules, door::guard)
+    };
+    let api = Arc::new(Api { service, summary: Mutex::default() });
+    let open = open().with_state(api.clone()).method_not_allowed_fallback(wrong_method);
+    let data = data()
+        .with_state(api)
+        .merge(extra)
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method);
+    open.layer(guard(Shows::Nothing))
+        .merge(data.layer(guard(Shows::Data)))
+        .layer(DefaultBodyLimit::max(limits::HTTP_BODY_BYTES))
+}
+
+/// What shows nothing of the mesh, and can so be read from everywhere.
+fn open() -> Router<Arc<Api>> {
+    console::routes().route("/healthz", get(healthz)).route("/readyz", get(readyz))
+}
+
+/// What does.
+fn data() -> Router<Arc<Api>> {
     Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
         .route("/metrics", get(prometheus))
         .route("/api/v1/status", get(status))
         .route("/api/v1/relays", get(relays))
+        .route("/api/v1/relays/{name}/history", get(relay_history))
         .route("/api/v1/relays/{name}/kick", post(kick_relay))
         .route("/api/v1/relays/{name}/revoke", post(revoke_relay))
         .route("/api/v1/terminals", get(terminals))
         .route("/api/v1/terminals/{name}", get(terminal))
+        .route("/api/v1/terminals/{name}/history", get(terminal_history))
         .route("/api/v1/terminals/{name}/kick", post(kick_terminal))
         .route("/api/v1/terminals/{name}/revoke", post(revoke_terminal))
         .route("/api/v1/sessions", get(sessions))
         .route("/api/v1/sessions/{id}", get(session))
         .route("/api/v1/sessions/{id}/end", post(end_session))
+        .route("/api/v1/summary", get(summary))
+        .route("/api/v1/events", get(watch))
         .route("/api/v1/explain", get(explain))
+        .route("/api/v1/login", post(log_in))
         .route("/api/v1/drain", post(drain))
         .route("/api/v1/undrain", post(undrain))
-        .with_state(Arc::new(service))
-        .merge(extra)
-        .fallback(no_such_path)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(limits::HTTP_BODY_BYTES))
 }
 
 async fn no_such_path(uri: Uri) -> Problem {
@@ -65,10 +96,17 @@ async fn wrong_method() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", detail)
 }
 
-impl Service {
+/// What the routes share.
+struct Api {
+    service: Service,
+    /// The counts over the mesh, and when they were made.
+    summary: Mutex<Option<(Instant, Arc<Summary>)>>,
+}
+
+impl Api {
     /// The core's answer; a refusal, silence or the relay's end is a problem.
     async fn ask(&self, request: AdminRequest) -> Result<AdminReply, Problem> {
-        match timeout(limits::HTTP_ANSWER_TIME, self.admin.ask(request)).await {
+        match timeout(limits::HTTP_ANSWER_TIME, self.service.admin.ask(request)).await {
             Ok(Some(AdminReply::Refused(refusal))) => Err(refusal.into()),
             Ok(Some(reply)) => Ok(reply),
             Ok(None) => Err(RefusalCode::ShuttingDown.into()),
@@ -83,6 +121,32 @@ impl Service {
         }
     }
 
+    /// The counts, gathered part by part, or those of a moment ago.
+    async fn summary(&self) -> Result<Arc<Summary>, Problem> {
+        let mut held = self.summary.lock().await;
+        if let Some((made, summary)) = &*held
+            && made.elapsed() < SUMMARY_AGE
+        {
+            return Ok(summary.clone());
+        }
+        let mut whole = Summary::default();
+        let mut after = None;
+        loop {
+            let AdminReply::Summary(part, next) = self.ask(AdminRequest::Summary { after }).await?
+            else {
+                return Err(mismatch());
+            };
+            whole = Summary { terminals: whole.terminals.plus(part.terminals), ..*part };
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        let summary = Arc::new(whole);
+        *held = Some((Instant::now(), summary.clone()));
+        Ok(summary)
+    }
+
     /// Lets the core carry a command out.
     async fn act(&self, request: AdminRequest) -> Answer {
         tracing::info!(?request, "operator");
@@ -94,7 +158,7 @@ impl Service {
 
     async fn revoke(&self, node: Node) -> Answer {
         tracing::info!(?node, "operator revokes");
-        self.revoker.revoke(node).await?;
+        self.service.revoker.revoke(node).await?;
         Ok(done())
     }
 }
@@ -110,37 +174,37 @@ fn mismatch() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
 }
 
-async fn healthz(State(service): Asked) -> Result<&'static str, Problem> {
-    service.ask_status().await?;
+async fn healthz(State(api): Asked) -> Result<&'static str, Problem> {
+    api.ask_status().await?;
     Ok("ok\n")
 }
 
-async fn readyz(State(service): Asked) -> Result<&'static str, Problem> {
-    match service.ask_status().await?.not_ready {
+async fn readyz(State(api): Asked) -> Result<&'static str, Problem> {
+    match api.ask_status().await?.not_ready {
         None => Ok("ok\n"),
         Some(why) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", why)),
     }
 }
 
-async fn prometheus(State(service): Asked) -> Answer {
+async fn prometheus(State(api): Asked) -> Answer {
     let mut out = Exposition::default();
-    service.ask_status().await?.collect(&mut out);
-    for source in &service.metrics {
+    api.ask_status().await?.collect(&mut out);
+    for source in &api.service.metrics {
         source.collect(&mut out);
     }
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], out.finish()).into_response())
 }
 
-async fn status(State(service): Asked, params: Params) -> Answer {
+async fn status(State(api): Asked, params: Params) -> Answer {
     params.only(&[])?;
-    Ok(Json(service.ask_status().await?).into_response())
+    Ok(Json(api.ask_status().await?).into_response())
 }
 
-async fn relays(State(service): Asked, params: Params) -> Answer {
+async fn relays(State(api): Asked, params: Params) -> Answer {
     let params = params.only(&["limit", "after"])?;
     let limit = params.limit()?;
     let after = params.value("after", text(limits::NAME_BYTES))?;
-    let AdminReply::Relays(mut relays) = service.ask(AdminRequest::Relays).await? else {
+    let AdminReply::Relays(mut relays) = api.ask(AdminRequest::Relays).await? else {
         return Err(mismatch());
     };
     relays.sort_by(|one, other| one.id.cmp(&other.id));
@@ -156,7 +220,7 @@ async fn relays(State(service): Asked, params: Params) -> Answer {
     Ok(page.finish(last.filter(|_| more).map(|relay| relay.id.clone())))
 }
 
-async fn terminals(State(service): Asked, params: Params) -> Answer {
+async fn terminals(State(api): Asked, params: Params) -> Answer {
     let params = params.only(&["state", "type", "q", "limit", "after"])?;
     let filter = TerminalFilter {
         state: params.value("state", word)?,
@@ -169,18 +233,18 @@ async fn terminals(State(service): Asked, params: Params) -> Answer {
         _ => None,
     };
     let after: Option<TerminalId> = params.value("after", id)?;
-    gather(&service, params.limit()?, after, request, rows).await
+    gather(&api, params.limit()?, after, request, rows).await
 }
 
-async fn terminal(State(service): Asked, params: Params, name: Named<TerminalId>) -> Answer {
+async fn terminal(State(api): Asked, params: Params, name: Named<TerminalId>) -> Answer {
     params.only(&[])?;
-    match service.ask(AdminRequest::Terminal(name.0)).await? {
+    match api.ask(AdminRequest::Terminal(name.0)).await? {
         AdminReply::Terminal(view) => Ok(Json(view).into_response()),
         _ => Err(mismatch()),
     }
 }
 
-async fn sessions(State(service): Asked, params: Params) -> Answer {
+async fn sessions(State(api): Asked, params: Params) -> Answer {
     let params = params.only(&["state", "limit", "after"])?;
     let state = params.value("state", word)?;
     let request = |after, limit| AdminRequest::Sessions { state, after, limit };
@@ -189,59 +253,102 @@ async fn sessions(State(service): Asked, params: Params) -> Answer {
         _ => None,
     };
     let after: Option<SessionId> = params.value("after", id)?;
-    gather::<SessionView, _>(&service, params.limit()?, after, request, rows).await
+    gather::<SessionView, _>(&api, params.limit()?, after, request, rows).await
 }
 
-async fn session(State(service): Asked, params: Params, session: Named<SessionId>) -> Answer {
+async fn session(State(api): Asked, params: Params, session: Named<SessionId>) -> Answer {
     params.only(&[])?;
-    match service.ask(AdminRequest::Session(session.0)).await? {
+    match api.ask(AdminRequest::Session(session.0)).await? {
         AdminReply::Session(view) => Ok(Json(view).into_response()),
         _ => Err(mismatch()),
     }
 }
 
-async fn explain(State(service): Asked, params: Params) -> Answer {
+async fn summary(State(api): Asked, params: Params) -> Answer {
+    params.only(&[])?;
+    Ok(Json(&*api.summary().await?).into_response())
+}
+
+async fn watch(State(api): Asked, params: Params, request: Request) -> Answer {
+    let params = params.only(&["types"])?;
+    let wanted = Wanted::new(params.value("types", events::kinds)?, request.headers());
+    let response = api.service.events.watch(wanted).await?;
+    if let Some(lifetime) = request.extensions().get::<Lifetime>() {
+        lifetime.extend();
+    }
+    Ok(response)
+}
+
+async fn terminal_history(State(api): Asked, params: Params, name: Named<TerminalId>) -> Answer {
+    params.only(&[])?;
+    history(api.ask(AdminRequest::TerminalHistory(name.0)).await?)
+}
+
+async fn relay_history(State(api): Asked, params: Params, name: Named<RelayName>) -> Answer {
+    params.only(&[])?;
+    history(api.ask(AdminRequest::RelayHistory(name.0)).await?)
+}
+
+/// All of it at once: a history is short.
+fn history(reply: AdminReply) -> Answer {
+    let items = match reply {
+        AdminReply::History(items) => items,
+        AdminReply::UnknownRelay(name) => return Err(unknown::<RelayName>(name.as_str())),
+        _ => return Err(mismatch()),
+    };
+    let mut page = Page::default();
+    items.iter().try_for_each(|item| page.push(item))?;
+    Ok(page.finish(None))
+}
+
+async fn explain(State(api): Asked, params: Params) -> Answer {
     let params = params.only(&["from", "to", "service"])?;
     let request = AdminRequest::Explain {
         caller: params.required::<TerminalId>("from", id)?,
         target: params.required::<TerminalId>("to", id)?,
         service: params.value::<ServiceName>("service", id)?,
     };
-    match service.ask(request).await? {
+    match api.ask(request).await? {
         AdminReply::Explanation(view) => Ok(Json(view).into_response()),
         _ => Err(mismatch()),
     }
 }
 
-async fn end_session(State(service): Asked, params: Params, session: Named<SessionId>) -> Answer {
+/// Changes nothing: who gets here has shown the token, which is what a log-in form wants to know.
+async fn log_in(params: Params) -> Answer {
     params.only(&[])?;
-    service.act(AdminRequest::EndSession(session.0)).await
+    Ok(done())
 }
 
-async fn kick_terminal(State(service): Asked, params: Params, name: Named<TerminalId>) -> Answer {
+async fn end_session(State(api): Asked, params: Params, session: Named<SessionId>) -> Answer {
     params.only(&[])?;
-    service.act(AdminRequest::KickTerminal(name.0)).await
+    api.act(AdminRequest::EndSession(session.0)).await
 }
 
-async fn kick_relay(State(service): Asked, params: Params, name: Named<RelayName>) -> Answer {
+async fn kick_terminal(State(api): Asked, params: Params, name: Named<TerminalId>) -> Answer {
     params.only(&[])?;
-    service.act(AdminRequest::KickRelay(name.0)).await
+    api.act(AdminRequest::KickTerminal(name.0)).await
 }
 
-async fn revoke_terminal(State(service): Asked, params: Params, name: Named<TerminalId>) -> Answer {
+async fn kick_relay(State(api): Asked, params: Params, name: Named<RelayName>) -> Answer {
     params.only(&[])?;
-    service.revoke(Node::Terminal(name.0)).await
+    api.act(AdminRequest::KickRelay(name.0)).await
 }
 
-async fn revoke_relay(State(service): Asked, params: Params, name: Named<RelayName>) -> Answer {
+async fn revoke_terminal(State(api): Asked, params: Params, name: Named<TerminalId>) -> Answer {
     params.only(&[])?;
-    service.revoke(Node::Relay(name.0)).await
+    api.revoke(Node::Terminal(name.0)).await
 }
 
-async fn drain(State(service): Asked, params: Params) -> Answer {
+async fn revoke_relay(State(api): Asked, params: Params, name: Named<RelayName>) -> Answer {
+    params.only(&[])?;
+    api.revoke(Node::Relay(name.0)).await
+}
+
+async fn drain(State(api): Asked, params: Params) -> Answer {
     let params = params.only(&["end_within_s"])?;
     let end_within = params.value("end_within_s", drain_time)?;
-    service.act(AdminRequest::Drain(end_within)).await
+    api.act(AdminRequest::Drain(end_within)).await
 }
 
 fn drain_time(word: &str) -> Result<Duration, String> {
@@ -252,15 +359,15 @@ fn drain_time(word: &str) -> Result<Duration, String> {
     }
 }
 
-async fn undrain(State(service): Asked, params: Params) -> Answer {
+async fn undrain(State(api): Asked, params: Params) -> Answer {
     params.only(&[])?;
-    service.act(AdminRequest::Undrain).await
+    api.act(AdminRequest::Undrain).await
 }
 
 /// A page of `limit` rows out of the core's bounded pages. It ends early, with a cursor, when the search takes
 /// longer than [`limits::HTTP_LIST_TIME`] or the page is full ([`limits::HTTP_PAGE_BYTES`]).
 async fn gather<T: Serialize, K: ToString>(
-    service: &Service,
+    api: &Api,
     limit: usize,
     mut after: Option<K>,
     request: impl Fn(Option<K>, usize) -> AdminRequest,
@@ -270,7 +377,7 @@ async fn gather<T: Serialize, K: ToString>(
     let mut page = Page::default();
     loop {
         let want = (limit - page.rows).min(CHUNK);
-        let reply = service.ask(request(after, want)).await?;
+        let reply = api.ask(request(after, want)).await?;
         let (found, next) = rows(reply).ok_or_else(mismatch)?;
         for row in &found {
             page.push(row)?;

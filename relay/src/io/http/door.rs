@@ -62,19 +62,44 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 /// Where a request comes in.
 #[derive(Debug, Clone)]
 pub(super) enum Door {
-    /// The loopback address: anybody on this machine, and any web page that one of its browsers shows.
-    Tcp(AdminToken),
+    /// A loopback address: anybody on this machine, and any web page that one of its browsers shows.
+    Loopback(AdminToken),
+    /// Any other address, over TLS: everybody.
+    Network(AdminToken),
     /// The socket in the data directory: who can open it may act.
     Local,
 }
 
+/// What a path shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shows {
+    /// Nothing of the mesh: whether the process works, the console's files.
+    Nothing,
+    /// Anything else.
+    Data,
+}
+
 impl Door {
-    fn check(&self, request: &Request) -> Result<(), Problem> {
-        if let Door::Tcp(token) = self {
-            if !matches!(*request.method(), Method::GET | Method::HEAD) {
-                check_token(token, request.headers())?;
+    /// The token comes before everything else of a request: path, host, body.
+    fn check(&self, request: &Request, shows: Shows) -> Result<(), Problem> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        match self {
+            Door::Local => {}
+            Door::Loopback(token) => {
+                if !reads {
+                    check_token(token, request.headers())?;
+                }
+                check_host(request.uri(), request.headers())?;
             }
-            check_host(request.uri(), request.headers())?;
+            Door::Network(token) => {
+                // Whatever name a page of a stranger's site gives this address, it has no token.
+                if !reads || shows == Shows::Data {
+                    check_token(token, request.headers())?;
+                }
+                if only(request.headers(), header::HOST).is_none() {
+                    return Err(wrong_host("the request needs one Host header field"));
+                }
+            }
         }
         check_length(request.headers())
     }
@@ -109,20 +134,21 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 
 /// Against DNS rebinding: a page of a stranger's site, whose name was made to point here, says that name.
 fn check_host(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
-    let refused = |what: &str| {
-        let detail = format!("{what}: use localhost, 127.0.0.1 or [::1]");
-        Problem::new(StatusCode::MISDIRECTED_REQUEST, "wrong-host", detail)
-    };
     let host = only(headers, header::HOST)
         .and_then(|value| value.to_str().ok())
-        .ok_or_else(|| refused("the request needs one Host header field"))?;
+        .ok_or_else(|| wrong_host("the request needs one Host header field"))?;
     // A request target in absolute form overrides the field (RFC 9112, section 3.2.2): both have to fit.
     let target = uri.authority().map(axum::http::uri::Authority::as_str);
     if std::iter::once(host).chain(target).all(is_loopback_host) {
         Ok(())
     } else {
-        Err(refused("this endpoint is for this machine only and has no such name"))
+        Err(wrong_host("this endpoint is for this machine only and has no such name"))
     }
+}
+
+fn wrong_host(what: &str) -> Problem {
+    let detail = format!("{what}: use localhost, 127.0.0.1 or [::1] on this machine");
+    Problem::new(StatusCode::MISDIRECTED_REQUEST, "wrong-host", detail)
 }
 
 /// Whether `HOST` or `HOST:PORT` is `localhost` or the literal of a loopback address.
@@ -158,13 +184,22 @@ fn check_length(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
+/// What [`guard`] goes by.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    pub(super) door: Arc<Door>,
+    pub(super) shows: Shows,
+    /// For a request, until its response begins.
+    pub(super) time: Duration,
+}
+
 /// Lets a request in or not, and bounds the time that it takes.
 pub(super) async fn guard(
-    State((door, time)): State<(Arc<Door>, Duration)>,
+    State(Rules { door, shows, time }): State<Rules>,
     request: Request,
     next: Next,
 ) -> Response {
-    let mut response = match door.check(&request) {
+    let mut response = match door.check(&request, shows) {
         Err(problem) => problem.into_response(),
         Ok(()) => match tokio::time::timeout(time, next.run(request)).await {
             Ok(response) => response,
@@ -172,7 +207,8 @@ pub(super) async fn guard(
         },
     };
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // What is of the mesh is not kept; files that are the same for everybody say otherwise themselves.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -5,17 +5,21 @@
 //!
 //! | over | reads | actions |
 //! |---|---|---|
-//! | a loopback address | free, with a `Host` of this machine | `Authorization: Bearer` with `admin.token` |
+//! | a loopback address, with or without TLS | free, with a `Host` of this machine | `Authorization: Bearer` with `admin.token` |
+//! | any other address, always with TLS | the same token; without it only `/healthz`, `/readyz` and the console's files | the same |
 //! | `relay.sock` | who can open it | who can open it |
 
 mod api;
+mod console;
 mod door;
+mod events;
 mod metrics;
 mod params;
 mod problem;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::future::Future;
 use std::io;
@@ -23,41 +27,55 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware;
 use axum::serve::ListenerExt;
 use futures_util::future::BoxFuture;
-use tasuki_proto::{Refusal, RelayName, TerminalId};
+use tasuki_proto::identity::IdentityCell;
+use tasuki_proto::{Refusal, RelayName, TerminalId, limits};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::core::admin::{AdminReply, AdminRequest};
 
 pub use door::{AdminToken, WeakToken};
+pub use events::Events;
 pub use metrics::{Exposition, MetricSource};
 pub use problem::Problem;
 pub use serve::LocalSocket;
+pub use tls::{Certificate, CertificateError, CertificateFiles};
 
 use door::Door;
 use serve::Bounds;
+use tls::Tls;
 
 /// A request to the core and where its answer goes.
 pub type AdminCall = (AdminRequest, oneshot::Sender<AdminReply>);
 
-/// Asks the core, through the same inbox as everybody.
+/// Asks the core, through the same inbox as everybody, and no more than [`limits::HTTP_QUESTIONS`] at once: whatever
+/// operators ask for, a call waits for that many answers at most.
 #[derive(Debug, Clone)]
-pub struct Admin(mpsc::Sender<AdminCall>);
+pub struct Admin {
+    inbox: mpsc::Sender<AdminCall>,
+    turns: Arc<Semaphore>,
+}
 
 impl Admin {
     /// Requests go to `inbox`.
     pub fn new(inbox: mpsc::Sender<AdminCall>) -> Self {
-        Self(inbox)
+        Self { inbox, turns: Arc::new(Semaphore::new(limits::HTTP_QUESTIONS)) }
     }
 
-    /// Asks; `None` when the relay is going down.
+    /// Asks; `None` when the relay is going down. Who gives up waiting for the answer keeps the turn until it is given.
     pub async fn ask(&self, request: AdminRequest) -> Option<AdminReply> {
-        let (reply, answer) = oneshot::channel();
-        self.0.send((request, reply)).await.ok()?;
-        answer.await.ok()
+        let turn = self.turns.clone().acquire_owned().await.ok()?;
+        let inbox = self.inbox.clone();
+        let asked = tokio::spawn(async move {
+            let (reply, answer) = oneshot::channel();
+            inbox.send((request, reply)).await.ok()?;
+            let answer = answer.await.ok();
+            drop(turn);
+            answer
+        });
+        asked.await.ok()?
     }
 }
 
@@ -81,6 +99,8 @@ pub trait Revoker: Send + Sync {
 pub struct Service {
     /// The core.
     pub admin: Admin,
+    /// Tells watchers what changes.
+    pub events: Events,
     /// What actions over TCP need.
     pub token: AdminToken,
     /// Revokes.
@@ -99,11 +119,8 @@ impl std::fmt::Debug for Service {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Closed by default: other machines would read and act without encryption.
-    #[error(
-        "status address {0}: TLS for it is not built, so it would be open to the network: use a loopback address \
-         such as 127.0.0.1:8433, and an SSH tunnel or a reverse proxy (that sends 'Host: localhost') to reach it"
-    )]
-    NotLoopback(SocketAddr),
+    #[error("status address {0}: it is open to the network and has no TLS: report this as a bug")]
+    NotEncrypted(SocketAddr),
     /// The system refused.
     #[error("local socket {path}: {error}: see who owns its directory, or choose a shorter --data")]
     Socket {
@@ -120,48 +137,80 @@ pub enum ServeError {
     Listener(io::Error),
 }
 
-/// Whether the status endpoint may be bound to `address`.
-///
-/// # Errors
-/// [`ServeError::NotLoopback`].
-pub fn check_address(address: SocketAddr) -> Result<(), ServeError> {
-    if address.ip().to_canonical().is_loopback() {
-        Ok(())
-    } else {
-        Err(ServeError::NotLoopback(address))
+/// How the status endpoint is reached over TCP: whether by this machine alone, and with which certificate.
+#[derive(Debug, Clone)]
+pub struct Security {
+    network: bool,
+    tls: Option<Tls>,
+}
+
+impl Security {
+    /// Addresses other than loopback always have TLS: with the certificate in `files`, else the relay's own in `cell`.
+    /// Loopback has it where files are given. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the files cannot be used.
+    pub fn new(
+        address: SocketAddr,
+        files: Option<&CertificateFiles>,
+        cell: &IdentityCell,
+    ) -> Result<Self, CertificateError> {
+        let network = !is_loopback(address);
+        let certificate = match files {
+            Some(files) => Some(Certificate::Files(files.clone())),
+            None => network.then(|| Certificate::Mesh(cell.clone())),
+        };
+        let tls = certificate.as_ref().map(Tls::new).transpose()?;
+        Ok(Self { network, tls })
+    }
+
+    /// The scheme of its URLs.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 }
 
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
 fn router(service: Service, door: Door, extra: Router, bounds: Bounds) -> Router {
-    let guard = middleware::from_fn_with_state((Arc::new(door), bounds.request), door::guard);
-    api::routes(service, extra).layer(guard)
+    api::routes(service, extra, door, bounds.request)
 }
 
 /// Serves the status endpoint until `shutdown`.
 ///
 /// # Errors
-/// At once, when the listener is not on a loopback address.
+/// At once, when the listener is on an address that `security` is not for.
 pub async fn serve_tcp(
     listener: TcpListener,
     service: Service,
+    security: Security,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    serve_tcp_within(listener, service, Bounds::default(), shutdown).await
+    serve_tcp_within(listener, service, security, Bounds::default(), shutdown).await
 }
 
 async fn serve_tcp_within(
     listener: TcpListener,
     service: Service,
+    Security { network, tls }: Security,
     bounds: Bounds,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    check_address(listener.local_addr().map_err(ServeError::Listener)?)?;
-    let door = Door::Tcp(service.token.clone());
+    let address = listener.local_addr().map_err(ServeError::Listener)?;
+    if !is_loopback(address) && !(network && tls.is_some()) {
+        return Err(ServeError::NotEncrypted(address));
+    }
+    let token = service.token.clone();
+    let door = if network { Door::Network(token) } else { Door::Loopback(token) };
+    let bounds = if network { bounds } else { Bounds { per_source: usize::MAX, ..bounds } };
     let listener = listener.tap_io(|stream| {
         // Without it responses are slower, not wrong.
         let _ = stream.set_nodelay(true);
     });
-    serve::serve(listener, router(service, door, Router::new(), bounds), bounds, shutdown).await;
+    let routes = router(service, door, Router::new(), bounds);
+    serve::serve(listener, tls, routes, bounds, shutdown).await;
     Ok(())
 }
 
@@ -172,6 +221,7 @@ pub async fn serve_unix(
     extra: Router,
     shutdown: impl Future<Output = ()>,
 ) {
-    let bounds = Bounds::default();
-    serve::serve(socket, router(service, Door::Local, extra, bounds), bounds, shutdown).await;
+    let bounds = Bounds { per_source: usize::MAX, ..Bounds::default() };
+    let routes = router(service, Door::Local, extra, bounds);
+    serve::serve(socket, None, routes, bounds, shutdown).await;
 }

@@ -128,6 +128,12 @@ impl Nameable for RelayName {
         ("unknown-relay", "no relay of this mesh has that name; 'tasuki-relay relays' lists them");
 }
 
+/// 404 for a name that nobody has.
+pub(super) fn unknown<T: Nameable>(what: &str) -> Problem {
+    let (code, advice) = T::UNKNOWN;
+    Problem::new(StatusCode::NOT_FOUND, code, format!("{}: {advice}", shown(what)))
+}
+
 /// The one name in a request's path.
 pub(super) struct Named<T>(pub(super) T);
 
@@ -135,13 +141,9 @@ impl<S: Send + Sync, T: Nameable> FromRequestParts<S> for Named<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let unknown = |what: &str| {
-            let (code, advice) = T::UNKNOWN;
-            Problem::new(StatusCode::NOT_FOUND, code, format!("{}: {advice}", shown(what)))
-        };
         let Path(word) = Path::<String>::from_request_parts(parts, state)
             .await
-            .map_err(|_| unknown("the name in the path is not UTF-8"))?;
-        word.parse().map(Named).map_err(|_| unknown(&word))
+            .map_err(|_| unknown::<T>("the name in the path is not UTF-8"))?;
+        word.parse().map(Named).map_err(|_| unknown::<T>(&word))
     }
 }

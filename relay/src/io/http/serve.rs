@@ -1,25 +1,35 @@
 //! Connections of the status endpoint: how many, how long, how much.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::serve::Listener;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tasuki_proto::limits;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream, unix};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::ServeError;
+use super::tls::Tls;
+use crate::core::admission::Source;
 
 /// The group whose members may use the local socket.
 const GROUP: &str = "tasuki";
@@ -33,6 +43,10 @@ const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
 pub(super) struct Bounds {
     /// Connections at once.
     pub(super) connections: usize,
+    /// Connections of one address.
+    pub(super) per_source: usize,
+    /// For a TLS handshake.
+    pub(super) handshake: Duration,
     /// For a request's header, and between requests.
     pub(super) header: Duration,
     /// For a request, its body included.
@@ -41,37 +55,55 @@ pub(super) struct Bounds {
     pub(super) connection: Duration,
     /// For its last response.
     pub(super) grace: Duration,
+    /// For a response that is not read.
+    pub(super) stall: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         Self {
             connections: limits::HTTP_CONNECTIONS,
+            per_source: limits::HTTP_CONNECTIONS_PER_ADDRESS,
+            handshake: limits::HTTP_HANDSHAKE_TIME,
             header: limits::HTTP_HEADER_TIME,
             request: limits::HTTP_REQUEST_TIME,
             connection: limits::HTTP_CONNECTION_TIME,
             grace: limits::HTTP_GRACE_TIME,
+            stall: limits::HTTP_STALL_TIME,
         }
     }
 }
 
 /// Serves until `shutdown`, then lets responses under way end for up to [`SHUTDOWN_TIME`].
-pub(super) async fn serve<L: Listener>(
+pub(super) async fn serve<L: Listener<Addr: Peer>>(
     mut listener: L,
+    tls: Option<Tls>,
     router: Router,
     bounds: Bounds,
     shutdown: impl Future<Output = ()>,
 ) {
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
+    let mut sources = Sources::default();
     let mut shutdown = pin!(shutdown);
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             _ = connections.join_next(), if !connections.is_empty() => {}
-            (stream, _) = listener.accept(), if connections.len() < bounds.connections => {
-                connections.spawn(connection(stream, router.clone(), bounds, closed.clone()));
+            (stream, peer) = listener.accept(), if connections.len() < bounds.connections => {
+                let Some(place) = sources.place(peer.source(), bounds.per_source) else {
+                    continue;
+                };
+                let (router, tls, closed) = (router.clone(), tls.clone(), closed.clone());
+                connections.spawn(async move {
+                    let stream = Patient::new(stream, bounds.stall);
+                    match tls {
+                        None => connection(stream, router, bounds, closed).await,
+                        Some(tls) => secured(tls, stream, router, bounds, closed).await,
+                    }
+                    drop(place);
+                });
             }
         }
     }
@@ -83,33 +115,186 @@ pub(super) async fn serve<L: Listener>(
     }
 }
 
+/// The other end of a connection.
+pub(super) trait Peer {
+    /// Whom the limit of an address counts; `None` where it counts nobody.
+    fn source(&self) -> Option<Source>;
+}
+
+impl Peer for SocketAddr {
+    fn source(&self) -> Option<Source> {
+        Some(self.ip().into())
+    }
+}
+
+impl Peer for unix::SocketAddr {
+    fn source(&self) -> Option<Source> {
+        None
+    }
+}
+
+/// Connections by address: each holds a copy of its address' mark.
+#[derive(Default)]
+struct Sources(BTreeMap<Source, Arc<()>>);
+
+impl Sources {
+    /// A place for one more connection, where there is one.
+    fn place(&mut self, source: Option<Source>, most: usize) -> Option<Arc<()>> {
+        self.0.retain(|_, mark| Arc::strong_count(mark) > 1);
+        let Some(source) = source else { return Some(Arc::default()) };
+        let mark = self.0.entry(source).or_default();
+        (Arc::strong_count(mark) <= most).then(|| mark.clone())
+    }
+}
+
+/// A connection behind a TLS handshake, which has to be done in time.
+async fn secured<S>(
+    tls: Tls,
+    stream: S,
+    router: Router,
+    bounds: Bounds,
+    mut closed: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let shaken = tokio::select! {
+        shaken = timeout(bounds.handshake, tls.accept(stream)) => shaken,
+        _ = closed.wait_for(|closed| *closed) => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => connection(stream, router, bounds, closed).await,
+        Ok(Err(error)) => tracing::debug!(%error, "status connection without TLS"),
+        Err(_) => tracing::debug!("status connection cut: its handshake is too slow"),
+    }
+}
+
+/// How long a connection may last; a request carries it to the route that serves it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lifetime(Arc<AtomicBool>);
+
+impl Lifetime {
+    /// The response has no end of its own: the connection lasts as long as its client reads.
+    pub(super) fn extend(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_extended(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// One connection. What it holds is bounded: one request at a time, buffers of [`limits::HTTP_BUFFER_BYTES`],
-/// one response; and it ends, whatever the client does or does not do, after `connection` and `grace`.
+/// one response; and it ends, whatever the client does or does not do, after `connection` and `grace`; with a response
+/// without end, when that was not read for `stall`, and with the relay.
 async fn connection<S>(stream: S, router: Router, bounds: Bounds, mut closed: watch::Receiver<bool>)
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let lifetime = Lifetime::default();
+    let (routes, extension) = (TowerToHyperService::new(router), lifetime.clone());
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(extension.clone());
+        routes.call(request)
+    });
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.header)
         .max_headers(limits::HTTP_HEADER_FIELDS)
         .max_header_size(limits::HTTP_HEADER_BYTES)
         .max_buf_size(limits::HTTP_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let mut http = pin!(http);
-    tokio::select! {
-        ended = http.as_mut() => {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "status connection ended");
-            }
-            return;
+    let ended = |result: Result<(), hyper::Error>| {
+        if let Err(error) = result {
+            tracing::debug!(%error, "status connection ended");
         }
+    };
+    tokio::select! {
+        result = http.as_mut() => return ended(result),
         () = sleep(bounds.connection) => {}
         _ = closed.wait_for(|closed| *closed) => {}
     }
     http.as_mut().graceful_shutdown();
+    if lifetime.is_extended() {
+        tokio::select! {
+            result = http.as_mut() => return ended(result),
+            _ = closed.wait_for(|closed| *closed) => return,
+        }
+    }
     if timeout(bounds.grace, http).await.is_err() {
         tracing::debug!("status connection cut: its client is too slow");
+    }
+}
+
+/// A stream whose writes fail when the other end takes nothing for `most`.
+struct Patient<S> {
+    stream: S,
+    most: Duration,
+    /// Runs while something waits to be written.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Patient<S> {
+    fn new(stream: S, most: Duration) -> Self {
+        Self { stream, most, stalled: None }
+    }
+
+    fn watch<T>(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let most = self.most;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(most)));
+        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.watch(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.watch(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.watch(cx, shut)
     }
 }
 

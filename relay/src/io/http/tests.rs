@@ -1,8 +1,12 @@
 //! The whole endpoint over real sockets, with a core that is made up.
 
+mod events;
+mod network;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -120,6 +124,10 @@ fn status(not_ready: Option<&str>) -> StatusView {
 /// What the made-up core and registrar were told to do.
 #[derive(Default)]
 struct World {
+    /// What changed, ascending, and up to where it is forgotten.
+    news: Mutex<(Vec<(u64, ChangedRow)>, u64)>,
+    /// How often the core was asked what changed.
+    asked: AtomicUsize,
     commands: Mutex<Vec<String>>,
     terminals: usize,
     sessions: u64,
@@ -165,6 +173,34 @@ impl World {
             AdminRequest::Session(session) if session.nonce < self.sessions => {
                 AdminReply::Session(Box::new(self::session(session.nonce)))
             }
+            AdminRequest::Summary { after: None } => {
+                let mut terminals = TerminalCounts::default();
+                terminals.add(TerminalState::LoggedIn);
+                let types = BTreeMap::from([("camera".to_owned(), 2)]);
+                let relays = RelayCounts { total: 3, reachable: 2, draining: 1 };
+                AdminReply::Summary(Box::new(Summary { terminals, types, relays }), Some(id(1)))
+            }
+            AdminRequest::Summary { .. } => {
+                let mut rest = Summary::default();
+                rest.terminals.add(TerminalState::Unreachable);
+                rest.types.insert("camera".to_owned(), 2);
+                rest.relays = RelayCounts { total: 3, reachable: 2, draining: 1 };
+                AdminReply::Summary(Box::new(rest), None)
+            }
+            AdminRequest::TerminalHistory(name) if name == id(1) => {
+                let event = |at| HistoryView {
+                    at,
+                    what: "logged-in".to_owned(),
+                    detail: "at r1 as primary".to_owned(),
+                };
+                AdminReply::History(vec![event(2), event(1)])
+            }
+            AdminRequest::TerminalHistory(name) => {
+                AdminReply::Refused(Refusal::new(RefusalCode::UnknownTarget, name.as_str()))
+            }
+            AdminRequest::RelayHistory(name) if name == relay("r1") => AdminReply::History(vec![]),
+            AdminRequest::RelayHistory(name) => AdminReply::UnknownRelay(name),
+            AdminRequest::Changes(after) => AdminReply::Changes(Box::new(self.changed(after))),
             AdminRequest::Session(_) => AdminReply::Refused(RefusalCode::UnknownSession.into()),
             AdminRequest::Explain { service, .. } => AdminReply::Explanation(Explanation {
                 allowed: service.is_none(),
@@ -176,6 +212,32 @@ impl World {
                 self.commands().push(format!("{command:?}"));
                 AdminReply::Done
             }
+        }
+    }
+
+    fn changed(&self, after: Option<u64>) -> Changed {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let news = self.news.lock().unwrap();
+        let (all, forgotten) = &*news;
+        let head = all.last().map_or(*forgotten, |(seq, _)| *seq);
+        let told = Changed { incarnation: 3, upto: head, ..Changed::default() };
+        let Some(after) = after else { return told };
+        if after < *forgotten || after > head {
+            return Changed { missed: true, ..told };
+        }
+        let mut rows: Vec<_> = all.iter().filter(|(seq, _)| *seq > after).cloned().collect();
+        let more = rows.len() > limits::CHANGES_AT_ONCE;
+        rows.truncate(limits::CHANGES_AT_ONCE);
+        let upto = rows.last().map_or(head, |(seq, _)| *seq);
+        Changed { rows, more, upto, ..told }
+    }
+
+    /// These rows change, each with the next number.
+    fn change(&self, rows: impl IntoIterator<Item = ChangedRow>) {
+        let mut news = self.news.lock().unwrap();
+        for row in rows {
+            let next = news.0.last().map_or(news.1, |(seq, _)| *seq) + 1;
+            news.0.push((next, row));
         }
     }
 
@@ -242,6 +304,10 @@ impl Endpoint {
     }
 
     async fn start_within(world: World, bounds: Bounds) -> Self {
+        Self::start_with(world, bounds, Security { network: false, tls: None }).await
+    }
+
+    async fn start_with(world: World, bounds: Bounds, security: Security) -> Self {
         let world = Arc::new(world);
         let (inbox, mut requests) = mpsc::channel::<AdminCall>(8);
         let core = world.clone();
@@ -254,6 +320,7 @@ impl Endpoint {
             }
         });
         let service = Service {
+            events: Events::start(Admin::new(inbox.clone()), relay("r1")),
             admin: Admin::new(inbox),
             token: AdminToken::new(TOKEN).unwrap(),
             revoker: Arc::new(Registrar(world.clone())),
@@ -265,7 +332,8 @@ impl Endpoint {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let tcp = serve_tcp_within(listener, service.clone(), bounds, until(stopped.clone()));
+        let tcp = until(stopped.clone());
+        let tcp = serve_tcp_within(listener, service.clone(), security, bounds, tcp);
         let tcp = tokio::spawn(async { tcp.await.unwrap() });
         let folder = tempfile::tempdir().unwrap();
         let socket = LocalSocket::bind(&folder.path().join(local::SOCKET)).unwrap();
@@ -439,8 +507,10 @@ async fn a_core_that_is_gone_or_hangs_makes_it_unhealthy() {
     endpoint.get("/healthz").await.problem(503, "shutting-down");
 
     let (inbox, _requests) = mpsc::channel(8);
+    let admin = Admin::new(inbox);
     let service = Service {
-        admin: Admin::new(inbox),
+        events: Events::start(admin.clone(), relay("r1")),
+        admin,
         token: AdminToken::new(TOKEN).unwrap(),
         revoker: Arc::new(Registrar(endpoint.world.clone())),
         metrics: vec![],
@@ -702,7 +772,15 @@ async fn large_heads_and_bodies_are_refused() {
 fn short() -> Bounds {
     let second = Duration::from_secs(1);
     let (connection, grace) = (2 * second, second / 2);
-    Bounds { connections: 1, header: second, request: second, connection, grace }
+    Bounds {
+        connections: 1,
+        header: second,
+        request: second,
+        connection,
+        grace,
+        stall: second,
+        ..Bounds::default()
+    }
 }
 
 #[tokio::test]
@@ -723,8 +801,10 @@ async fn a_body_that_never_comes_is_not_waited_for() {
     let endpoint = Endpoint::start(World::default()).await;
     let (door, bounds) = (Door::Local, short());
     let world = endpoint.world.clone();
+    let admin = Admin::new(mpsc::channel(1).0);
     let service = Service {
-        admin: Admin::new(mpsc::channel(1).0),
+        events: Events::start(admin.clone(), relay("r1")),
+        admin,
         token: AdminToken::new(TOKEN).unwrap(),
         revoker: Arc::new(Registrar(world)),
         metrics: vec![],
@@ -733,7 +813,7 @@ async fn a_body_that_never_comes_is_not_waited_for() {
     let path = endpoint.folder.path().join("slow.sock");
     let socket = LocalSocket::bind(&path).unwrap();
     let router = router(service, door, extra, bounds);
-    let server = tokio::spawn(serve::serve(socket, router, bounds, std::future::pending()));
+    let server = tokio::spawn(serve::serve(socket, None, router, bounds, std::future::pending()));
     let stream = UnixStream::connect(&path).await.unwrap();
     let reply = exchange(stream, "POST /read HTTP/1.1\r\nContent-Length: 9\r\n\r\nx").await;
     reply.problem(408, "too-slow");
@@ -762,31 +842,6 @@ async fn a_client_that_never_reads_is_cut() {
     // The only connection is taken until the deaf one is cut.
     assert_eq!(endpoint.get("/healthz").await.status, 200);
     drop(deaf);
-    endpoint.stop().await;
-}
-
-#[tokio::test]
-async fn only_loopback_addresses_are_served() {
-    for bad in ["0.0.0.0:8433", "192.0.2.1:8433", "[::]:8433", "[::ffff:192.0.2.1]:1"] {
-        let error = check_address(bad.parse().unwrap()).unwrap_err().to_string();
-        assert!(
-            error.contains("TLS for it is not built") && error.contains("SSH tunnel"),
-            "{error}"
-        );
-    }
-    for good in ["127.0.0.1:8433", "127.0.0.9:1", "[::1]:8433", "[::ffff:127.0.0.1]:1"] {
-        assert!(check_address(good.parse().unwrap()).is_ok(), "{good}");
-    }
-    let endpoint = Endpoint::start(World::default()).await;
-    let everywhere = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let service = Service {
-        admin: Admin::new(mpsc::channel(1).0),
-        token: AdminToken::new(TOKEN).unwrap(),
-        revoker: Arc::new(Registrar(endpoint.world.clone())),
-        metrics: vec![],
-    };
-    let refused = timeout(DEADLINE, serve_tcp(everywhere, service, std::future::pending())).await;
-    assert!(matches!(refused.unwrap(), Err(ServeError::NotLoopback(_))));
     endpoint.stop().await;
 }
 
@@ -878,5 +933,37 @@ async fn verbs_reach_what_they_name() {
         assert!(error.starts_with(expected), "{line}: {error}");
     }
     assert!(endpoint.world.commands().is_empty());
+    endpoint.stop().await;
+}
+
+#[tokio::test]
+async fn the_console_is_served_with_its_policy_and_is_asked_for_again() {
+    let endpoint = Endpoint::start(World::default()).await;
+    let page = endpoint.get("/").await;
+    assert_eq!(page.status, 200);
+    for field in [
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; ",
+        "referrer-policy: no-referrer",
+        "x-content-type-options: nosniff",
+        "cache-control: no-cache",
+    ] {
+        assert!(page.head.contains(field), "{field}: {page:?}");
+    }
+    let tag = page.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    let again = endpoint
+        .over_tcp("GET", "/", &format!("Host: localhost\r\nIf-None-Match: {tag}\r\n"))
+        .await;
+    assert_eq!((again.status, again.body.len()), (304, 0), "{again:?}");
+    let script = endpoint.get("/console/views/map.js").await;
+    assert_eq!(script.status, 200);
+    assert!(script.head.contains("content-type: text/javascript"), "{script:?}");
+    let login = "Host: localhost\r\nAuthorization: Bearer ".to_owned() + TOKEN + "\r\n";
+    assert_eq!(endpoint.over_tcp("POST", "/api/v1/login", &login).await.status, 200);
+    let login = "Host: localhost\r\nAuthorization: Bearer wrong-token-of-length\r\n";
+    endpoint.over_tcp("POST", "/api/v1/login", login).await.problem(401, "unauthorized");
+    for other in ["/console/", "/console/../Cargo.toml", "/console/index.html", "/console/views"] {
+        assert_eq!(endpoint.get(other).await.status, 404, "{other}");
+    }
     endpoint.stop().await;
 }
