@@ -493,7 +493,10 @@ impl Sessions {
         let own = active.map(|(_, hop)| hop).find(|hop| hop.prev == from || hop.next == from);
         let Some(caller) = own.map(|hop| hop.prev == from) else { return };
         let Some(session) = self.session_by_id.get_mut(&report.session) else { return };
-        session.direct = report.news == PathNews::Direct;
+        let direct = report.news == PathNews::Direct;
+        if std::mem::replace(&mut session.direct, direct) != direct {
+            self.changed.push_back(report.session);
+        }
         if caller {
             *self.direct.entry((report.nat, report.peer_nat, report.news)).or_default() += 1;
         }
