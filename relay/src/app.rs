@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Links, RelayConfig};
+use crate::core::admin::AdminRequest;
 use crate::core::links::LinkChoice;
 use crate::core::{Config, Input, Relay};
 use crate::io::driver::{Driver, HelloMaker, Stop};
@@ -136,6 +137,7 @@ impl Running {
             revoker: Arc::new(Revoking(registrar.clone(), way.clone())),
             metrics: Vec::new(),
         };
+        tokio::spawn(keep_watchdog(service.admin.clone()));
         let (stopped, stop) = watch::channel(false);
         serve_http(status, socket, service, registrar.clone(), way.clone(), &stop);
         if let Some(registrar) = registrar {
@@ -218,6 +220,7 @@ fn stop_signals(drain: Duration) -> anyhow::Result<mpsc::Receiver<Stop>> {
                 _ = terminate.recv() => true,
                 _ = interrupt.recv() => false,
             };
+            let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
             let stop = if terminated && drains { Stop::Drained(drain) } else { Stop::Now };
             drains = false;
             if told.send(stop).await.is_err() {
@@ -226,6 +229,22 @@ fn stop_signals(drain: Duration) -> anyhow::Result<mpsc::Receiver<Stop>> {
         }
     });
     Ok(stop)
+}
+
+/// Tells systemd that the core answers, three times in each period that it asks for (`WatchdogSec`).
+async fn keep_watchdog(admin: Admin) {
+    let mut period_us = 0;
+    if !sd_notify::watchdog_enabled(false, &mut period_us) {
+        return;
+    }
+    let mut ticks = tokio::time::interval(Duration::from_micros((period_us / 3).max(1000)));
+    loop {
+        ticks.tick().await;
+        if admin.ask(AdminRequest::Status).await.is_none() {
+            return;
+        }
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
+    }
 }
 
 async fn forward<T>(
