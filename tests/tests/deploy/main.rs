@@ -2,7 +2,9 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests act")]
 
 mod examples;
+mod images;
 mod notify;
+mod prometheus;
 mod units;
 
 use std::path::PathBuf;
