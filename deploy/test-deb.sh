@@ -86,7 +86,8 @@ in_debian getent passwd tasuki >/dev/null
 [ -f "$debian/usr/lib/systemd/system/tasuki-relay.service" ]
 [ -f "$debian/etc/tasuki/relay.toml" ] && [ -f "$debian/etc/tasuki/agent.toml" ]
 [ ! -e "$debian/var/lib/tasuki-relay" ]
-[ -L "$debian/etc/systemd/system/multi-user.target.wants/tasuki-relay.service" ]
+orders | grep -q 'preset tasuki-relay.service'
+orders | grep -q 'preset tasuki-agent.service'
 in_debian tasuki-relay --version
 in_debian tasuki-agent --version
 
@@ -149,8 +150,7 @@ stop
 
 say "purge"
 in_debian dpkg --purge tasuki-relay tasuki-agent >>"$work/dpkg.log" 2>&1
-for path in /var/lib/tasuki-relay /var/lib/tasuki-agent /etc/tasuki /usr/lib/systemd/system/tasuki-relay.service \
-    /etc/systemd/system/multi-user.target.wants/tasuki-relay.service; do
+for path in /var/lib/tasuki-relay /var/lib/tasuki-agent /etc/tasuki /usr/lib/systemd/system/tasuki-relay.service; do
     if [ -e "$debian$path" ] || [ -L "$debian$path" ]; then
         echo "test-deb: $path is left" >&2
         exit 1

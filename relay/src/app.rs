@@ -145,6 +145,7 @@ impl Running {
             tokio::spawn(registrar.run());
         }
         let contacts: watch::Sender<Vec<RelayContact>> = watch::Sender::new(load_relays(&data)?);
+        tokio::spawn(tell_renewals(cell.clone(), context.events.clone()));
         tokio::spawn(keep_certificate(cell, clock.clone(), data.clone(), contacts.subscribe()));
         tokio::spawn(keep_mark(store.clone(), clock, context.identity.clone()));
         tokio::spawn(keep_contacts(data, contacts.subscribe()));
@@ -302,6 +303,17 @@ impl Revoker for Revoking {
     }
 }
 
+/// A renewed certificate shows the key of the issuer that is in office.
+async fn tell_renewals(cell: IdentityCell, events: mpsc::Sender<Event>) {
+    let mut renewals = cell.subscribe();
+    while renewals.changed().await.is_ok() {
+        let (term, key) = renewals.borrow_and_update().authority_key();
+        if events.send(Event::Renewed(term, key)).await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn keep_certificate(
     cell: IdentityCell,
     clock: Clock,
@@ -309,7 +321,14 @@ async fn keep_certificate(
     contacts: watch::Receiver<Vec<RelayContact>>,
 ) {
     let keep = |enrolled: &tasuki_proto::enrolment::Enrolled| enrolled.identity.save(&data);
-    keep_renewed(&cell, &clock, || contacts.borrow().clone(), keep).await;
+    let own = cell.get().relay_name().cloned();
+    // Itself last: a registrar whose role went to another relay would certify itself.
+    let relays = || {
+        let mut relays = contacts.borrow().clone();
+        relays.sort_by_key(|relay| Some(&relay.name) == own.as_ref());
+        relays
+    };
+    keep_renewed(&cell, &clock, relays, keep).await;
 }
 
 async fn keep_mark(store: Store, clock: Clock, cell: IdentityCell) {

@@ -180,9 +180,8 @@ impl Host {
 fn compare(typed: &[Typed], said: &[String]) -> Result<(), String> {
     for (number, Typed { command, shows }) in typed.iter().enumerate() {
         let said = said.get(number).map_or("", String::as_str);
-        let mut lines = said.lines();
         for wanted in shows {
-            if !lines.by_ref().any(|line| matches(line, wanted)) {
+            if !said.lines().any(|line| matches(line, wanted)) {
                 return Err(format!("$ {command}\n{said}\n-- does not show: {wanted}"));
             }
         }

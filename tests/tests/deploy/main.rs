@@ -1,11 +1,14 @@
 //! What `deploy/` ships: units, example configurations, alert rules and a dashboard, each held against the programs.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests act")]
 
+mod backup;
 mod examples;
 mod images;
 mod notify;
 mod prometheus;
+mod registrar;
 mod units;
+mod words;
 
 use std::path::PathBuf;
 
