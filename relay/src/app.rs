@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Links, RelayConfig};
+use crate::core::admin::AdminRequest;
 use crate::core::links::LinkChoice;
 use crate::core::{Config, Input, Relay};
 use crate::io::driver::{Driver, HelloMaker, Stop};
@@ -142,6 +143,7 @@ impl Running {
             revoker: Arc::new(Revoking(registrar.clone(), way.clone())),
             metrics: Vec::new(),
         };
+        tokio::spawn(keep_watchdog(service.admin.clone()));
         let (stopped, stop) = watch::channel(false);
         serve_http((status, security), socket, service, registrar.clone(), way.clone(), &stop);
         if let Some(registrar) = registrar {
@@ -149,6 +151,7 @@ impl Running {
             tokio::spawn(registrar.run());
         }
         let contacts: watch::Sender<Vec<RelayContact>> = watch::Sender::new(load_relays(&data)?);
+        tokio::spawn(tell_renewals(cell.clone(), context.events.clone()));
         tokio::spawn(keep_certificate(cell, clock.clone(), data.clone(), contacts.subscribe()));
         tokio::spawn(keep_mark(store.clone(), clock, context.identity.clone()));
         tokio::spawn(keep_contacts(data, contacts.subscribe()));
@@ -224,6 +227,7 @@ fn stop_signals(drain: Duration) -> anyhow::Result<mpsc::Receiver<Stop>> {
                 _ = terminate.recv() => true,
                 _ = interrupt.recv() => false,
             };
+            let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
             let stop = if terminated && drains { Stop::Drained(drain) } else { Stop::Now };
             drains = false;
             if told.send(stop).await.is_err() {
@@ -232,6 +236,22 @@ fn stop_signals(drain: Duration) -> anyhow::Result<mpsc::Receiver<Stop>> {
         }
     });
     Ok(stop)
+}
+
+/// Tells systemd that the core answers, three times in each period that it asks for (`WatchdogSec`).
+async fn keep_watchdog(admin: Admin) {
+    let mut period_us = 0;
+    if !sd_notify::watchdog_enabled(false, &mut period_us) {
+        return;
+    }
+    let mut ticks = tokio::time::interval(Duration::from_micros((period_us / 3).max(1000)));
+    loop {
+        ticks.tick().await;
+        if admin.ask(AdminRequest::Status).await.is_none() {
+            return;
+        }
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
+    }
 }
 
 async fn forward<T>(
@@ -289,6 +309,17 @@ impl Revoker for Revoking {
     }
 }
 
+/// A renewed certificate shows the key of the issuer that is in office.
+async fn tell_renewals(cell: IdentityCell, events: mpsc::Sender<Event>) {
+    let mut renewals = cell.subscribe();
+    while renewals.changed().await.is_ok() {
+        let (term, key) = renewals.borrow_and_update().authority_key();
+        if events.send(Event::Renewed(term, key)).await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn keep_certificate(
     cell: IdentityCell,
     clock: Clock,
@@ -296,7 +327,14 @@ async fn keep_certificate(
     contacts: watch::Receiver<Vec<RelayContact>>,
 ) {
     let keep = |enrolled: &tasuki_proto::enrolment::Enrolled| enrolled.identity.save(&data);
-    keep_renewed(&cell, &clock, || contacts.borrow().clone(), keep).await;
+    let own = cell.get().relay_name().cloned();
+    // Itself last: a registrar whose role went to another relay would certify itself.
+    let relays = || {
+        let mut relays = contacts.borrow().clone();
+        relays.sort_by_key(|relay| Some(&relay.name) == own.as_ref());
+        relays
+    };
+    keep_renewed(&cell, &clock, relays, keep).await;
 }
 
 async fn keep_mark(store: Store, clock: Clock, cell: IdentityCell) {

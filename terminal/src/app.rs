@@ -14,7 +14,7 @@ use tasuki_proto::net::Periods;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::agent::Upper;
+use crate::agent::{Agent, Upper};
 use crate::config::{self, Config, Direct, RelayChoice};
 use crate::core::{login, paths};
 use crate::io::driver;
@@ -56,6 +56,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
         tracing::debug!(%error, "systemd was not told");
     }
+    tokio::spawn(keep_watchdog(agent.clone()));
     tracing::info!(data = %config.data.display(), "running");
     tokio::select! {
         () = serve_verbs => {}
@@ -111,6 +112,19 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
         }),
         overheard: None,
     })
+}
+
+/// Tells systemd that the agent answers, three times in each period that it asks for (`WatchdogSec`).
+async fn keep_watchdog(agent: Agent) {
+    let mut period_us = 0;
+    if !sd_notify::watchdog_enabled(false, &mut period_us) {
+        return;
+    }
+    let mut ticks = tokio::time::interval(Duration::from_micros((period_us / 3).max(1000)));
+    while agent.status().await.is_ok() {
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
+        ticks.tick().await;
+    }
 }
 
 async fn keep_mark(path: PathBuf, clock: Clock, cell: IdentityCell) {

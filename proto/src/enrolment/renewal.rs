@@ -12,7 +12,7 @@ const LOOK: Duration = Duration::from_secs(600);
 const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
 /// Renews the certificate in `cell` at two thirds of its life, through any of the relays that `relays` gives, for
-/// as long as it runs. `keep` writes what came of it to disk; only then does the cell hold it.
+/// as long as it runs; also before, when [`IdentityCell::renew_early`] asks for it. `keep` writes what came of it to disk; only then does the cell hold it.
 ///
 /// A refusal is logged and tried again like any other failure: an account can be made to stand again.
 pub async fn keep_renewed(
@@ -21,12 +21,15 @@ pub async fn keep_renewed(
     relays: impl Fn() -> Vec<RelayContact>,
     keep: impl Fn(&Enrolled) -> Result<(), crate::identity::IdentityError>,
 ) {
-    let mut retry = RETRY.0;
+    let (mut retry, mut early) = (RETRY.0, false);
     loop {
         let identity = cell.get();
         let left = due(&identity).saturating_sub(clock.now_secs());
-        if left > 0 {
-            tokio::time::sleep(Duration::from_secs(left).min(LOOK)).await;
+        if left > 0 && !early {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(left).min(LOOK)) => {}
+                () = cell.asked_early() => early = true,
+            }
             continue;
         }
         let renewed = renew(&identity, &relays(), clock).await;
@@ -35,12 +38,17 @@ pub async fn keep_renewed(
             Ok(renewed) if due(&renewed) <= clock.now_secs() => {
                 tracing::warn!("the renewed certificate is due again; check the clocks");
                 cell.renew(renewed);
+                early = false;
                 tokio::time::sleep(LOOK).await;
             }
             Ok(renewed) => {
                 tracing::info!(until = renewed.not_after(), "the certificate was renewed");
                 cell.renew(renewed);
                 retry = RETRY.0;
+                if std::mem::take(&mut early) {
+                    // What is heard may be a lie: the registrar is not asked more often than this.
+                    tokio::time::sleep(retry).await;
+                }
             }
             Err(error) => {
                 log(&error, &identity, clock);

@@ -87,7 +87,15 @@ impl Root {
     /// # Errors
     /// When the file is there and cannot be read.
     pub fn load(dir: &Path) -> Result<Option<Self>, IdentityError> {
-        let Some(file) = PemFile::read(&dir.join(Self::FILE))? else { return Ok(None) };
+        Self::read(&dir.join(Self::FILE))
+    }
+
+    /// Reads it from the file `path`; `None` when it is not there.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn read(path: &Path) -> Result<Option<Self>, IdentityError> {
+        let Some(file) = PemFile::read(path)? else { return Ok(None) };
         let [certificate] = <[_; 1]>::try_from(file.certificates)
             .map_err(|_| IdentityError::Unsound("root.pem does not hold one certificate"))?;
         if public_key_of(&certificate).ok() != Some(file.key.public()) {

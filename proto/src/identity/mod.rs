@@ -38,7 +38,8 @@ pub use name::{NodeName, Role};
 pub use node::{Identity, IdentityCell};
 pub(crate) use peer::connection_chain;
 pub use peer::{
-    Ours, Peer, connection_alpn, connection_refusal, identify_connection, identify_peer,
+    Ours, Peer, connection_alpn, connection_authority, connection_refusal, identify_connection,
+    identify_peer,
 };
 pub use tls::{
     TlsError, client_config, newcomer_config, quinn_client_config, quinn_newcomer_config,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
 use super::certificate::{IssuerFacts, public_key_of};
@@ -244,26 +244,43 @@ impl Identity {
 /// A node's current identity. Clones share it; TLS configurations made from it use a renewed certificate from the
 /// next handshake on.
 #[derive(Debug, Clone)]
-pub struct IdentityCell(Arc<watch::Sender<Arc<Identity>>>);
+pub struct IdentityCell(Arc<Cell>);
+
+#[derive(Debug)]
+struct Cell {
+    current: watch::Sender<Arc<Identity>>,
+    early: Notify,
+}
 
 impl IdentityCell {
     /// A cell that holds `identity`.
     pub fn new(identity: Identity) -> Self {
-        Self(Arc::new(watch::Sender::new(Arc::new(identity))))
+        let current = watch::Sender::new(Arc::new(identity));
+        Self(Arc::new(Cell { current, early: Notify::new() }))
     }
 
     /// The current identity.
     pub fn get(&self) -> Arc<Identity> {
-        Arc::clone(&self.0.borrow())
+        Arc::clone(&self.0.current.borrow())
     }
 
     /// Puts a [renewed](Identity::renewed) identity in the place of the current one.
     pub fn renew(&self, renewed: Identity) {
-        self.0.send_replace(Arc::new(renewed));
+        self.0.current.send_replace(Arc::new(renewed));
     }
 
     /// Tells of renewals.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Identity>> {
-        self.0.subscribe()
+        self.0.current.subscribe()
+    }
+
+    /// Has the certificate renewed before its time: a newer issuer was heard of. Asking twice is asking once.
+    pub fn renew_early(&self) {
+        self.0.early.notify_one();
+    }
+
+    /// Waits until somebody asks for that.
+    pub(crate) async fn asked_early(&self) {
+        self.0.early.notified().await;
     }
 }

@@ -8,8 +8,9 @@ use quinn::ConnectionError;
 use quinn::crypto::rustls::HandshakeData;
 use rustls_pki_types::CertificateDer;
 
-use super::{CertificateFacts, Identity, KeyFingerprint, NodeName, Role};
-use crate::id::{MeshName, RelayName, TerminalId};
+use super::certificate::IssuerFacts;
+use super::{CertificateFacts, Identity, KeyFingerprint, NodeName, Role, verify_chain_when_valid};
+use crate::id::{Incarnation, MeshName, RelayName, TerminalId};
 use crate::refusal::RefusalCode;
 use crate::version::Alpn;
 
@@ -136,6 +137,20 @@ pub fn identify_connection(
     let chain = connection_chain(connection);
     let peer = identify_peer(alpn, &chain, &ours.ours(), expected, revoked, now_secs)?;
     Ok((alpn, peer))
+}
+
+/// The term of the issuer that certified the peer of a finished handshake, and that issuer's public key: how a node
+/// learns of a newer issuer than its own. `None` where the chain is not a leaf and its issuer, under this node's root.
+pub fn connection_authority(
+    connection: &quinn::Connection,
+    ours: &Identity,
+) -> Option<(Incarnation, [u8; 32])> {
+    let chain = connection_chain(connection);
+    // TLS takes any chain in which some issuer fits; here it is to be this one.
+    let [_, issuer] = &chain[..] else { return None };
+    verify_chain_when_valid(&chain, ours.root(), u64::MAX).ok()?;
+    let facts = IssuerFacts::read(issuer).ok()?;
+    Some((facts.term, facts.public_key))
 }
 
 /// The certificates that the peer showed; none when it showed none.

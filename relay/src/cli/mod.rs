@@ -3,11 +3,13 @@
 //! Exit codes: 0 done; 1 refused or failed, with one line on stderr: what, why, what to do; 2 wrong usage.
 
 pub mod act;
+mod backup;
 mod init;
 mod join;
 pub mod local;
 pub mod query;
 mod run;
+mod take;
 mod token;
 
 use std::path::{Path, PathBuf};
@@ -67,6 +69,12 @@ enum Verb {
     Token(token::TokenVerb),
     /// Run the relay
     Run(run::RunArgs),
+    /// Copy what the relay needs to live again into a new folder, also while it runs
+    Backup(backup::BackupArgs),
+    /// Make a data directory of what 'backup' copied
+    Restore(backup::RestoreArgs),
+    /// Make this relay the registrar, with the root key, when the registrar is gone for good
+    BecomeRegistrar(take::TakeArgs),
     #[command(flatten)]
     Query(query::Query),
     #[command(flatten)]
@@ -109,6 +117,9 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Verb::Init(args) => init::init(&global, args).await,
             Verb::Join(args) => join::join(&global, args).await,
             Verb::Token(verb) => token::token(&global, verb).await,
+            Verb::Backup(args) => backup::backup(&global, &args),
+            Verb::Restore(args) => backup::restore(&global, &args).await,
+            Verb::BecomeRegistrar(args) => take::take(&global, args).await,
             Verb::Query(query) => query::run(&global, query).await,
             Verb::Act(act) => act::run(&global, act).await,
             Verb::Run(_) => Ok(()),
@@ -164,6 +175,20 @@ fn refuse_in_use(data: &Path) -> anyhow::Result<()> {
             "data-in-use: {}: it belongs to a relay already: give another --data, or remove it",
             data.display()
         );
+    }
+    Ok(())
+}
+
+/// Gives the files of `data` to the directory's owner, where root wrote into the directory of the daemon's user.
+fn keep_owner(data: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let owner = std::fs::metadata(data)?;
+    for file in std::fs::read_dir(data)? {
+        let file = file?;
+        let meta = file.metadata()?;
+        if meta.uid() != owner.uid() && !meta.is_dir() {
+            std::os::unix::fs::lchown(file.path(), Some(owner.uid()), Some(owner.gid()))?;
+        }
     }
     Ok(())
 }

@@ -142,6 +142,8 @@ pub enum Input {
     LinkDown(LinkId, Option<RefusalCode>),
     /// The authority signed something here, or the store restored it.
     Authority(Record),
+    /// The key of an issuer that the root certified: its term's records can be checked.
+    AuthorityKey(Incarnation, [u8; 32]),
     /// An operator asks; the answer carries the number.
     Admin(u64, AdminRequest),
     /// The process is to end, within this time; answered by [`Output::End`].
@@ -176,6 +178,8 @@ pub enum Output {
     Remove(Label),
     /// Keep a row of the authority (invariant 8).
     Persist(Record),
+    /// There are records of an issuer whose key is not known here: a renewed certificate shows it.
+    UnknownTerm(Incarnation),
     /// This relay's incarnation moved; keep it, and say it in Hello.
     Incarnation(Incarnation),
     /// Who the registrar is, and the link over which requests to it leave; `None`: it cannot be reached, or is here.
@@ -297,6 +301,9 @@ impl Relay {
             }
             Input::Authority(record) => {
                 self.gossip.handle(gossip::Input::Authority(record), now);
+            }
+            Input::AuthorityKey(term, key) => {
+                self.gossip.handle(gossip::Input::AuthorityKey(term, key), now);
             }
             Input::Admin(ticket, request) => self.handle_admin(ticket, request, now, wall_ms),
             Input::Stop(within) => self.stop(within, now),

@@ -472,6 +472,7 @@ impl Relay {
             gossip::Output::Cut(link, code) => {
                 self.outputs.push_back(Output::CloseLink(link, code));
             }
+            gossip::Output::UnknownTerm(term) => self.outputs.push_back(Output::UnknownTerm(term)),
             gossip::Output::OwnIncarnation(incarnation) => {
                 self.outputs.push_back(Output::Incarnation(incarnation));
             }

@@ -206,6 +206,7 @@ impl Driver {
                 self.give(Input::LinkDown(link, code));
             }
             Event::Authority(record) => self.give(Input::Authority(record)),
+            Event::Renewed(term, key) => self.give(Input::AuthorityKey(term, key)),
             Event::Admin((request, reply)) => {
                 let ticket = self.next_reply;
                 self.next_reply += 1;
@@ -250,6 +251,13 @@ impl Driver {
             challenger: up.hello.handle,
         };
         self.links.insert(up.link, link);
+        if let Some((term, key)) = up.authority
+            && term > self.context.identity.get().authority_key().0
+        {
+            // The root certified a newer issuer than this relay's: its records count from here on.
+            self.give(Input::AuthorityKey(term, key));
+            self.context.identity.renew_early();
+        }
         self.give(Input::LinkUp {
             link: up.link,
             name: up.name,
@@ -289,6 +297,13 @@ impl Driver {
                 Output::Incarnation(incarnation) => {
                     self.hello.incarnation.store(incarnation.0, Ordering::Relaxed);
                     self.keep(Keep::Incarnation(incarnation)).await;
+                }
+                Output::UnknownTerm(term) => {
+                    tracing::info!(
+                        term = term.0,
+                        "another issuer is heard of; asking for a certificate of it"
+                    );
+                    self.context.identity.renew_early();
                 }
                 Output::Revoked(key) => {
                     self.context.revoked.rcu(|keys| {

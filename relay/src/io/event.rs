@@ -52,6 +52,8 @@ pub struct LinkUp {
     pub handle: tasuki_proto::Label,
     /// The key it proved.
     pub key: KeyFingerprint,
+    /// The issuer that certified it: its term and key.
+    pub authority: Option<(tasuki_proto::Incarnation, [u8; 32])>,
     /// The connection.
     pub connection: quinn::Connection,
     /// Messages of the call stream.
@@ -87,6 +89,8 @@ pub enum Event {
     LinkDown(LinkId, Option<RefusalCode>),
     /// The registrar signed something, or the store restored it.
     Authority(Record),
+    /// This relay's certificate was renewed: the term of its issuer, and the issuer's key.
+    Renewed(tasuki_proto::Incarnation, [u8; 32]),
     /// An operator asks.
     Admin(AdminCall),
 }

@@ -9,7 +9,9 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rand::Rng;
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::gossip::GossipMessage;
-use tasuki_proto::identity::{NodeName, Peer, connection_refusal, identify_connection};
+use tasuki_proto::identity::{
+    NodeName, Peer, connection_authority, connection_refusal, identify_connection,
+};
 use tasuki_proto::mesh::{LinkHello, LinkStream, ToPeer};
 use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, limits, version};
 use tokio::io::AsyncReadExt;
@@ -188,6 +190,7 @@ async fn run(
         dialled_here: dialled.is_some(),
         handle,
         key: peer.key,
+        authority: connection_authority(&connection, &context.identity.get()),
         connection: connection.clone(),
         calls,
         gossip,

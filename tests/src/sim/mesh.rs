@@ -591,6 +591,8 @@ impl Mesh {
                     self.nodes[node].disk.insert(key, record);
                 }
                 Output::OwnIncarnation(incarnation) => self.nodes[node].incarnation = incarnation,
+                // Every node of the simulation has the key.
+                Output::UnknownTerm(_) => {}
                 Output::Cut(link, _) => {
                     let link = (link.0 >> 32) as usize;
                     if self.links[link].up {

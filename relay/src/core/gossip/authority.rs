@@ -39,7 +39,8 @@ impl Authority {
     }
 
     pub(super) fn set_key(&mut self, term: Incarnation, key: [u8; 32]) {
-        self.keys.insert(term, key);
+        // Of two issuers of one term, made by mistake, the first counts.
+        self.keys.entry(term).or_insert(key);
     }
 
     pub(super) fn has_key(&self, term: Incarnation) -> bool {

@@ -11,6 +11,8 @@ use crate::core::LinkId;
 
 /// Lifetimes end in steps of this.
 const STEP: Duration = Duration::from_secs(1);
+/// An unknown term of the authority is told at most this often.
+const TERM_PERIOD: Duration = Duration::from_secs(10);
 
 impl Gossip {
     pub(super) fn start_lifetime(&mut self, record: &Record, now: Instant) {
@@ -131,6 +133,19 @@ impl Gossip {
                 .links
                 .values()
                 .any(|link| self.table.authority.has_key(link.at(RelayId::AUTHORITY).incarnation))
+    }
+
+    /// A link has records of this term. Where its key is not known, that is said, but not with every message: it may be a
+    /// lie.
+    pub(super) fn hear_of_term(&mut self, term: Incarnation, now: Instant) {
+        let known = self.table.watermark(RelayId::AUTHORITY).incarnation;
+        if term <= known || self.table.authority.has_key(term) {
+            return;
+        }
+        if self.term_told.is_none_or(|told| now.duration_since(told) >= TERM_PERIOD) {
+            self.term_told = Some(now);
+            self.outputs.push_back(Output::UnknownTerm(term));
+        }
     }
 
     /// Whether the first of these rows proves that the authority's new term is genuine: only that voids the old one.

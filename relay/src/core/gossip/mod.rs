@@ -177,6 +177,8 @@ pub enum Output {
     },
     /// The signature of this row of the authority holds, and so do all before it: persist it. In ascending order.
     Verified(Record),
+    /// A link has records of the authority of this term, whose key is not known here. Said every 10 s at most.
+    UnknownTerm(Incarnation),
     /// Persist this incarnation before sending anything further: a newer life of this relay was heard of.
     OwnIncarnation(Incarnation),
     /// The peer broke the protocol: end the link.
@@ -295,6 +297,8 @@ pub struct Gossip {
     reachable: Option<BTreeSet<RelayId>>,
     /// Forgotten origins: nothing up to this version brings them back.
     graves: BTreeMap<RelayId, Version>,
+    /// When an unknown term of the authority was told last.
+    term_told: Option<Instant>,
     outputs: VecDeque<Output>,
     counters: Counters,
 }
@@ -315,6 +319,7 @@ impl Gossip {
             epoch: now,
             reachable: None,
             graves: BTreeMap::new(),
+            term_told: None,
             outputs: VecDeque::new(),
             counters: Counters::default(),
             config,

@@ -66,6 +66,9 @@ impl Gossip {
         if origin == self.config.relay {
             self.hear_of_self(version, now);
         }
+        if origin == RelayId::AUTHORITY {
+            self.hear_of_term(version.incarnation, now);
+        }
         let grave = self.graves.get(&origin).copied().unwrap_or_default();
         if !self.table.knows(origin) && version <= grave {
             return false;

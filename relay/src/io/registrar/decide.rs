@@ -95,7 +95,7 @@ impl Authority {
     }
 
     /// Signs a record with the authority's next version and keeps it.
-    fn put(
+    pub(super) fn put(
         &self,
         rows: &Rows<'_>,
         kind: RecordKind,
@@ -403,15 +403,22 @@ impl Authority {
         out: &mut Vec<Record>,
     ) -> Result<usize, Denial> {
         let unknown = || Refusal::new(RefusalCode::UnknownTarget, name.as_str());
-        let account = match name {
-            NodeName::Terminal(id) => Some(Self::account(rows, id)?.ok_or_else(unknown)?),
+        let (account, held) = match name {
+            NodeName::Terminal(id) => {
+                let account = Self::account(rows, id)?.ok_or_else(unknown)?;
+                let key = account.key;
+                (Some(account), key)
+            }
             NodeName::Relay(relay) => {
-                self.relay(rows, relay)?.ok_or_else(unknown)?;
-                None
+                (None, Some(self.relay(rows, relay)?.ok_or_else(unknown)?.key))
             }
         };
+        let mut keys = rows.keys_of(name)?;
+        // A restored store may know an account from other relays, and not that it certified the key.
+        let unseen = held.filter(|key| !keys.contains(key));
+        keys.extend(unseen);
         let mut revoked = 0;
-        for key in rows.keys_of(name)? {
+        for key in keys {
             if Self::is_revoked(rows, &key)? {
                 continue;
             }

@@ -7,6 +7,7 @@
 mod decide;
 mod local;
 mod service;
+mod takeover;
 #[cfg(test)]
 mod tests;
 
@@ -176,6 +177,10 @@ impl Registrar {
         + Send
         + 'static,
     ) -> Result<T, Refusal> {
+        if self.is_replaced() {
+            let detail = "another relay took the role over; restart this one, it goes on as an ordinary relay";
+            return Err(Refusal::new(RefusalCode::NotRegistrar, detail));
+        }
         let this = self.clone();
         let work = tokio::spawn(async move {
             let out = this.0.records.lock().await;
@@ -197,6 +202,11 @@ impl Registrar {
             Ok(value)
         });
         work.await.unwrap_or_else(|_| Err(RefusalCode::ShuttingDown.into()))
+    }
+
+    /// Whether a newer issuer than the one here certified this relay: the role is another's.
+    fn is_replaced(&self) -> bool {
+        self.0.cell.get().authority_key().0 > self.authority().issuer.term()
     }
 
     /// Answers a request as it came over an enrolment connection or a link.
@@ -288,6 +298,12 @@ impl Registrar {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            if self.is_replaced() {
+                tracing::warn!(
+                    "another relay took over as registrar: this one is an ordinary relay from its next start on"
+                );
+                return;
+            }
             self.tend().await;
         }
     }

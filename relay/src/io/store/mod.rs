@@ -80,6 +80,15 @@ impl Store {
         Ok(Self { tasks })
     }
 
+    /// Copies the store of the data directory `from` into the folder `to`, which has none (0600): whole and as of one
+    /// moment, also while a relay runs on it.
+    ///
+    /// # Errors
+    /// When there is none, or the disk does not take the copy.
+    pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+        schema::copy(&from.join(FILE), &to.join(FILE))
+    }
+
     /// Runs `task` in a transaction and waits until its effect is on disk. Where it fails, or the future is
     /// dropped before the store took it, nothing changes.
     ///

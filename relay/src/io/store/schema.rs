@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 
@@ -72,6 +72,17 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     connection.pragma_update(None, "foreign_keys", true)?;
     migrate(&mut connection)?;
     Ok(connection)
+}
+
+/// Writes a copy of the file `from`, as of one moment, to the file `to`, which is made.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+    // To read beside a writer takes the right to write: of the shared index.
+    let connection = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    make_private(to)?;
+    let to = to.to_str().ok_or_else(|| std::io::Error::other("the path is not UTF-8"))?;
+    connection.execute("VACUUM INTO ?1", [to])?;
+    Ok(std::fs::File::open(to)?.sync_all()?)
 }
 
 /// SQLite gives the files beside it (`-wal`, `-shm`) the same mode.
