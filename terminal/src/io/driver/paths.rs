@@ -8,8 +8,10 @@ use tasuki_proto::control::{PathEnd, Ping, ToRelay};
 use tasuki_proto::session::Word;
 use tasuki_proto::{Generation, Refusal, RefusalCode, ServiceName, SessionId, TerminalId, limits};
 
-use super::{AttachId, Driver, Order, candidates, login, wall_ms};
+use super::candidates::interfaces;
+use super::{AttachId, Driver, Order, login, wall_ms};
 use crate::core::calls::{self, Opened, RequestId};
+use crate::core::candidates::candidates;
 use crate::core::nat::{self, NatKind};
 use crate::core::paths::{Input, Output, Standing};
 use crate::io::portmap::{PortMap, Wanted};
@@ -203,9 +205,9 @@ impl Driver {
             return;
         }
         let (local, seen_as) = (self.sessions.local_addr(), self.seen_as());
-        let interfaces = candidates::interfaces(local);
+        let interfaces = interfaces(local);
         let mapped = self.port_map.as_ref().and_then(PortMap::mapped);
-        let found = candidates::candidates(local.port(), &interfaces, &seen_as, mapped);
+        let found = candidates(local.port(), &interfaces, &seen_as, mapped);
         self.paths.handle(Input::Candidates(found), Instant::now());
         if let Some(port_map) = &self.port_map {
             let outer = nat::outer(&interfaces, &seen_as).map(SocketAddr::ip);
@@ -223,7 +225,7 @@ impl Driver {
 
     /// What the relays' views say about the NAT.
     pub(super) fn nat(&self) -> NatKind {
-        NatKind::guess(&candidates::interfaces(self.sessions.local_addr()), &self.seen_as())
+        NatKind::guess(&interfaces(self.sessions.local_addr()), &self.seen_as())
     }
 
     /// No relay is tried, by the user's wish or since another process took over.
