@@ -5,6 +5,7 @@
 pub mod access;
 pub mod budget;
 pub mod calls;
+pub mod candidates;
 pub mod login;
 pub mod nat;
 pub mod paths;

@@ -9,8 +9,10 @@ use tasuki_proto::path::NatKind;
 use tasuki_proto::session::Word;
 use tasuki_proto::{Generation, Refusal, RefusalCode, ServiceName, SessionId, TerminalId, limits};
 
-use super::{AttachId, Driver, Order, candidates, login, wall_ms};
+use super::candidates::interfaces;
+use super::{AttachId, Driver, Order, login, wall_ms};
 use crate::core::calls::{self, Opened, RequestId};
+use crate::core::candidates::candidates;
 use crate::core::nat;
 use crate::core::paths::{Input, Output, Standing};
 use crate::io::portmap::{PortMap, Wanted};
@@ -205,9 +207,9 @@ impl Driver {
             return;
         }
         let (local, seen_as) = (self.sessions.local_addr(), self.seen_as());
-        let interfaces = candidates::interfaces(local);
+        let interfaces = interfaces(local);
         let mapped = self.port_map.as_ref().and_then(PortMap::mapped);
-        let found = candidates::candidates(local.port(), &interfaces, &seen_as, mapped);
+        let found = candidates(local.port(), &interfaces, &seen_as, mapped);
         let kind = nat::guess(&interfaces, &seen_as);
         self.paths.handle(Input::Nat(kind), Instant::now());
         self.paths.handle(Input::Candidates(found), Instant::now());
@@ -227,7 +229,7 @@ impl Driver {
 
     /// What the relays' views say about the NAT.
     pub(super) fn nat(&self) -> NatKind {
-        nat::guess(&candidates::interfaces(self.sessions.local_addr()), &self.seen_as())
+        nat::guess(&interfaces(self.sessions.local_addr()), &self.seen_as())
     }
 
     /// No relay is tried, by the user's wish or since another process took over.
