@@ -564,7 +564,8 @@ impl Session {
 
     /// What is due at `now` was done, or is not to be.
     fn next_due(&self, hello: Duration, config: &Config, now: Instant) -> Option<Instant> {
-        let mut due = vec![self.busy_until, self.ask.due(), self.direct.due()];
+        let mut due = vec![self.busy_until, self.direct.due()];
+        due.extend(self.ask.due());
         for (id, path) in &self.paths {
             due.push(Some(path.probe_at(self.pace(*id, path, hello, now))));
             due.push(path.check_at(hello));
@@ -574,6 +575,7 @@ impl Session {
         }
         due.push(self.lost_since.map(|since| since + self.patience(config)));
         due.push(self.drop_left_at());
+        due.push(self.kept_until());
         if let (Some((_, since)), Some(moved)) = (self.better_since, self.moved_at) {
             due.push(Some((since + DWELL).max(moved + DWELL)));
         }
