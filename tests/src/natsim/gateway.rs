@@ -9,8 +9,8 @@ use rand::rngs::SmallRng;
 
 use super::kind::{Behaviour, Filtering, NatKind};
 
-/// For how long Linux remembers a packet that came unasked: `nf_conntrack_udp_timeout`.
-const UNASKED: Duration = Duration::from_secs(30);
+/// For how long Linux remembers a packet that was not answered, whichever way it went: `nf_conntrack_udp_timeout`.
+const UNANSWERED: Duration = Duration::from_secs(30);
 /// Ports that are given where the machine's own cannot be kept.
 const PORTS: std::ops::Range<u16> = 1_024..u16::MAX;
 
@@ -32,6 +32,8 @@ type Key = (SocketAddr, Option<SocketAddr>);
 struct Mapping {
     port: u16,
     until: Duration,
+    /// Something came in by it.
+    answered: bool,
     /// What the machine sent to by it, and until when answers are let in.
     contacted: BTreeMap<SocketAddr, Duration>,
 }
@@ -102,11 +104,17 @@ impl Gateway {
         let key = (inner, by_flow.then_some(remote));
         if !self.mappings.contains_key(&key) {
             let port = self.free_port(&key, rng);
-            let mapping = Mapping { port, until: now, contacted: BTreeMap::new() };
+            let contacted = BTreeMap::new();
+            let mapping = Mapping { port, until: now, answered: false, contacted };
             self.mappings.insert(key, mapping);
         }
         let mapping = self.mappings.get_mut(&key)?;
-        mapping.until = now + self.habits.lifetime;
+        let lifetime = if self.behaviour.moves && !mapping.answered {
+            UNANSWERED
+        } else {
+            self.habits.lifetime
+        };
+        mapping.until = now + lifetime;
         mapping.contacted.insert(remote, now + self.habits.lifetime);
         Some((self.external, mapping.port).into())
     }
@@ -157,10 +165,11 @@ impl Gateway {
         let mut found = self.mappings.iter_mut();
         let Some((key, mapping)) = found.find(|(key, m)| m.port == port && admits(key, m)) else {
             if self.behaviour.moves {
-                self.unasked.insert((port, remote), now + UNASKED);
+                self.unasked.insert((port, remote), now + UNANSWERED);
             }
             return None;
         };
+        mapping.answered = true;
         if self.habits.inbound_refreshes {
             mapping.until = now + self.habits.lifetime;
             if let Some(until) = mapping.contacted.get_mut(&remote) {

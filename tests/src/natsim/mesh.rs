@@ -130,12 +130,14 @@ impl Mesh {
 
     /// Whether two terminals are attached to relays that reach each other, over one in the middle at most.
     pub(super) fn reaches(&self, a: usize, b: usize) -> bool {
-        let all = 0..self.relays.len();
-        let reach = |from, to| {
-            self.passes(from, to) || all.clone().any(|m| self.passes(from, m) && self.passes(m, to))
-        };
         let to = self.seats_of(b);
-        self.seats_of(a).iter().any(|(from, _)| to.iter().any(|(to, _)| reach(*from, *to)))
+        self.seats_of(a).iter().any(|(from, _)| to.iter().any(|(to, _)| self.joins(*from, *to)))
+    }
+
+    /// Whether two relays reach each other, over one in the middle at most.
+    fn joins(&self, from: usize, to: usize) -> bool {
+        let middle = |m| self.passes(from, m) && self.passes(m, to);
+        self.passes(from, to) || (0..self.relays.len()).any(middle)
     }
 
     fn passes(&self, a: usize, b: usize) -> bool {
@@ -280,7 +282,7 @@ impl World {
         who: (usize, AttachId),
         message: ToTerminal,
     ) {
-        if self.mesh.passes(from, to) {
+        if self.mesh.joins(from, to) {
             self.say_down(to, who, message);
         }
     }

@@ -34,8 +34,6 @@ const TRY: Duration = Duration::from_secs(2);
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// Attachments of a terminal.
 pub(super) const WANTED: usize = 2;
-/// What the handshake shows of the first path's round trip.
-const HANDSHAKE_RTT: Duration = Duration::from_millis(30);
 /// The largest packets worth a try, and those that are sent.
 const MOST: u16 = 8_944;
 const MTU: u16 = 1_444;
@@ -144,12 +142,12 @@ impl World {
         };
         let seats = ends.map(primary);
         let opened = self.first_path(session, seats);
-        self.made.push(Made { session, ends });
+        let [a, b] = seats.map(|(relay, _)| self.mesh.address(relay, true).ip());
+        let handshake = (self.net.distance(a, b) + Duration::from_millis(60)) * 2;
         for (opened, at) in opened.into_iter().zip([0, 1]) {
             self.open(ends[at], ends[1 - at], opened, seats[at].1.1);
         }
-        let [a, b] = seats.map(|(relay, _)| self.mesh.address(relay, true).ip());
-        let handshake = (self.net.distance(a, b) + Duration::from_millis(60)) * 2;
+        self.made.push(Made { session, ends, rtt: handshake });
         self.at(handshake, Event::Proven(session));
         self.made.len() - 1
     }
@@ -183,14 +181,14 @@ impl World {
             return;
         };
         for end in made.ends {
-            self.give(end, Input::Proven { session, most: MOST, rtt: HANDSHAKE_RTT });
+            self.give(end, Input::Proven { session, most: MOST, rtt: made.rtt });
             self.set_busy_end(end, session, true);
         }
     }
 
     /// Both ends of a call send data, or rest.
     pub fn set_busy(&mut self, call: usize, busy: bool) {
-        let Made { session, ends } = self.made[call];
+        let Made { session, ends, .. } = self.made[call];
         for end in ends {
             self.set_busy_end(end, session, busy);
         }
@@ -313,9 +311,11 @@ impl World {
         let (current, epoch) = (open.current, open.epoch);
         if let Body::Probe(probe, _) = body {
             if let Some(id) = id {
-                if probe.answer {
+                // What the peer uses an answer of this end came back by.
+                if probe.answer || probe.in_use {
                     open.record.answered(id);
-                } else {
+                }
+                if !probe.answer {
                     let answer = Probe { answer: true, in_use: id == current, epoch, ..probe };
                     self.send_frame(terminal, session, id, Body::Probe(answer, PROBE_FRAME), None);
                 }
@@ -457,7 +457,7 @@ impl World {
 
     /// The caller ends a call.
     pub fn hang_up(&mut self, call: usize) {
-        let Made { session, ends } = self.made[call];
+        let Made { session, ends, .. } = self.made[call];
         self.fail(ends[0], session, RefusalCode::EndedByCaller);
     }
 

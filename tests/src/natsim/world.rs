@@ -102,6 +102,8 @@ pub(super) enum Event {
 pub(super) struct Made {
     pub(super) session: SessionId,
     pub(super) ends: [usize; 2],
+    /// What the handshake shows of the first path.
+    pub(super) rtt: Duration,
 }
 
 /// Terminals with the cores that ship, relays, NATs and the ways between them.

@@ -82,9 +82,10 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    pub(super) fn due(&self) -> Option<Instant> {
+    /// When there is something to do: each by itself, since one that is past and waits for another hides none.
+    pub(super) fn due(&self) -> [Option<Instant>; 2] {
         let asked = self.pending.as_ref().map(|pending| pending.deadline).or(self.not_before);
-        asked.into_iter().chain(self.again_at).min()
+        [asked, self.again_at]
     }
 
     /// Attachments changed, here or there: what could not be had may be had.
@@ -259,7 +260,7 @@ impl Session {
         let best = self.best_ends(now, t);
         let Some((ends, avoid)) = self.wanted(&best, now, t) else {
             self.drop_left(now, t);
-            self.drop_surplus(&best, t);
+            self.drop_surplus(&best, now, t);
             return;
         };
         let times = self.ask.asked.entry(ends.clone()).or_default();
@@ -399,8 +400,9 @@ impl Session {
         Some((missing.clone(), avoid))
     }
 
-    /// Once the paths that there should be are proven, others go; data that takes one of them moves first.
-    fn drop_surplus(&mut self, best: &[Ends], t: &mut Terminal<'_>) {
+    /// Once the paths that there should be are proven, others go; data that takes one of them moves first, and the peer's,
+    /// which is under way there, arrives.
+    fn drop_surplus(&mut self, best: &[Ends], now: Instant, t: &mut Terminal<'_>) {
         let good: Vec<(PathId, &Path)> = self.good(t.standing).collect();
         let kept: Vec<PathId> = best
             .iter()
@@ -418,6 +420,7 @@ impl Session {
         let surplus = good.iter().find(|(id, path)| path.proven && !kept.contains(id));
         match surplus.map(|(id, _)| *id) {
             Some(id) if id == self.current => self.surplus = true,
+            Some(_) if self.kept_until().is_some_and(|at| at > now) => {}
             Some(id) => self.give_up(id, RefusalCode::Moved, t),
             None => self.surplus = false,
         }

@@ -4,7 +4,7 @@
 //! that sees one leave lets the other's in. The first one is an *opener*: it leaves this side's NATs and dies before it
 //! gets to the other's, since some NATs (Linux masquerading among them) take a packet that comes unasked amiss: they give
 //! what leaves for its sender another port. No address is tried more than [`ROUNDS`] times a go; a go that found
-//! nothing is repeated after a while, and at once when either end's addresses change.
+//! nothing is repeated after a while, by both ends at the same time, and at once when either end's addresses change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -49,6 +49,8 @@ pub(super) fn pace(tries: u32, rtt: Duration) -> Duration {
     }
 }
 
+/// The callee begins a further go by itself so much later than the caller, from which it hears of it.
+const CALLEE_LATER: Duration = Duration::from_secs(2);
 /// From one go to the next at least, whatever the peer says.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -136,6 +138,12 @@ impl Session {
                 *self.direct.label.insert(label)
             }
         };
+        self.tell_addresses(label, t);
+        self.direct.goes = 0;
+        self.direct.again = None;
+    }
+
+    fn tell_addresses(&self, label: Label, t: &mut Terminal<'_>) {
         let offered = if self.relayed_only { &[] } else { t.candidates };
         let mut addresses: Vec<SocketAddr> = offered.iter().map(|c| c.address).collect();
         addresses.truncate(limits::CANDIDATES);
@@ -144,8 +152,6 @@ impl Session {
         if !self.relayed_only {
             t.out.push_back(Output::Tell(self.id, Word::Nat(Nat { kind: t.nat })));
         }
-        self.direct.goes = 0;
-        self.direct.again = None;
     }
 
     /// Begins a go over the peer's addresses, but for those that answered.
@@ -185,7 +191,9 @@ impl Session {
         }
         let wait = AGAIN[self.direct.goes.min(AGAIN.len() - 1)];
         self.direct.goes += 1;
-        self.direct.again = Some(now + wait);
+        // The caller's word begins the next one of both.
+        let later = if self.is_caller() { Duration::ZERO } else { CALLEE_LATER };
+        self.direct.again = Some(now + wait + later);
     }
 
     /// A go begins, or cannot.
@@ -250,6 +258,10 @@ impl Session {
         if stands {
             self.direct.goes = 0;
         } else {
+            // The peer tries when it hears this: a side whose opener comes after the other's probes would open nothing.
+            if let Some(label) = self.direct.label.filter(|_| self.is_caller()) {
+                self.tell_addresses(label, t);
+            }
             self.try_addresses(now, t);
         }
     }

@@ -84,6 +84,11 @@ impl Session {
         }
     }
 
+    /// Until then a path that data left is kept: the peer hears of the move later, and its packets are under way.
+    pub(super) fn kept_until(&self) -> Option<Instant> {
+        self.moved_at.map(|at| at + KEPT)
+    }
+
     /// When paths may be given up that are left.
     pub(super) fn drop_left_at(&self) -> Option<Instant> {
         self.left().next()?;

@@ -500,7 +500,10 @@ impl Session {
             _ => now,
         };
         self.better_since = Some((id, since));
-        let rested = self.moved_at.is_none_or(|at| now >= at + DWELL) || why == Why::Leaving;
+        // To part the two relayed paths of a young session says nothing of a direct one.
+        let parted = (self.why, why) == (Why::Apart, Why::Direct);
+        let dwelt = self.moved_at.is_none_or(|at| now >= at + DWELL);
+        let rested = dwelt || parted || why == Why::Leaving;
         if rested && now >= since + hold {
             self.move_to(id, why, now, t);
         }
@@ -571,7 +574,8 @@ impl Session {
 
     /// What is due at `now` was done, or is not to be.
     fn next_due(&self, hello: Duration, config: &Config, now: Instant) -> Option<Instant> {
-        let mut due = vec![self.busy_until, self.ask.due(), self.direct.due()];
+        let mut due = vec![self.busy_until, self.direct.due()];
+        due.extend(self.ask.due());
         for (id, path) in &self.paths {
             due.push(Some(path.probe_at(self.pace(*id, path, hello, now))));
             due.push(path.check_at(hello));
@@ -581,6 +585,7 @@ impl Session {
         }
         due.push(self.lost_since.map(|since| since + self.patience(config)));
         due.push(self.drop_left_at());
+        due.push(self.kept_until());
         if let (Some((_, since)), Some(moved)) = (self.better_since, self.moved_at) {
             due.push(Some((since + DWELL).max(moved + DWELL)));
         }

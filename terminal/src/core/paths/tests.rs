@@ -568,6 +568,28 @@ fn one_attachment_each_is_enough_and_the_session_waits_for_another() {
     assert_eq!(world.relayed_paths(CALLER), 1);
 }
 
+/// Its relays stand and nobody answers: no packet, no timer of a path wakes it.
+#[test]
+fn a_session_without_a_path_never_stops_to_ask() {
+    let mut world = World::new(25, false);
+    world.run(SOON, true);
+    world.dead_relays.extend(["r3", "r4"]);
+    for generation in 0..2 {
+        for end in [CALLER, CALLEE] {
+            let (generation, code) = (Generation(generation), RefusalCode::RouteLost);
+            let lost = control::PathEnd { session: id(), generation, code };
+            world.give(end, Input::PathEnded(lost));
+        }
+    }
+    world.run(Duration::from_secs(6), false);
+    while world.ends[CALLER].failed.is_none() {
+        let asked = world.asked;
+        world.run(Duration::from_secs(4), false);
+        let over = world.ends[CALLER].failed.is_some();
+        assert!(over || world.asked > asked, "it stopped: {}", world.state());
+    }
+}
+
 /// A relay in the middle hangs for a minute and comes back; no attachment changes for that.
 #[test]
 fn a_second_path_that_could_not_be_had_is_asked_for_again() {
