@@ -159,10 +159,8 @@ impl World {
 
     /// Whether relays could carry a call's data, as its terminals are attached.
     pub fn could_be_relayed(&self, call: usize) -> bool {
-        let [a, b] = self.made[call].ends;
-        let standing =
-            |terminal: usize| self.terminals[terminal].attachments.iter().any(|one| one.standing);
-        standing(a) && standing(b) && self.mesh.reaches(a, b)
+        let [a, b] = self.made[call].ends.map(|end| &self.terminals[end]);
+        self.mesh.reaches(a, b)
     }
 
     /// Begins to look at stalls: what was before does not count.

@@ -12,7 +12,7 @@ use tasuki_terminal::core::calls::Opened;
 use tasuki_terminal::core::login::AttachId;
 
 use super::net::{Net, public};
-use super::terminal::{WANTED, name};
+use super::terminal::{Terminal, name};
 use super::world::{Body, Down, Event, Payload, Stream, Up, World};
 
 /// A relay forgets a terminal that it did not hear from for so long.
@@ -118,18 +118,19 @@ impl Mesh {
         self.legs.values().filter(|leg| leg.session == session).count()
     }
 
-    /// Where a terminal is attached: of older attachments, which it has left, the table tells nothing.
-    fn seats_of(&self, terminal: usize) -> Vec<(usize, (usize, AttachId))> {
-        let relays = self.relays.iter().enumerate().filter(|(_, relay)| relay.up);
-        let seats = relays.flat_map(|(n, relay)| relay.seats.keys().map(move |who| (n, *who)));
-        let mut seats: Vec<_> = seats.filter(|(_, who)| who.0 == terminal).collect();
-        seats.sort_by_key(|(_, who)| std::cmp::Reverse(who.1));
-        seats.truncate(WANTED);
+    /// Where a terminal is attached: the epochs of log-ins tell which of its attachments stand.
+    fn seats_of(&self, terminal: &Terminal) -> Vec<(usize, (usize, AttachId))> {
+        let standing = terminal.attachments.iter().filter(|one| one.standing);
+        let seats = standing.map(|one| (one.relay, (terminal.number, one.id)));
         seats
+            .filter(|(relay, who)| {
+                self.is_up(*relay) && self.relays[*relay].seats.contains_key(who)
+            })
+            .collect()
     }
 
     /// Whether two terminals are attached to relays that reach each other, over one in the middle at most.
-    pub(super) fn reaches(&self, a: usize, b: usize) -> bool {
+    pub(super) fn reaches(&self, a: &Terminal, b: &Terminal) -> bool {
         let to = self.seats_of(b);
         self.seats_of(a).iter().any(|(from, _)| to.iter().any(|(to, _)| self.joins(*from, *to)))
     }
@@ -343,7 +344,7 @@ impl World {
         let callee = self.terminals.iter().position(|one| name(one.number) == resume.target);
         // As the directory tells it: the seats at relays that answer, those to be avoided last.
         let seat = callee.and_then(|callee| {
-            let seats = self.mesh.seats_of(callee).into_iter();
+            let seats = self.mesh.seats_of(&self.terminals[callee]).into_iter();
             let known = seats.filter(|(n, _)| self.mesh.route(relay, *n, &[]).is_some());
             known.min_by_key(|(n, seat)| (resume.avoid.contains(&relay_name(*n)), seat.1))
         });

@@ -33,7 +33,7 @@ const TRY: Duration = Duration::from_secs(2);
 /// From one try to the next.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// Attachments of a terminal.
-pub(super) const WANTED: usize = 2;
+const WANTED: usize = 2;
 /// The largest packets worth a try, and those that are sent.
 const MOST: u16 = 8_944;
 const MTU: u16 = 1_444;
@@ -581,7 +581,7 @@ impl World {
             self.tick_relays(TICK);
         }
         self.terminals[terminal].ticks += 1;
-        if self.terminals[terminal].ticks % LOOK_AROUND == 0 {
+        if self.terminals[terminal].ticks.is_multiple_of(LOOK_AROUND) {
             self.look_around(terminal);
         }
         self.look_after_attachments(terminal);
