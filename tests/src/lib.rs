@@ -3,4 +3,5 @@
 
 pub mod glare;
 pub mod lab;
+pub mod natsim;
 pub mod sim;
