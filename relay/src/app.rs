@@ -356,8 +356,11 @@ async fn keep_mark(store: Store, clock: Clock, cell: IdentityCell) {
 
 async fn keep_contacts(data: std::path::PathBuf, mut contacts: watch::Receiver<Vec<RelayContact>>) {
     while contacts.changed().await.is_ok() {
-        let relays = contacts.borrow_and_update().clone();
-        save_contacts(&data, &relays);
+        let (relays, data) = (contacts.borrow_and_update().clone(), data.clone());
+        // The disk may take its time: no thread that others need waits for it.
+        if tokio::task::spawn_blocking(move || save_contacts(&data, &relays)).await.is_err() {
+            return;
+        }
     }
 }
 

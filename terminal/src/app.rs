@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tasuki_proto::control::RelayContact;
 use tasuki_proto::enrolment::{Enrolled, keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, write_private};
 use tasuki_proto::limits;
 use tasuki_proto::net::Periods;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Agent, Upper};
 use crate::config::{self, Config, Direct, RelayChoice};
@@ -88,10 +89,13 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
         let relays = || load_relays(&renewing).unwrap_or_default();
         keep_renewed(&renewed, &renewing_clock, relays, keep).await;
     });
+    let contacts = load_relays(&data)?;
+    let (kept_contacts, keeping) = watch::channel(contacts.clone());
+    tokio::spawn(keep_contacts(data, keeping));
     Ok(driver::Settings {
         identity: cell,
         clock,
-        contacts: load_relays(&data)?,
+        contacts,
         relays: match &config.relays {
             RelayChoice::Auto => login::RelayChoice::Auto,
             RelayChoice::Only(names) => login::RelayChoice::Names(names.iter().cloned().collect()),
@@ -105,11 +109,7 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
         },
         port_mapping: config.port_mapping,
         listen: (Ipv6Addr::UNSPECIFIED, 0).into(),
-        save_contacts: Box::new(move |relays| {
-            if let Err(error) = save_relays(&data, relays) {
-                tracing::warn!(%error, "the relays could not be kept for the next start");
-            }
-        }),
+        kept_contacts,
         overheard: None,
     })
 }
@@ -127,10 +127,26 @@ async fn keep_watchdog(agent: Agent) {
     }
 }
 
+/// Writes the relays for the next start. The disk may take its time: nothing waits for it.
+async fn keep_contacts(data: PathBuf, mut contacts: watch::Receiver<Vec<RelayContact>>) {
+    while contacts.changed().await.is_ok() {
+        let (relays, data) = (contacts.borrow_and_update().clone(), data.clone());
+        match tokio::task::spawn_blocking(move || save_relays(&data, &relays)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the relays could not be kept for the next start");
+            }
+            Err(_) => return,
+        }
+    }
+}
+
 async fn keep_mark(path: PathBuf, clock: Clock, cell: IdentityCell) {
     loop {
         let mark = clock.advance_mark(cell.get().not_after());
-        if let Err(error) = write_private(&path, format!("{mark}\n").as_bytes()) {
+        let path = path.clone();
+        let write = move || write_private(&path, format!("{mark}\n").as_bytes());
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
             tracing::warn!(%error, "the clock's mark could not be kept");
         }
         tokio::time::sleep(MARK_PERIOD).await;

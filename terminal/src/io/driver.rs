@@ -5,7 +5,7 @@ mod paths;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,8 +19,7 @@ use tasuki_proto::{
     Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId, limits,
     version,
 };
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::sessions::{SessionEvent, Sessions};
 use super::attachment::{self, Order};
@@ -33,9 +32,6 @@ use crate::agent::{
 use crate::core::calls::{self, Calls, RequestId};
 use crate::core::login::{self, AttachId, Login, RelayChoice};
 use crate::core::paths::{self as paths_core, Paths};
-
-/// Keeps the relays of the mesh.
-pub type SaveContacts = Box<dyn Fn(&[RelayContact]) + Send>;
 
 /// What the lower half needs to know.
 pub struct Settings {
@@ -55,8 +51,8 @@ pub struct Settings {
     pub port_mapping: bool,
     /// Where to bind the one UDP socket; usually `[::]:0`.
     pub listen: SocketAddr,
-    /// Keeps the relays of the mesh for the next start.
-    pub save_contacts: SaveContacts,
+    /// The relays of the mesh, to be kept for the next start.
+    pub kept_contacts: watch::Sender<Vec<RelayContact>>,
     /// Gets a copy of every byte that control streams carry to relays: for those who want to see what relays are told.
     pub overheard: Option<Arc<Mutex<Vec<u8>>>>,
 }
@@ -87,6 +83,10 @@ struct Driver {
     sessions: Sessions,
     paths: Paths,
     port_map: Option<PortMap>,
+    /// The addresses of this machine, as they were seen last.
+    interfaces: BTreeSet<IpAddr>,
+    /// Says that they are to be looked at.
+    look: Arc<Notify>,
     /// Calls that were made over an attachment and have no proven session yet.
     calling: BTreeMap<SessionId, AttachId>,
     /// Attachments that were asked whether they live, and until when an answer is waited for.
@@ -151,6 +151,8 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         sessions,
         paths,
         port_map: (settings.port_mapping && settings.paths.direct).then(PortMap::start),
+        interfaces: BTreeSet::new(),
+        look: Arc::default(),
         calling: BTreeMap::new(),
         doubted: BTreeMap::new(),
         waiting: VecDeque::new(),
@@ -181,8 +183,7 @@ impl Driver {
         let contacts = self.settings.contacts.clone();
         self.login.handle(login::Input::Contacts(contacts), Instant::now());
         self.login.handle(login::Input::Login, Instant::now());
-        let mut look_around = tokio::time::interval(candidates::PERIOD);
-        look_around.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut interfaces = candidates::watch(self.sessions.local_addr(), self.look.clone());
         loop {
             self.perform();
             let due = [
@@ -206,7 +207,10 @@ impl Driver {
                     Some(event) => self.handle_socket(event),
                     None => break,
                 },
-                _ = look_around.tick() => self.find_candidates(),
+                Ok(()) = interfaces.changed() => {
+                    self.interfaces.clone_from(&interfaces.borrow_and_update());
+                    self.find_candidates();
+                }
                 () = port_map_changed(&mut self.port_map) => {
                     self.find_candidates();
                     self.confirm_logouts();
@@ -542,7 +546,11 @@ impl Driver {
                 }
             }
             ToTerminal::Relays(relays) => {
-                (self.settings.save_contacts)(&relays.relays);
+                self.settings.kept_contacts.send_if_modified(|kept| {
+                    let changed = *kept != relays.relays;
+                    kept.clone_from(&relays.relays);
+                    changed
+                });
                 let draining = relays.relays.iter().filter(|relay| relay.draining);
                 let draining = draining.map(|relay| relay.name.clone()).collect();
                 self.paths.handle(paths_core::Input::Draining(draining), now);

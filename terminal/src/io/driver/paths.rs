@@ -9,7 +9,6 @@ use tasuki_proto::path::NatKind;
 use tasuki_proto::session::Word;
 use tasuki_proto::{Generation, Refusal, RefusalCode, ServiceName, SessionId, TerminalId, limits};
 
-use super::candidates::interfaces;
 use super::{AttachId, Driver, Order, login, wall_ms};
 use crate::core::calls::{self, Opened, RequestId};
 use crate::core::candidates::candidates;
@@ -159,6 +158,8 @@ impl Driver {
             .collect();
         let any = !standing.is_empty();
         self.paths.handle(Input::Attachments(standing), now);
+        // An attachment may be another one since the machine has another address.
+        self.look.notify_one();
         self.find_candidates();
         for session in gone {
             self.calling.remove(&session);
@@ -207,14 +208,14 @@ impl Driver {
             return;
         }
         let (local, seen_as) = (self.sessions.local_addr(), self.seen_as());
-        let interfaces = interfaces(local);
+        let interfaces = &self.interfaces;
         let mapped = self.port_map.as_ref().and_then(PortMap::mapped);
-        let found = candidates(local.port(), &interfaces, &seen_as, mapped);
-        let kind = nat::guess(&interfaces, &seen_as);
+        let found = candidates(local.port(), interfaces, &seen_as, mapped);
+        let kind = nat::guess(interfaces, &seen_as);
         self.paths.handle(Input::Nat(kind), Instant::now());
         self.paths.handle(Input::Candidates(found), Instant::now());
         if let Some(port_map) = &self.port_map {
-            let outer = nat::outer(&interfaces, &seen_as).map(SocketAddr::ip);
+            let outer = nat::outer(&self.interfaces, &seen_as).map(SocketAddr::ip);
             let outer: BTreeSet<IpAddr> = outer.filter(IpAddr::is_ipv4).collect();
             let wanted = if outer.is_empty() { None } else { Wanted::new(local.port(), outer) };
             port_map.want(wanted);
@@ -229,7 +230,7 @@ impl Driver {
 
     /// What the relays' views say about the NAT.
     pub(super) fn nat(&self) -> NatKind {
-        nat::guess(&interfaces(self.sessions.local_addr()), &self.seen_as())
+        nat::guess(&self.interfaces, &self.seen_as())
     }
 
     /// No relay is tried, by the user's wish or since another process took over.
