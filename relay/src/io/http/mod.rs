@@ -13,6 +13,7 @@ mod api;
 mod door;
 mod events;
 mod metrics;
+mod openapi;
 mod params;
 mod problem;
 mod serve;
