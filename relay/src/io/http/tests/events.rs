@@ -16,7 +16,10 @@ struct Watch {
 
 impl Watch {
     async fn start(endpoint: &Endpoint, query: &str, head: &str) -> Self {
-        let mut stream = endpoint.tcp().await;
+        Self::over(endpoint.tcp().await, query, head).await
+    }
+
+    async fn over(mut stream: TcpStream, query: &str, head: &str) -> Self {
         let request =
             format!("GET /api/v1/events{query} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
