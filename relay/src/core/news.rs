@@ -240,3 +240,6 @@ fn linked(row: Option<&Record>) -> BTreeSet<RelayId> {
 fn drains(row: Option<&Record>) -> bool {
     row.and_then(|row| rows::read::<LoadRow>(row.payload()).ok()).is_some_and(|row| row.draining)
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ use super::console;
 use super::door::{self, Door, Rules, Shows};
 use super::events::{self, Wanted};
 use super::metrics::{self, Exposition, MetricSource};
+use super::openapi;
 use super::params::{Named, Params, id, text, unknown, word};
 use super::problem::Problem;
 use super::serve::Lifetime;
@@ -63,6 +64,7 @@ fn open() -> Router<Arc<Api>> {
 fn data() -> Router<Arc<Api>> {
     Router::new()
         .route("/metrics", get(prometheus))
+        .route("/api/v1/openapi.json", get(description))
         .route("/api/v1/status", get(status))
         .route("/api/v1/relays", get(relays))
         .route("/api/v1/relays/{name}/history", get(relay_history))
@@ -193,6 +195,12 @@ async fn prometheus(State(api): Asked) -> Answer {
         source.collect(&mut out);
     }
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], out.finish()).into_response())
+}
+
+async fn description(params: Params) -> Answer {
+    params.only(&[])?;
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    Ok((kind, openapi::DOCUMENT.as_slice()).into_response())
 }
 
 async fn status(State(api): Asked, params: Params) -> Answer {

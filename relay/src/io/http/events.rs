@@ -270,18 +270,21 @@ impl Hub {
         piece.into()
     }
 
-    /// What changed since `after`, up to where all watchers stand, for one that comes back.
+    /// Tells one that comes back what changed between `after` and `at`, where all watchers stand.
     async fn resume(&self, watcher: &mut Watcher, after: EventId, at: EventId) {
-        let mut seq = after.seq;
-        let same_life = after.incarnation == at.incarnation && seq <= at.seq;
-        for _ in 0..if same_life { ANSWERS_TO_RESUME } else { 0 } {
+        let known = after.incarnation == at.incarnation && after.seq <= at.seq;
+        if !known || self.replay(watcher, after.seq, at).await.is_none() {
+            watcher.send(&resync(at, "this relay does not know what changed since that event"));
+        }
+    }
+
+    /// `None` where something is not known, or it would be too much.
+    async fn replay(&self, watcher: &mut Watcher, mut seq: u64, at: EventId) -> Option<()> {
+        for _ in 0..ANSWERS_TO_RESUME {
             if seq >= at.seq {
-                return;
+                return Some(());
             }
-            let Some(mut changed) = self.ask(Some(seq)).await.filter(|changed| !changed.missed)
-            else {
-                break;
-            };
+            let mut changed = self.ask(Some(seq)).await.filter(|changed| !changed.missed)?;
             seq = changed.upto;
             // What changed after `at` is everybody's, and comes to this watcher with them.
             changed.rows.retain(|(seq, _)| *seq <= at.seq);
@@ -289,9 +292,7 @@ impl Hub {
                 watcher.send(&batch.piece(watcher.kinds));
             }
         }
-        if seq < at.seq {
-            watcher.send(&resync(at, "this relay does not know what changed since that event"));
-        }
+        (seq >= at.seq).then_some(())
     }
 
     /// Tells every watcher what changed. `None` when the core does not answer.

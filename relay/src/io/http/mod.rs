@@ -14,6 +14,7 @@ mod console;
 mod door;
 mod events;
 mod metrics;
+mod openapi;
 mod params;
 mod problem;
 mod serve;

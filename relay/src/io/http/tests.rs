@@ -2,6 +2,7 @@
 
 mod events;
 mod network;
+mod openapi;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
