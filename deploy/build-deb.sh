@@ -29,7 +29,10 @@ cargo deb --version >/dev/null 2>&1 || {
 }
 
 cd "$root"
-cargo build --locked --quiet --profile "$profile" -p tasuki-relay -p tasuki-terminal --bins
+# Tests build the whole workspace: then it is built the same way here, once.
+crates=(-p tasuki-relay -p tasuki-terminal)
+[ "$profile" = release ] || crates=(--workspace)
+cargo build --locked --quiet --profile "$profile" "${crates[@]}" --bins
 options=(--locked --no-build --profile "$profile" --output "$out")
 # Debug builds are for tests: small enough and quick.
 [ "$profile" = release ] || options+=(--fast)

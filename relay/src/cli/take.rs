@@ -33,8 +33,7 @@ pub(super) async fn take(global: &Global, args: TakeArgs) -> anyhow::Result<()> 
         format!("no-root: {}: give the root.pem that 'init' made", args.root.display())
     })?;
     // Held until the end: no relay runs on this directory meanwhile.
-    let _stopped = LocalSocket::bind(&data.join("relay.sock"))
-        .context("the relay must be stopped first: its issuer changes")?;
+    let _stopped = LocalSocket::bind(&data.join("relay.sock"))?;
     let store = Store::open(&data)?;
     let now = Clock::system(store.clock_mark().await?).now_secs();
     let (identity, term) = Registrar::take_over(&data, &store, &identity, &root, now).await?;
@@ -51,7 +50,7 @@ pub(super) async fn take(global: &Global, args: TakeArgs) -> anyhow::Result<()> 
         "start it: the other relays hear of it by themselves. Tokens of the old registrar are void"
     );
     println!(
-        "then, unless the old registrar is to come back as an ordinary relay: tasuki-relay revoke NAME --relay"
+        "once it runs: tasuki-relay revoke OLD --relay, unless OLD is to come back as an ordinary relay"
     );
     Ok(())
 }

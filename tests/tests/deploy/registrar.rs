@@ -54,7 +54,7 @@ fn another_relay_becomes_the_registrar() {
         |relay: &Relay, root: &str| relay.verb(&["become-registrar", "--root", root]);
     let root = root.to_str().unwrap();
     let refused = become_registrar(r2, root);
-    assert!(refused.code == 1 && refused.stderr.contains("must be stopped"), "{refused:?}");
+    assert!(refused.code == 1 && refused.stderr.contains("stop it first"), "{refused:?}");
     r1.kill();
     stop(r2);
     let refused = become_registrar(r2, "/nonexistent");
