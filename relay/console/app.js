@@ -134,7 +134,7 @@ function drawConnection() {
   const { state, error, retryAt } = store.connection;
   clearTimeout(countdown);
   const words = { connecting: "Connecting", live: "Live", lost: "Lost", paused: "Paused" };
-  live.className = `live ${state}`;
+  live.className = `live is-${state}`;
   const polled = state === "lost" && error.status === 503;
   setText(live, polled ? "Not live" : words[state]);
   document.body.classList.toggle("stale", state === "lost" && !polled);

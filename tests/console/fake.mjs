@@ -180,10 +180,11 @@ export class Fake {
   /** One change, as they happen: mostly a terminal that comes, goes or begins to talk. */
   change() {
     const dice = this.random();
-    if (dice < 0.01 && this.sessions.size > 0) {
+    if (dice < 0.004 && this.sessions.size > 0) {
       const row = this.#pick([...this.sessions.values()]);
       if (row.state === "active") this.endSession(row.id, "ended-by-peer");
-      this.sessions.delete(this.sessions.keys().next().value);
+      const over = [...this.sessions.values()].find(({ id, state }) => state === "ended" && id !== row.id);
+      if (over && this.sessions.size > 400) this.sessions.delete(over.id);
       this.say("session", shown(this.#makeSession()));
       return;
     }

@@ -54,7 +54,7 @@ function report(what, times) {
 
 async function run() {
   await page.goto(fake.url);
-  await page.locator(".live.live").waitFor();
+  await page.locator(".live.is-live").waitFor();
   await page.locator(".node").nth(MESH.relays - 1).waitFor();
   const before = await heap();
   const said = fake.said;
