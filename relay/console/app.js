@@ -198,7 +198,8 @@ function keys(event) {
   if (bound) {
     event.preventDefault();
     bound();
-  } else if (event.target === document.body || event.target === main) {
+  } else if (event.key !== "Enter" || !event.target.closest?.("a, button")) {
+    // Wherever the focus was left: a link and a button keep their Enter, all else moves in the view.
     view.key?.(event);
   }
 }

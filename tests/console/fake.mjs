@@ -303,6 +303,7 @@ export class Fake {
     if (parts[0] !== "api") return file(url.pathname === "/" ? "index.html" : url.pathname.replace(/^\/console\//, ""), response);
     if (this.guarded && request.headers.authorization !== `Bearer ${TOKEN}`) return problem(response, 401, "unauthorized", "this needs the admin token");
     if (url.pathname === "/api/v1/events") return this.#watch(request, response);
+    if (parts.at(-1) === "history" && url.search !== "") return problem(response, 400, "bad-request", "no parameter here: it takes none");
     const answer = this.#read(parts.slice(2), url.searchParams);
     if (answer === undefined) return problem(response, 404, "unknown", `${parts.at(-1)}: there is none of this name`);
     return json(response, answer);
