@@ -77,7 +77,8 @@ export class Fake {
     let last = performance.now();
     this.#timers.push(setInterval(() => {
       const now = performance.now();
-      due += (this.rate * (now - last)) / 1000;
+      // After a stall of the machine there is no flood of all that did not happen.
+      due = Math.min(this.rate, due + (this.rate * (now - last)) / 1000);
       last = now;
       for (; due >= 1; due -= 1) this.change();
     }, TURN_MS));
