@@ -67,8 +67,10 @@ export async function problem(response) {
 
 /** A read, with the token where the relay wants it for reads. */
 export async function read(path, options = {}) {
-  let answer = await request("GET", path, { ...options, withToken: readsNeedToken });
-  if (answer.response.status === 401 && !readsNeedToken && token()) {
+  // Another read may learn that the token is needed while this one is under way without it.
+  const had = readsNeedToken;
+  let answer = await request("GET", path, { ...options, withToken: had });
+  if (answer.response.status === 401 && !had && token()) {
     readsNeedToken = true;
     answer = await request("GET", path, { ...options, withToken: true });
   }

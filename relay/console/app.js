@@ -134,7 +134,7 @@ function drawConnection() {
   const { state, error, retryAt } = store.connection;
   clearTimeout(countdown);
   const words = { connecting: "Connecting", live: "Live", lost: "Lost", paused: "Paused" };
-  live.className = `live ${state}`;
+  live.className = `live is-${state}`;
   const polled = state === "lost" && error.status === 503;
   setText(live, polled ? "Not live" : words[state]);
   document.body.classList.toggle("stale", state === "lost" && !polled);
@@ -198,7 +198,8 @@ function keys(event) {
   if (bound) {
     event.preventDefault();
     bound();
-  } else if (event.target === document.body || event.target === main) {
+  } else if (event.key !== "Enter" || !event.target.closest?.("a, button")) {
+    // Wherever the focus was left: a link and a button keep their Enter, all else moves in the view.
     view.key?.(event);
   }
 }

@@ -1,6 +1,6 @@
 // Parts that several views are made of.
 
-import { query, read } from "./api.js";
+import { read } from "./api.js";
 import { h, s, schedule, setText } from "./dom.js";
 import { message } from "./dialogs.js";
 import { NONE, ago, date, words } from "./format.js";
@@ -79,33 +79,23 @@ export function since(scope, at) {
 
 /** What this relay saw of a terminal or relay since its start, the latest first. */
 export class History {
-  #next = null;
   #busy = false;
 
   constructor(base) {
     this.base = base;
     this.list = h("ol", { class: "history" });
-    this.more = h("button", { type: "button", hidden: true, on: { click: () => this.#read(true) } }, "Earlier");
     this.note = h("p", { class: "quiet" });
-    this.element = card("History", this.note, this.list, this.more);
+    this.element = card("History", this.note, this.list);
   }
 
-  load() {
-    return this.#read(false);
-  }
-
-  async #read(more) {
+  async load() {
     if (this.#busy) return;
     this.#busy = true;
     try {
-      const { items, next } = await read(query(this.base, { limit: 50, after: more ? this.#next : null }));
-      const rows = items.map(({ at, what, detail }) => h("li", {},
-        h("time", { title: date(at) }, date(at)), h("b", {}, words(what)), h("span", {}, detail)));
-      if (more) this.list.append(...rows);
-      else this.list.replaceChildren(...rows);
-      this.#next = next;
-      this.more.hidden = next === null;
-      setText(this.note, this.list.children.length === 0 ? "This relay saw nothing since its start." : "");
+      const { items } = await read(this.base);
+      this.list.replaceChildren(...items.map(({ at, what, detail }) => h("li", {},
+        h("time", { title: date(at) }, date(at)), h("b", {}, words(what)), h("span", {}, detail))));
+      setText(this.note, items.length === 0 ? "This relay saw nothing since its start." : "");
     } catch (error) {
       if (error.name !== "ApiError") throw error;
       setText(this.note, error.message);

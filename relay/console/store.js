@@ -93,15 +93,8 @@ function handle(type, data) {
     return;
   }
   events += 1;
-  if (type === "relay") {
-    store.relays.set(data.name, data);
-    tell("relays");
-  } else if (type === "gone" && data.kind === "relay") {
-    for (const [name, row] of store.relays) {
-      if (name === data.id || row.id === data.id) store.relays.delete(name);
-    }
-    tell("relays");
-  }
+  if (type === "relay") putRelay(data.name, data);
+  else if (type === "gone" && data.kind === "relay") dropRelay(data.id);
   tell(type, data);
   if (type !== "session") refreshSummary();
 }
@@ -141,8 +134,28 @@ export async function readStatus() {
   tell("status");
 }
 
+/** What events said of relays while their list was read, whose answer may be older. */
+let lateRelays = null;
+
+/** Nothing is shown before the first list: the map would be laid out around the relay that happens to change first. */
+function putRelay(name, row) {
+  lateRelays?.set(name, row);
+  if (store.relays.size === 0) return;
+  if (row === null) store.relays.delete(name);
+  else store.relays.set(name, row);
+  tell("relays");
+}
+
+/** By its id or its name: both are unique, and neither looks like the other. */
+function dropRelay(id) {
+  const name = [...store.relays.values()].find((row) => row.id === id)?.name ?? id;
+  putRelay(name, null);
+}
+
 async function readRelays() {
   const rows = new Map();
+  const late = new Map();
+  lateRelays = late;
   let after = null;
   for (let page = 0; page < RELAY_PAGES; page += 1) {
     const { items, next } = await read(query("/api/v1/relays", { limit: 1000, after }));
@@ -150,6 +163,11 @@ async function readRelays() {
     after = next;
     if (next === null) break;
   }
+  for (const [name, row] of late) {
+    if (row !== null) rows.set(name, row);
+    else for (const [key, { id }] of rows) if (key === name || id === name) rows.delete(key);
+  }
+  if (lateRelays === late) lateRelays = null;
   store.relays = rows;
   tell("relays");
 }

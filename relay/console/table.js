@@ -77,7 +77,7 @@ export class VirtualTable {
     const steps = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     if (event.key in steps) {
       this.#move(steps[event.key]);
-    } else if (event.key === "Enter" && this.#active >= 0 && event.target.tagName !== "A") {
+    } else if (event.key === "Enter" && this.#active >= 0 && !event.target.closest?.("a, button")) {
       const [row] = this.source.slice(this.#active, this.#active + 1);
       if (row) this.open(row);
     } else {
@@ -91,6 +91,7 @@ export class VirtualTable {
   #move(step) {
     const length = this.source.length;
     if (length === 0) return;
+    this.focus();
     const from = this.#active < 0 ? (step > 0 ? -1 : 0) : this.#active;
     this.#active = Math.min(length - 1, Math.max(0, from + step));
     this.#activeId = this.source.slice(this.#active, this.#active + 1)[0]?.id ?? null;

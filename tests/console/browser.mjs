@@ -7,7 +7,7 @@ import { chromium } from "playwright-core";
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 /** Generous: a debug build shares two cores with other tests. */
-export const SOON = 30_000;
+export const SOON = 60_000;
 
 export class Browser {
   /** What was wrong so far. */

@@ -77,7 +77,8 @@ export class Fake {
     let last = performance.now();
     this.#timers.push(setInterval(() => {
       const now = performance.now();
-      due += (this.rate * (now - last)) / 1000;
+      // After a stall of the machine there is no flood of all that did not happen.
+      due = Math.min(this.rate, due + (this.rate * (now - last)) / 1000);
       last = now;
       for (; due >= 1; due -= 1) this.change();
     }, TURN_MS));
@@ -180,10 +181,11 @@ export class Fake {
   /** One change, as they happen: mostly a terminal that comes, goes or begins to talk. */
   change() {
     const dice = this.random();
-    if (dice < 0.01 && this.sessions.size > 0) {
+    if (dice < 0.004 && this.sessions.size > 0) {
       const row = this.#pick([...this.sessions.values()]);
       if (row.state === "active") this.endSession(row.id, "ended-by-peer");
-      this.sessions.delete(this.sessions.keys().next().value);
+      const over = [...this.sessions.values()].find(({ id, state }) => state === "ended" && id !== row.id);
+      if (over && this.sessions.size > 400) this.sessions.delete(over.id);
       this.say("session", shown(this.#makeSession()));
       return;
     }
@@ -302,6 +304,7 @@ export class Fake {
     if (parts[0] !== "api") return file(url.pathname === "/" ? "index.html" : url.pathname.replace(/^\/console\//, ""), response);
     if (this.guarded && request.headers.authorization !== `Bearer ${TOKEN}`) return problem(response, 401, "unauthorized", "this needs the admin token");
     if (url.pathname === "/api/v1/events") return this.#watch(request, response);
+    if (parts.at(-1) === "history" && url.search !== "") return problem(response, 400, "bad-request", "no parameter here: it takes none");
     const answer = this.#read(parts.slice(2), url.searchParams);
     if (answer === undefined) return problem(response, 404, "unknown", `${parts.at(-1)}: there is none of this name`);
     return json(response, answer);

@@ -14,7 +14,7 @@ try {
     browser.readsNeedToken = true;
     await page.locator("dialog input").fill(TOKEN);
     await page.keyboard.press("Enter");
-    await page.locator(".live.live").waitFor();
+    await page.locator(".live.is-live").waitFor();
     await page.locator(".node").nth(2).waitFor();
   });
   await page.keyboard.press("g");

@@ -29,7 +29,7 @@ const browser = await Browser.open(url);
 const { page } = browser;
 const main = page.locator("main");
 const row = (name) => page.locator(".space .row:not([hidden])", { hasText: name });
-const live = () => page.locator(".live.live").waitFor();
+const live = () => page.locator(".live.is-live").waitFor();
 const go = async (hash) => {
   await page.evaluate((to) => { location.hash = to; }, hash);
 };

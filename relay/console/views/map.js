@@ -140,6 +140,8 @@ class MeshMap {
     const size = scale(width, height, relays.size);
     this.#match(links, size);
     this.svg.classList.toggle("small", size < 0.8);
+    // No room for names: the list below has them.
+    this.svg.classList.toggle("tiny", size < 0.5);
     if (width > 0 && height > 0) {
       setAttr(this.svg, "viewBox", `0 0 ${width} ${height}`);
       this.#move(placed(this.#unit, width, height, width < 520 ? NARROW : MARGIN, size));
@@ -221,6 +223,7 @@ class MeshMap {
     }
     for (const [other, { element }] of this.#nodes) element.classList.toggle("looked", other === name);
     this.svg.classList.toggle("looking", name !== null);
+    this.#draw();
   }
 
   /** Moves gently to these places; at once when the map is drawn first, or motion is not wanted. */
@@ -258,8 +261,10 @@ class MeshMap {
       setAttr(line, "y1", from.y.toFixed(1));
       setAttr(line, "x2", to.x.toFixed(1));
       setAttr(line, "y2", to.y.toFixed(1));
-      setAttr(label, "x", ((from.x + to.x) / 2).toFixed(1));
-      setAttr(label, "y", ((from.y + to.y) / 2 + 3.5).toFixed(1));
+      // Nearer to the other end, where one is looked at: names stand around it.
+      const part = a === this.#looked ? 0.6 : b === this.#looked ? 0.4 : 0.5;
+      setAttr(label, "x", (from.x + (to.x - from.x) * part).toFixed(1));
+      setAttr(label, "y", (from.y + (to.y - from.y) * part + 3.5).toFixed(1));
     }
   }
 }

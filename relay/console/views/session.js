@@ -2,9 +2,9 @@
 
 import { endSession } from "../actions.js";
 import { path, read } from "../api.js";
-import { Scope, h, schedule, setText } from "../dom.js";
+import { h, schedule, setText } from "../dom.js";
 import { NONE, bytes, count, date, rate, span } from "../format.js";
-import { Sparkline, action, card, failure, link, otherFields, pairs, route, since, state, terminalHref } from "../parts.js";
+import { Sparkline, action, card, failure, link, otherFields, pairs, route, state, terminalHref } from "../parts.js";
 import { SAMPLES, rates, sample } from "../rates.js";
 import { on } from "../store.js";
 import { explanation } from "./explain.js";
@@ -25,11 +25,8 @@ export function open({ params: [id], scope }) {
   const traffic = h("div", { class: "traffic" });
   const figure = h("div", { class: "chart" }, chart.element,
     h("div", { class: "chart-key" }, h("span", { class: "up" }, "To the callee ", up), h("span", { class: "down" }, "To the caller ", down)));
-  let drawn = null;
 
   function render() {
-    drawn?.end();
-    drawn = new Scope();
     if (row === null) {
       head.replaceChildren(h("h1", { class: "mono" }, id), ...(error ? [failure(error, load)] : []));
       return;
@@ -40,10 +37,11 @@ export function open({ params: [id], scope }) {
       state(row.state), h("span", { class: "spacer" }),
       h("div", { class: "actions" }, action("Explain", showWhy), running ? action("End session", () => endSession(row), "danger") : null));
     facts.replaceChildren(
+      ...(error ? [failure(error, load)] : []),
       card("Session", pairs([
         ["Service", row.service], ["Path", row.path || NONE], ["Route", h("span", { class: "route" }, route(row.route))],
         ["Started", date(row.started_at)],
-        ["Lasts", running ? since(drawn, row.started_at) : null],
+        ["Runs for", running ? span((Date.now() - row.started_at) / 1000) : null],
         ["Ended", row.ended_at ? date(row.ended_at) : null],
         ["Lasted", row.ended_at ? span((row.ended_at - row.started_at) / 1000) : null],
         ["Reason", row.reason], ["Session id", h("code", {}, row.id)], ...otherFields(row, KNOWN),
@@ -75,7 +73,6 @@ export function open({ params: [id], scope }) {
     schedule(render);
   }
 
-  scope.add(() => drawn?.end());
   scope.add(on("session", (changed) => {
     if (changed.id !== id) return;
     row = changed;
@@ -83,6 +80,6 @@ export function open({ params: [id], scope }) {
   }));
   scope.add(on("resync", load));
   load();
-  scope.every(READ_MS, () => (row !== null && row.state !== "ended" ? load() : null));
+  scope.every(READ_MS, () => (row !== null && row.state !== "ended" && error?.status !== 404 ? load() : null));
   return { title: "Session", back: "#/sessions", element: h("div", { class: "view page" }, head, facts, why) };
 }
