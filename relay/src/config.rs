@@ -17,7 +17,9 @@ use serde::de::DeserializeOwned;
 use tasuki_proto::{MeshName, RelayName, limits};
 
 use crate::core::admission::PerAddress;
+use crate::core::links::LinkChoice;
 use crate::io::registrar::is_address;
+use crate::log::LogFormat;
 
 /// The system's data directory.
 const SYSTEM_DATA: &str = "/var/lib/tasuki-relay";
@@ -36,6 +38,16 @@ pub enum Links {
     Auto,
     /// With these and no others, dialled and accepted; they need not exist yet.
     Names(BTreeSet<RelayName>),
+}
+
+impl Links {
+    /// As the core takes it.
+    pub fn choice(&self) -> LinkChoice {
+        match self {
+            Self::Auto => LinkChoice::Auto,
+            Self::Names(names) => LinkChoice::Names(names.clone()),
+        }
+    }
 }
 
 impl FromStr for Links {
@@ -61,6 +73,8 @@ pub struct Layer {
     pub data: Option<PathBuf>,
     /// What is logged.
     pub log: Option<String>,
+    /// How it is logged.
+    pub log_format: Option<LogFormat>,
     /// Where to listen, UDP.
     pub listen: Option<SocketAddr>,
     /// Where others reach this relay: `HOST:PORT`, UDP.
@@ -166,6 +180,7 @@ impl Layer {
             mesh: reader.take("mesh"),
             data: reader.take("data"),
             log: reader.take("log"),
+            log_format: reader.take("log_format"),
             listen: reader.take("listen"),
             advertise: reader.take("advertise"),
             status: reader.take("status"),
@@ -203,6 +218,7 @@ impl Layer {
             mesh: self.mesh.or(lower.mesh),
             data: self.data.or(lower.data),
             log: self.log.or(lower.log),
+            log_format: self.log_format.or(lower.log_format),
             listen: self.listen.or(lower.listen),
             advertise: self.advertise.or(lower.advertise),
             status: self.status.or(lower.status),
@@ -291,6 +307,8 @@ pub struct RelayConfig {
     pub data: PathBuf,
     /// What is logged, as [`tracing_subscriber::EnvFilter`] takes it.
     pub log: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
     /// Where to listen, UDP.
     pub listen: SocketAddr,
     /// Where others reach this relay: `HOST:PORT`, UDP.
@@ -327,6 +345,15 @@ pub struct Limits {
     pub per_address: PerAddress,
 }
 
+/// What differs between two settings, by the keys of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// What a running relay takes.
+    pub at_once: Vec<&'static str>,
+    /// What counts after a restart only.
+    pub at_restart: Vec<&'static str>,
+}
+
 /// Puts flags, the file given with `--config` and the data directory's settings together.
 ///
 /// # Errors
@@ -345,6 +372,37 @@ fn check(errors: Vec<String>) -> Result<(), ConfigErrors> {
 }
 
 impl RelayConfig {
+    /// What `wanted` has that this has not.
+    pub fn changes(&self, wanted: &Self) -> Changes {
+        let (old, new) = (&self.limits, &wanted.limits);
+        let (old_most, new_most) = (&old.per_address, &new.per_address);
+        let named = |pairs: &[(&'static str, bool)]| {
+            pairs.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect()
+        };
+        Changes {
+            at_once: named(&[
+                ("log", self.log != wanted.log),
+                ("links", self.links != wanted.links),
+                ("terminals", old.terminals != new.terminals),
+                ("sessions", old.sessions != new.sessions),
+                ("address_connections", old_most.connections != new_most.connections),
+                ("address_handshakes", old_most.handshakes != new_most.handshakes),
+                ("address_rate", old_most.per_second != new_most.per_second),
+                ("address_burst", old_most.burst != new_most.burst),
+            ]),
+            at_restart: named(&[
+                ("data", self.data != wanted.data),
+                ("log_format", self.log_format != wanted.log_format),
+                ("listen", self.listen != wanted.listen),
+                ("advertise", self.advertise != wanted.advertise),
+                ("status", self.status != wanted.status),
+                ("keep_alive_s", self.periods.keep_alive != wanted.periods.keep_alive),
+                ("idle_s", self.periods.idle != wanted.periods.idle),
+                ("stop_s", self.periods.stop != wanted.periods.stop),
+            ]),
+        }
+    }
+
     /// The settings that result from flags, configuration file and data directory.
     ///
     /// # Errors
@@ -371,10 +429,13 @@ impl RelayConfig {
         if limits.sessions > limits::SESSIONS_PER_RELAY {
             errors.push(format!("sessions: at most {}", limits::SESSIONS_PER_RELAY));
         }
+        let log = layer.log.unwrap_or_else(|| "info".to_owned());
+        errors.extend(crate::log::check(&log).map(|error| format!("log: {error}")));
         check(errors)?;
         Ok(Self {
             data,
-            log: layer.log.unwrap_or_else(|| "info".to_owned()),
+            log,
+            log_format: layer.log_format.unwrap_or_default(),
             listen,
             advertise,
             status: layer.status.unwrap_or(STATUS),
@@ -508,6 +569,35 @@ mod tests {
             ..Layer::default()
         };
         assert_eq!(RelayConfig::resolve(flags, None).unwrap_err().0.len(), 4);
+    }
+
+    #[test]
+    fn changes_say_what_counts_at_once_and_what_after_a_restart() {
+        let config = |text: &str| {
+            let mut errors = Vec::new();
+            let layer = Layer::from_toml(text, "f", &mut errors);
+            let flags = Layer {
+                data: Some("/nonexistent".into()),
+                advertise: Some(vec!["h:1".into()]),
+                ..layer
+            };
+            RelayConfig::resolve(flags, None).unwrap()
+        };
+        let old = config("");
+        assert_eq!(old.changes(&old), Changes::default());
+        let all = "log = \"debug\"\nlinks = [\"r2\"]\nterminals = 1\nsessions = 1\n\
+            address_connections = 1\naddress_handshakes = 1\naddress_rate = 1\naddress_burst = 1\n\
+            log_format = \"json\"\nlisten = \"[::1]:1\"\nstatus = \"[::1]:1\"\nkeep_alive_s = 1\n\
+            idle_s = 7\nstop_s = 1\n";
+        let changes = old.changes(&config(all));
+        let named = changes.at_once.len() + changes.at_restart.len();
+        assert_eq!(named, all.lines().count(), "{changes:?}");
+        assert!(
+            RelayConfig::resolve(Layer { log: Some("infoo=,".into()), ..Layer::default() }, None)
+                .unwrap_err()
+                .to_string()
+                .contains("log: ")
+        );
     }
 
     #[test]

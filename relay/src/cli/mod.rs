@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 refused or failed, with one line on stderr: what, why, what to do; 2 wrong usage.
 
 pub mod act;
+mod check;
 mod init;
 mod join;
 pub mod local;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use tasuki_proto::identity::write_private;
 
 use crate::config::{Layer, is_in_use};
+use crate::log::{self, LogFormat};
 
 /// A relay of a Tasuki mesh: joins machines behind NAT.
 #[derive(Debug, Parser)]
@@ -44,6 +46,9 @@ pub struct Global {
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,quinn=debug
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log: Option<String>,
+    /// How it is logged: text or json [default: text]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
     /// Machine-readable output
     #[arg(long, global = true)]
     pub json: bool,
@@ -52,7 +57,12 @@ pub struct Global {
 impl Global {
     /// The flags as settings.
     fn layer(&self) -> Layer {
-        Layer { data: self.data.clone(), log: self.log.clone(), ..Layer::default() }
+        Layer {
+            data: self.data.clone(),
+            log: self.log.clone(),
+            log_format: self.log_format,
+            ..Layer::default()
+        }
     }
 }
 
@@ -67,6 +77,8 @@ enum Verb {
     Token(token::TokenVerb),
     /// Run the relay
     Run(run::RunArgs),
+    /// Check this machine, the data directory and the relay, and say what to do
+    Check(check::CheckArgs),
     #[command(flatten)]
     Query(query::Query),
     #[command(flatten)]
@@ -103,30 +115,19 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     if let Verb::Run(args) = verb {
         return run::run(&global, args);
     }
-    start_log(global.log.as_deref().unwrap_or("warn"))?;
+    let format = global.log_format.unwrap_or_default();
+    log::start(global.log.as_deref().unwrap_or("warn"), format)?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         match verb {
             Verb::Init(args) => init::init(&global, args).await,
             Verb::Join(args) => join::join(&global, args).await,
             Verb::Token(verb) => token::token(&global, verb).await,
+            Verb::Check(args) => check::run(&global, args).await,
             Verb::Query(query) => query::run(&global, query).await,
             Verb::Act(act) => act::run(&global, act).await,
             Verb::Run(_) => Ok(()),
         }
     })
-}
-
-/// Logs go to stderr.
-fn start_log(filter: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|error| anyhow::anyhow!("--log: {error}"))?;
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi)
-        .init();
-    Ok(())
 }
 
 /// Where a relay listens and is reached; kept in the data directory.

@@ -9,6 +9,8 @@ use serde::Serialize;
 use tasuki_proto::view::{TerminalFilter, TerminalView};
 use tasuki_proto::{Refusal, RelayId, RelayName, ServiceName, SessionId, TerminalId};
 
+pub use super::explain::Explanation;
+
 /// A question or a command. Commands come from somebody who was allowed to give them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminRequest {
@@ -59,6 +61,8 @@ pub enum AdminRequest {
         /// What for.
         service: Option<ServiceName>,
     },
+    /// What became of a session, running or ended, also one that is in the ledger only.
+    ExplainSession(SessionId),
 }
 
 /// The answer.
@@ -76,8 +80,8 @@ pub enum AdminReply {
     Sessions(Vec<SessionView>, Option<SessionId>),
     /// To [`AdminRequest::Session`].
     Session(Box<SessionView>),
-    /// To [`AdminRequest::Explain`].
-    Explanation(Explanation),
+    /// To [`AdminRequest::Explain`] and [`AdminRequest::ExplainSession`].
+    Explanation(Box<Explanation>),
     /// A command was carried out.
     Done,
     /// It was not.
@@ -244,19 +248,6 @@ pub struct SessionView {
     pub bytes_to_caller: u64,
     /// Packets from callee to caller through this relay.
     pub packets_to_caller: u64,
-}
-
-/// Why a call would or would not work.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Explanation {
-    /// Whether the relays would carry the call to its target.
-    pub allowed: bool,
-    /// The code it would be refused with.
-    pub code: Option<String>,
-    /// Which state or rule decides, and what to do.
-    pub why: String,
-    /// The route it would take.
-    pub route: Vec<RelayName>,
 }
 
 /// Which relay an id belongs to, for views that show names.

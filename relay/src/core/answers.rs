@@ -5,7 +5,7 @@ use std::time::Instant;
 use tasuki_proto::view::TerminalView;
 use tasuki_proto::{Refusal, RefusalCode, RelayId, RelayName, SessionId, TerminalId, version};
 
-use super::admin::{AdminReply, AdminRequest, Explanation, LinkView, Percentiles, StatusView};
+use super::admin::{AdminReply, AdminRequest, LinkView, Percentiles, StatusView};
 use super::directory::Lookup;
 use super::sessions;
 use super::{Output, Relay, links, login};
@@ -34,10 +34,8 @@ impl Relay {
                 let (items, next) = self.sessions.page(state, after, limit);
                 AdminReply::Sessions(items, next)
             }
-            AdminRequest::Session(id) => match self.sessions.view(&id) {
-                Some(view) => AdminReply::Session(Box::new(view)),
-                None => unknown_session(&id),
-            },
+            AdminRequest::Session(id) => return self.handle_ask_session(ticket, id, false),
+            AdminRequest::ExplainSession(id) => return self.handle_ask_session(ticket, id, true),
             AdminRequest::EndSession(id) => self.end_session(id, now, wall_ms),
             AdminRequest::KickTerminal(id) => self.kick_terminal(id, now, wall_ms),
             AdminRequest::KickRelay(name) => self.kick_relay(name, now),
@@ -49,14 +47,15 @@ impl Relay {
                 Ok(()) => AdminReply::Done,
                 Err(refusal) => AdminReply::Refused(refusal),
             },
-            AdminRequest::Explain { caller, target, .. } => {
-                AdminReply::Explanation(self.explain(&caller, &target))
+            AdminRequest::Explain { caller, target, service } => {
+                let explanation = self.explain(&caller, &target, service.as_ref());
+                AdminReply::Explanation(Box::new(explanation))
             }
         };
         self.outputs.push_back(Output::Reply(ticket, Box::new(reply)));
     }
 
-    fn terminal_view(&mut self, id: &TerminalId) -> Option<TerminalView> {
+    pub(super) fn terminal_view(&mut self, id: &TerminalId) -> Option<TerminalView> {
         self.directory.terminal_view(self.gossip.table_mut(), id)
     }
 
@@ -125,7 +124,7 @@ impl Relay {
 
     fn end_session(&mut self, id: SessionId, now: Instant, wall_ms: u64) -> AdminReply {
         if !self.sessions.contains(&id) {
-            return unknown_session(&id);
+            return AdminReply::Refused(self.unknown_session(&id));
         }
         self.sessions.handle(sessions::Input::EndByOperator(id), now, wall_ms);
         AdminReply::Done
@@ -157,37 +156,6 @@ impl Relay {
         self.links.handle(links::Input::Kick(name), now);
         AdminReply::Done
     }
-
-    fn explain(&mut self, caller: &TerminalId, target: &TerminalId) -> Explanation {
-        let denied = |refusal: Refusal| Explanation {
-            allowed: false,
-            code: Some(refusal.code.to_string()),
-            why: refusal.to_string(),
-            route: Vec::new(),
-        };
-        let caller_at = match self.where_is(caller, RefusalCode::UnknownTerminal) {
-            Ok(relay) => relay,
-            Err(refusal) => return denied(refusal),
-        };
-        if caller == target {
-            return denied(RefusalCode::SelfCall.into());
-        }
-        let target_at = match self.where_is(target, RefusalCode::UnknownTarget) {
-            Ok(relay) => relay,
-            Err(refusal) => return denied(refusal),
-        };
-        let Some(route) = self.routes.route(caller_at, target_at) else {
-            return denied(Refusal::new(RefusalCode::HopLimit, target.as_str()));
-        };
-        Explanation {
-            allowed: true,
-            code: None,
-            why: "both are logged in and a route exists; the target's own --expose and --allow decide \
-                  on the service"
-                .to_owned(),
-            route: route.iter().filter_map(|&relay| self.directory.name_of(relay)).collect(),
-        }
-    }
 }
 
 impl Relay {
@@ -210,8 +178,4 @@ impl Relay {
 
 fn refused(code: RefusalCode, detail: &str) -> AdminReply {
     AdminReply::Refused(Refusal::new(code, detail))
-}
-
-fn unknown_session(id: &SessionId) -> AdminReply {
-    refused(RefusalCode::UnknownSession, &id.to_string())
 }

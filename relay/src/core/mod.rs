@@ -18,6 +18,7 @@ mod answers;
 pub mod bucket;
 pub mod directory;
 mod drain;
+pub mod explain;
 pub mod gossip;
 pub mod links;
 pub mod login;
@@ -35,10 +36,10 @@ use tasuki_proto::identity::KeyFingerprint;
 use tasuki_proto::mesh::ToPeer;
 use tasuki_proto::record::Record;
 use tasuki_proto::{
-    Incarnation, Label, MeshId, MeshName, RefusalCode, RelayId, RelayName, TerminalId,
+    Incarnation, Label, MeshId, MeshName, RefusalCode, RelayId, RelayName, SessionId, TerminalId,
 };
 
-use admin::{AdminReply, AdminRequest};
+use admin::{AdminReply, AdminRequest, SessionView};
 use directory::Directory;
 use gossip::Gossip;
 use links::Links;
@@ -140,6 +141,26 @@ pub enum Input {
     Authority(Record),
     /// An operator asks; the answer carries the number.
     Admin(u64, AdminRequest),
+    /// An operator changed settings. What is above a limit already stays.
+    Settings {
+        /// Which relays to link with.
+        links: links::LinkChoice,
+        /// Attached terminals at most.
+        terminals: usize,
+        /// Sessions at most.
+        sessions: usize,
+    },
+    /// What the ledger has of a session; answers [`Output::AskLedger`].
+    FromLedger {
+        /// The operator's question.
+        ticket: u64,
+        /// Which session.
+        session: SessionId,
+        /// Whether it is to be explained.
+        explain: bool,
+        /// What was found.
+        found: Option<SessionView>,
+    },
     /// The process is to end, within this time; answered by [`Output::End`].
     Stop(Duration),
 }
@@ -182,6 +203,15 @@ pub enum Output {
     Revoked(KeyFingerprint),
     /// A session is over, for the ledger.
     Finished(Box<Finished>),
+    /// An operator asks about a session that this relay has forgotten; answered by [`Input::FromLedger`].
+    AskLedger {
+        /// The operator's question.
+        ticket: u64,
+        /// Which session.
+        session: SessionId,
+        /// Whether it is to be explained.
+        explain: bool,
+    },
     /// An operator's answer.
     Reply(u64, Box<AdminReply>),
     /// The process may end: what was to leave has left, or its time is over.
@@ -293,6 +323,14 @@ impl Relay {
                 self.gossip.handle(gossip::Input::Authority(record), now);
             }
             Input::Admin(ticket, request) => self.handle_admin(ticket, request, now, wall_ms),
+            Input::Settings { links, terminals, sessions } => {
+                self.login.set_most(terminals);
+                self.sessions.set_most(sessions);
+                self.links.handle(links::Input::Choose(links), now);
+            }
+            Input::FromLedger { ticket, session, explain, found } => {
+                self.answer_session(ticket, session, explain, found);
+            }
             Input::Stop(within) => self.stop(within, now),
         }
         self.settle(now, wall_ms);

@@ -20,7 +20,7 @@ use super::event::{Event, LinkUp, TerminalOrder, TerminalUp};
 use super::requests::Way;
 use super::terminals::close;
 use super::{links, store};
-use crate::core::admin::AdminReply;
+use crate::core::admin::{AdminReply, SessionState, SessionView};
 use crate::core::sessions::{Finished, Forwarding, Neighbour as Next};
 use crate::core::{ConnId, Input, LinkId, Output, Relay};
 use crate::switch::{Address, Entry, Neighbour, Switch};
@@ -88,6 +88,7 @@ impl HelloMaker {
 /// Owns the core and performs what it says.
 pub struct Driver {
     core: Relay,
+    store: store::Store,
     context: Arc<Context>,
     endpoints: Endpoints,
     switch: Arc<Switch>,
@@ -119,8 +120,9 @@ impl Driver {
         contacts: watch::Sender<Vec<RelayContact>>,
     ) -> Self {
         let (keep, kept) = mpsc::channel(limits::STORE_BACKLOG);
-        tokio::spawn(keep_all(store, kept));
+        tokio::spawn(keep_all(store.clone(), kept));
         Self {
+            store,
             core,
             context,
             endpoints,
@@ -204,6 +206,19 @@ impl Driver {
                 self.give(Input::LinkDown(link, code));
             }
             Event::Authority(record) => self.give(Input::Authority(record)),
+            Event::Settings(settings) => {
+                let (links, limits) = *settings;
+                for admission in [&self.context.terminals, &self.context.links] {
+                    admission.set_per_address(limits.per_address);
+                }
+                let (links, terminals, sessions) =
+                    (links.choice(), limits.terminals, limits.sessions);
+                self.give(Input::Settings { links, terminals, sessions });
+            }
+            Event::FromLedger(ticket, session, explain, found) => {
+                let found = found.map(|view| *view);
+                self.give(Input::FromLedger { ticket, session, explain, found });
+            }
             Event::Admin((request, reply)) => {
                 let ticket = self.next_reply;
                 self.next_reply += 1;
@@ -301,6 +316,18 @@ impl Driver {
                 Output::Registrar(name, link) => self.set_way(name, link),
                 Output::Finished(finished) => self.keep(Keep::Session(finished)).await,
                 Output::End => self.over = true,
+                Output::AskLedger { ticket, session, explain } => {
+                    let (store, events) = (self.store.clone(), self.context.events.clone());
+                    tokio::spawn(async move {
+                        let found = store.session(session).await.unwrap_or_else(|error| {
+                            tracing::warn!(%error, "the ledger could not be read");
+                            None
+                        });
+                        let found = found.map(|entry| Box::new(ledger_view(entry)));
+                        let _ =
+                            events.send(Event::FromLedger(ticket, session, explain, found)).await;
+                    });
+                }
                 Output::Reply(ticket, reply) => {
                     if let Some(waiting) = self.replies.remove(&ticket) {
                         let _ = waiting.send(self.complete(*reply));
@@ -446,6 +473,25 @@ fn ledger_entry(finished: Finished) -> store::FinishedSession {
             bytes_to_caller: view.bytes_to_caller,
             packets_to_caller: view.packets_to_caller,
         },
+    }
+}
+
+fn ledger_view(entry: store::FinishedSession) -> SessionView {
+    SessionView {
+        id: entry.id.to_string(),
+        caller: entry.caller,
+        callee: entry.callee,
+        service: entry.service,
+        state: SessionState::Ended,
+        started_at: entry.started_ms,
+        ended_at: Some(entry.ended_ms),
+        reason: Some(entry.code.to_string()),
+        route: entry.route,
+        path: "relayed".to_owned(),
+        bytes_to_callee: entry.counters.bytes_to_callee,
+        packets_to_callee: entry.counters.packets_to_callee,
+        bytes_to_caller: entry.counters.bytes_to_caller,
+        packets_to_caller: entry.counters.packets_to_caller,
     }
 }
 

@@ -7,10 +7,12 @@ use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::{KeyFingerprint, Peer};
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::record::Record;
-use tasuki_proto::{RefusalCode, RelayId, RelayName, TerminalId};
+use tasuki_proto::{RefusalCode, RelayId, RelayName, SessionId, TerminalId};
 use tokio::sync::mpsc;
 
 use super::http::AdminCall;
+use crate::config::{Limits, Links};
+use crate::core::admin::SessionView;
 use crate::core::{ConnId, LinkId};
 
 /// What goes to a terminal's connection task.
@@ -87,6 +89,11 @@ pub enum Event {
     LinkDown(LinkId, Option<RefusalCode>),
     /// The registrar signed something, or the store restored it.
     Authority(Record),
+    /// The settings were read again: which relays to link with, and the limits.
+    Settings(Box<(Links, Limits)>),
     /// An operator asks.
     Admin(AdminCall),
+    /// What the ledger has of a session: the operator's question, the session, whether it is to be explained, and what
+    /// was found.
+    FromLedger(u64, SessionId, bool, Option<Box<SessionView>>),
 }

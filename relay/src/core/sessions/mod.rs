@@ -51,6 +51,7 @@ use tasuki_proto::{
 };
 
 use super::admin::{SessionState, SessionView};
+use super::bucket::Bucket;
 use super::{ConnId, LinkId};
 pub use event::{Counter, Counters, Finished, Forwarding, HopId, Input, Neighbour, Output, Place};
 use hop::{Hop, Session, State};
@@ -108,6 +109,8 @@ pub struct Sessions {
     terminals: FxHashMap<ConnId, PerTerminal>,
     ended: BTreeMap<SessionId, SessionView>,
     ended_order: VecDeque<SessionId>,
+    /// Calls refused here that the ledger still takes.
+    refused_kept: Option<Bucket>,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -125,6 +128,7 @@ impl Sessions {
             terminals: FxHashMap::default(),
             ended: BTreeMap::new(),
             ended_order: VecDeque::new(),
+            refused_kept: None,
             rng: StdRng::from_seed(seed),
             outputs: VecDeque::new(),
         }
@@ -181,6 +185,11 @@ impl Sessions {
         self.deadlines.first().map(|&(deadline, _)| deadline)
     }
 
+    /// How many sessions there may be from here on; those that are stay.
+    pub fn set_most(&mut self, most: usize) {
+        self.most = most;
+    }
+
     /// Calls and sessions over this relay.
     pub fn len(&self) -> usize {
         self.session_by_id.len()
@@ -200,6 +209,35 @@ impl Sessions {
     pub fn view(&self, session: &SessionId) -> Option<SessionView> {
         let running = self.session_by_id.get(session).map(|one| one.view(session));
         running.or_else(|| self.ended.get(session).cloned())
+    }
+
+    /// The last call from one terminal to another that this relay has in mind, for this service where one is given.
+    /// Of running ones it looks at those of the connection `of` alone, which are bounded.
+    pub fn last_between(
+        &self,
+        of: Option<ConnId>,
+        caller: &TerminalId,
+        callee: &TerminalId,
+        service: Option<&ServiceName>,
+    ) -> Option<SessionView> {
+        let hops = of.and_then(|conn| self.hops_by_neighbour.get(&Neighbour::Terminal(conn)));
+        let running = hops.into_iter().flatten().filter_map(|hop| {
+            let session = self.session_by_id.get(&hop.session)?;
+            Some((hop.session, session))
+        });
+        let is_it = |a: &TerminalId, b: &TerminalId, s: &ServiceName| {
+            a == caller && b == callee && service.is_none_or(|service| service == s)
+        };
+        let running = running
+            .filter(|(_, session)| is_it(&session.caller, &session.callee, &session.service))
+            .max_by_key(|(_, session)| session.started_ms)
+            .map(|(id, session)| session.view(&id));
+        let ended = self.ended.values();
+        let ended = ended
+            .filter(|view| is_it(&view.caller, &view.callee, &view.service))
+            .max_by_key(|view| view.started_at)
+            .cloned();
+        running.into_iter().chain(ended).max_by_key(|view| view.started_at)
     }
 
     /// A page of running and ended sessions, ordered by id.
@@ -255,6 +293,7 @@ impl Sessions {
         let place = match checked {
             Ok(place) => place,
             Err(refusal) => {
+                self.remember_refused(&caller, &call, refusal.code, now, wall_ms);
                 self.refuse(Neighbour::Terminal(from), session, refusal, None);
                 return;
             }
@@ -581,6 +620,46 @@ impl Sessions {
                 terminal.active.remove(&id.session);
                 self.outputs.push_back(Output::Communicating(conn, terminal.active()));
             }
+        }
+    }
+
+    /// A call that was refused here, before it went anywhere, is shown as one that ended; the ledger takes no more of
+    /// them than [`limits::REFUSED_CALLS_KEPT_PER_SECOND`].
+    fn remember_refused(
+        &mut self,
+        caller: &TerminalId,
+        call: &control::Call,
+        code: RefusalCode,
+        now: Instant,
+        wall_ms: u64,
+    ) {
+        let id = call.session;
+        let is_known = self.session_by_id.contains_key(&id) || self.ended.contains_key(&id);
+        if id.edge != self.own || is_known {
+            return;
+        }
+        let session = Session {
+            caller: caller.clone(),
+            callee: call.target.clone(),
+            service: call.service.clone(),
+            names: Vec::new(),
+            hops: 0,
+            active: 0,
+            edge: true,
+            counters: Arc::default(),
+            started_ms: wall_ms,
+        };
+        let mut view = session.view(&id);
+        view.state = SessionState::Ended;
+        view.ended_at = Some(wall_ms);
+        view.reason = Some(code.to_string());
+        self.remember(id, view.clone());
+        let (rate, burst) =
+            (limits::REFUSED_CALLS_KEPT_PER_SECOND, limits::REFUSED_CALLS_KEPT_AT_ONCE);
+        let kept = self.refused_kept.get_or_insert_with(|| Bucket::full(burst, now));
+        if kept.take(rate, burst, now) {
+            let finished = Finished { view, session: id, code, edge: true };
+            self.outputs.push_back(Output::Finished(Box::new(finished)));
         }
     }
 
