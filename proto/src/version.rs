@@ -2,7 +2,7 @@
 //!
 //! | protocol | since | what changed |
 //! |---|---|---|
-//! | 1 | 0.1.0 | the first |
+//! | 1 | 0.1.0 | the first; knocks (frame kind 5, `TryAddress`, `Tried`) were added before its release |
 //!
 //! A change to the wire touches this file, a golden vector and an ADR in one commit.
 

@@ -4,6 +4,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is where the environment is read, once")]
 
+pub mod reference;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::ErrorKind;
@@ -130,6 +132,7 @@ impl Reader<'_> {
     }
 
     fn take<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
+        debug_assert!(reference::settings().iter().any(|one| one.key == key), "{key}");
         match self.table.remove(key)?.try_into() {
             Ok(value) => Some(value),
             Err(error) => {
@@ -360,11 +363,16 @@ pub struct Changes {
 /// Everything that is wrong with any of them.
 pub fn layers(flags: Layer, file: Option<&Path>) -> Result<(PathBuf, Layer), ConfigErrors> {
     let mut errors = Vec::new();
-    let file = file.map(|file| Layer::read(file, true, &mut errors)).unwrap_or_default();
+    let found = collect(flags, file, &mut errors);
+    check(errors).map(|()| found)
+}
+
+fn collect(flags: Layer, file: Option<&Path>, errors: &mut Vec<String>) -> (PathBuf, Layer) {
+    let file = file.map(|file| Layer::read(file, true, errors)).unwrap_or_default();
     let above = flags.or(file);
     let data = above.data.clone().unwrap_or_else(default_data);
-    let node = Layer::read(&data.join(NODE_FILE), false, &mut errors);
-    check(errors).map(|()| (data, above.or(node)))
+    let node = Layer::read(&data.join(NODE_FILE), false, errors);
+    (data, above.or(node))
 }
 
 fn check(errors: Vec<String>) -> Result<(), ConfigErrors> {
@@ -408,8 +416,8 @@ impl RelayConfig {
     /// # Errors
     /// Everything that is wrong with them.
     pub fn resolve(flags: Layer, file: Option<&Path>) -> Result<Self, ConfigErrors> {
-        let (data, layer) = layers(flags, file)?;
         let mut errors = Vec::new();
+        let (data, layer) = collect(flags, file, &mut errors);
         let listen = layer.listen.unwrap_or(LISTEN);
         let per_address = layer.per_address(&mut errors);
         let advertise = advertised(listen, layer.advertise, &mut errors);
@@ -590,6 +598,13 @@ mod tests {
             log_format = \"json\"\nlisten = \"[::1]:1\"\nstatus = \"[::1]:1\"\nkeep_alive_s = 1\n\
             idle_s = 7\nstop_s = 1\n";
         let changes = old.changes(&config(all));
+        for setting in reference::settings() {
+            let key = &setting.key;
+            assert!(!setting.reloads || changes.at_once.contains(key), "{key}");
+            assert!(setting.reloads || !changes.at_once.contains(key), "{key}");
+            let found = errors_of(&format!("{key} = {{ no = \"such\" }}"));
+            assert!(!found[0].contains("no such setting"), "{found:?}");
+        }
         let named = changes.at_once.len() + changes.at_restart.len();
         assert_eq!(named, all.lines().count(), "{changes:?}");
         assert!(

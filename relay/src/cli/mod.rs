@@ -92,6 +92,11 @@ struct Usage(&'static str);
 
 const NO_NAME: Usage = Usage("no-name: a relay needs a name of its own: give it with --name");
 
+/// The command line, for documentation.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Runs the command line.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

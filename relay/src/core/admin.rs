@@ -10,6 +10,7 @@ use tasuki_proto::view::{TerminalFilter, TerminalView};
 use tasuki_proto::{Refusal, RelayId, RelayName, ServiceName, SessionId, TerminalId};
 
 pub use super::explain::Explanation;
+use super::selftest::AddressView;
 
 /// A question or a command. Commands come from somebody who was allowed to give them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,10 +123,16 @@ pub struct StatusView {
     pub not_ready: Option<String>,
     /// Its links, ordered by name.
     pub links: Vec<LinkView>,
+    /// Its advertised addresses, and whether other relays reach them.
+    pub reachable_from_outside: Vec<AddressView>,
     /// Terminals attached here.
     pub terminals: usize,
     /// Sessions that run over this relay.
     pub sessions: usize,
+    /// What the switch forwarded since the start.
+    pub forwarded: ForwardedView,
+    /// Until when this relay's certificate is valid, s since 1970.
+    pub certificate_until: u64,
     /// Labels that the switch forwards: two for each accepted session.
     pub labels: usize,
     /// QUIC connections of terminals, newcomers and relays that they dialled, handshakes included.
@@ -143,6 +150,19 @@ pub struct StatusView {
     pub gossip: BTreeMap<String, u64>,
     /// What was dropped or refused, by reason.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// Frames of sessions that a relay forwarded since its start, heads included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct ForwardedView {
+    /// Packets from callers to callees.
+    pub packets_to_callee: u64,
+    /// Their bytes.
+    pub bytes_to_callee: u64,
+    /// Packets from callees to callers.
+    pub packets_to_caller: u64,
+    /// Their bytes.
+    pub bytes_to_caller: u64,
 }
 
 /// One of this relay's links.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use tasuki_proto::view::TerminalView;
 use tasuki_proto::{Refusal, RefusalCode, RelayId, RelayName, SessionId, TerminalId, version};
 
-use super::admin::{AdminReply, AdminRequest, LinkView, Percentiles, StatusView};
+use super::admin::{AdminReply, AdminRequest, ForwardedView, LinkView, Percentiles, StatusView};
 use super::directory::Lookup;
 use super::sessions;
 use super::{Output, Relay, links, login};
@@ -90,8 +90,11 @@ impl Relay {
             ends_in_s: self.ends_at.map(|at| at.saturating_duration_since(now).as_secs()),
             not_ready: self.not_ready(),
             links,
+            reachable_from_outside: self.selftest.views(),
             terminals: self.login.len(),
             sessions: self.sessions.len(),
+            forwarded: ForwardedView::default(),
+            certificate_until: 0,
             labels: 0,
             connections: 0,
             handshakes: 0,

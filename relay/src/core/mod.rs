@@ -23,6 +23,7 @@ pub mod gossip;
 pub mod links;
 pub mod login;
 pub mod routes;
+pub mod selftest;
 pub mod sessions;
 mod wiring;
 
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 use tasuki_proto::control::{RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::KeyFingerprint;
-use tasuki_proto::mesh::ToPeer;
+use tasuki_proto::mesh::{ToPeer, Tried};
 use tasuki_proto::record::Record;
 use tasuki_proto::{
     Incarnation, Label, MeshId, MeshName, RefusalCode, RelayId, RelayName, SessionId, TerminalId,
@@ -45,6 +46,7 @@ use gossip::Gossip;
 use links::Links;
 use login::Login;
 use routes::Routes;
+use selftest::SelfTest;
 use sessions::{Finished, Forwarding, Sessions};
 
 /// A link, by a number that the driver never uses twice.
@@ -141,6 +143,10 @@ pub enum Input {
     Authority(Record),
     /// An operator asks; the answer carries the number.
     Admin(u64, AdminRequest),
+    /// An expected knock came in.
+    Knocked(Label),
+    /// A knock for a neighbour was sent, or could not be.
+    KnockSent(LinkId, Label, bool),
     /// An operator changed settings. What is above a limit already stays.
     Settings {
         /// Which relays to link with.
@@ -203,6 +209,21 @@ pub enum Output {
     Revoked(KeyFingerprint),
     /// A session is over, for the ledger.
     Finished(Box<Finished>),
+    /// Tell when a knock with this label comes in ([`Input::Knocked`]).
+    ExpectKnock(Label),
+    /// It is not expected any more.
+    ForgetKnock(Label),
+    /// Send a knock for a neighbour from a socket of its own; answered by [`Input::KnockSent`].
+    Knock {
+        /// The neighbour.
+        link: LinkId,
+        /// Where to: `HOST:PORT`, one of its own addresses.
+        address: String,
+        /// What the knock carries.
+        label: Label,
+        /// Whether to loopback addresses only; otherwise never to one.
+        loopback: bool,
+    },
     /// An operator asks about a session that this relay has forgotten; answered by [`Input::FromLedger`].
     AskLedger {
         /// The operator's question.
@@ -241,6 +262,7 @@ pub struct Relay {
     routes: Routes,
     login: Login,
     sessions: Sessions,
+    selftest: SelfTest,
     peers: BTreeMap<LinkId, Peer>,
     link_by_relay: BTreeMap<RelayId, LinkId>,
     /// Sessions of links that were closed as duplicates wait here for the link that stays.
@@ -323,6 +345,11 @@ impl Relay {
                 self.gossip.handle(gossip::Input::Authority(record), now);
             }
             Input::Admin(ticket, request) => self.handle_admin(ticket, request, now, wall_ms),
+            Input::Knocked(label) => self.selftest.handle_knock(label, now, wall_ms),
+            Input::KnockSent(link, label, sent) => {
+                let tried = ToPeer::Tried(Tried { label, sent });
+                self.outputs.push_back(Output::ToPeer(link, tried));
+            }
             Input::Settings { links, terminals, sessions } => {
                 self.login.set_most(terminals);
                 self.sessions.set_most(sessions);
@@ -350,6 +377,7 @@ impl Relay {
             self.login.poll_timeout(),
             self.sessions.poll_timeout(),
             self.load.poll_timeout(),
+            self.selftest.poll_timeout(),
             self.ends_at,
             self.orphan_by_relay.values().map(|orphan| orphan.until).min(),
         ]

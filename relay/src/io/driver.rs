@@ -19,8 +19,8 @@ use super::endpoint::{Context, Endpoints};
 use super::event::{Event, LinkUp, TerminalOrder, TerminalUp};
 use super::requests::Way;
 use super::terminals::close;
-use super::{links, store};
-use crate::core::admin::{AdminReply, SessionState, SessionView};
+use super::{links, selftest, store};
+use crate::core::admin::{AdminReply, ForwardedView, SessionState, SessionView};
 use crate::core::sessions::{Finished, Forwarding, Neighbour as Next};
 use crate::core::{ConnId, Input, LinkId, Output, Relay};
 use crate::switch::{Address, Entry, Neighbour, Switch};
@@ -206,6 +206,8 @@ impl Driver {
                 self.give(Input::LinkDown(link, code));
             }
             Event::Authority(record) => self.give(Input::Authority(record)),
+            Event::Knocked(label) => self.give(Input::Knocked(label)),
+            Event::KnockSent(link, label, sent) => self.give(Input::KnockSent(link, label, sent)),
             Event::Settings(settings) => {
                 let (links, limits) = *settings;
                 for admission in [&self.context.terminals, &self.context.links] {
@@ -316,6 +318,20 @@ impl Driver {
                 Output::Registrar(name, link) => self.set_way(name, link),
                 Output::Finished(finished) => self.keep(Keep::Session(finished)).await,
                 Output::End => self.over = true,
+                Output::ExpectKnock(label) => {
+                    let events = self.context.events.clone();
+                    // Where the inbox is full the knock counts as lost, and is tried again.
+                    let heard = move || drop(events.try_send(Event::Knocked(label)));
+                    self.switch.table.expect_knock(label, Box::new(heard));
+                }
+                Output::ForgetKnock(label) => self.switch.table.forget_knock(label),
+                Output::Knock { link, address, label, loopback } => {
+                    let events = self.context.events.clone();
+                    tokio::spawn(async move {
+                        let sent = selftest::knock(&address, label, loopback).await;
+                        let _ = events.send(Event::KnockSent(link, label, sent)).await;
+                    });
+                }
                 Output::AskLedger { ticket, session, explain } => {
                     let (store, events) = (self.store.clone(), self.context.events.clone());
                     tokio::spawn(async move {
@@ -347,6 +363,14 @@ impl Driver {
                 let inboxes = self.switch.links.dropped() + self.switch.terminals.dropped();
                 status.drops.insert("endpoint-queue-full".to_owned(), inboxes);
                 status.labels = self.switch.table.len();
+                let [to_callee, to_caller] = self.switch.traffic();
+                status.forwarded = ForwardedView {
+                    packets_to_callee: to_callee.0,
+                    bytes_to_callee: to_callee.1,
+                    packets_to_caller: to_caller.0,
+                    bytes_to_caller: to_caller.1,
+                };
+                status.certificate_until = self.context.identity.get().not_after();
                 for admission in [&self.context.terminals, &self.context.links] {
                     let (handshakes, connections) = admission.len();
                     status.handshakes += handshakes;

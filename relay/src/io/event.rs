@@ -7,7 +7,7 @@ use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::{KeyFingerprint, Peer};
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::record::Record;
-use tasuki_proto::{RefusalCode, RelayId, RelayName, SessionId, TerminalId};
+use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, SessionId, TerminalId};
 use tokio::sync::mpsc;
 
 use super::http::AdminCall;
@@ -89,6 +89,10 @@ pub enum Event {
     LinkDown(LinkId, Option<RefusalCode>),
     /// The registrar signed something, or the store restored it.
     Authority(Record),
+    /// An expected knock came in.
+    Knocked(Label),
+    /// A knock for a neighbour was sent, or could not be.
+    KnockSent(LinkId, Label, bool),
     /// The settings were read again: which relays to link with, and the limits.
     Settings(Box<(Links, Limits)>),
     /// An operator asks.

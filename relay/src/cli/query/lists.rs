@@ -141,7 +141,27 @@ pub(super) fn status(status: &Value, look: Look) -> String {
     fact("gossip", counters(&status["gossip"], |_| true));
     fact("dropped", counters(&status["drops"], |number| number > 0));
     out.push_str(&status_links(status, look));
+    out.push_str(&status_addresses(status, look));
     out
+}
+
+fn status_addresses(status: &Value, look: Look) -> String {
+    let addresses = items(&status["reachable_from_outside"]);
+    if addresses.is_empty() {
+        return String::new();
+    }
+    let row = |row: &Value| {
+        let since = row["since"].as_u64();
+        vec![
+            plain(&row["address"]).into(),
+            Cell::state(&plain(&row["reachable"])),
+            since.map_or("-".to_owned(), |since| look.ago(since)).into(),
+            plain(&row["by"]).into(),
+        ]
+    };
+    let rows: Vec<_> = addresses.iter().map(row).collect();
+    let heads = &["ADVERTISED", "REACHED FROM OUTSIDE", "SINCE", "BY"];
+    format!("\n{}", Table::new(heads, look).lines(&rows))
 }
 
 fn counters(map: &Value, shows: impl Fn(u64) -> bool) -> String {

@@ -22,6 +22,8 @@ pub(super) struct Session {
     pub(super) active: u32,
     /// Whether one of its terminals is attached here.
     pub(super) edge: bool,
+    /// Whether a path of it ever was.
+    pub(super) accepted: bool,
     /// Over all its paths here.
     pub(super) counters: Arc<Counters>,
     pub(super) started_ms: u64,

@@ -34,6 +34,7 @@
 mod event;
 mod hop;
 mod resume;
+mod shown;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -50,11 +51,12 @@ use tasuki_proto::{
     TerminalId, limits,
 };
 
-use super::admin::{SessionState, SessionView};
+use super::admin::SessionView;
 use super::bucket::Bucket;
 use super::{ConnId, LinkId};
 pub use event::{Counter, Counters, Finished, Forwarding, HopId, Input, Neighbour, Output, Place};
 use hop::{Hop, Session, State};
+use shown::RefusalLog;
 
 /// A relay adds this to the terminals' own time-out, so that the caller's terminal is the one that gives up.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -111,6 +113,7 @@ pub struct Sessions {
     ended_order: VecDeque<SessionId>,
     /// Calls refused here that the ledger still takes.
     refused_kept: Option<Bucket>,
+    refusals: RefusalLog,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -129,6 +132,7 @@ impl Sessions {
             ended: BTreeMap::new(),
             ended_order: VecDeque::new(),
             refused_kept: None,
+            refusals: RefusalLog::default(),
             rng: StdRng::from_seed(seed),
             outputs: VecDeque::new(),
         }
@@ -203,74 +207,6 @@ impl Sessions {
     /// Whether a session runs, or is called, over this relay.
     pub fn contains(&self, session: &SessionId) -> bool {
         self.session_by_id.contains_key(session)
-    }
-
-    /// A running or ended session.
-    pub fn view(&self, session: &SessionId) -> Option<SessionView> {
-        let running = self.session_by_id.get(session).map(|one| one.view(session));
-        running.or_else(|| self.ended.get(session).cloned())
-    }
-
-    /// The last call from one terminal to another that this relay has in mind, for this service where one is given.
-    /// Of running ones it looks at those of the connection `of` alone, which are bounded.
-    pub fn last_between(
-        &self,
-        of: Option<ConnId>,
-        caller: &TerminalId,
-        callee: &TerminalId,
-        service: Option<&ServiceName>,
-    ) -> Option<SessionView> {
-        let hops = of.and_then(|conn| self.hops_by_neighbour.get(&Neighbour::Terminal(conn)));
-        let running = hops.into_iter().flatten().filter_map(|hop| {
-            let session = self.session_by_id.get(&hop.session)?;
-            Some((hop.session, session))
-        });
-        let is_it = |a: &TerminalId, b: &TerminalId, s: &ServiceName| {
-            a == caller && b == callee && service.is_none_or(|service| service == s)
-        };
-        let running = running
-            .filter(|(_, session)| is_it(&session.caller, &session.callee, &session.service))
-            .max_by_key(|(_, session)| session.started_ms)
-            .map(|(id, session)| session.view(&id));
-        let ended = self.ended.values();
-        let ended = ended
-            .filter(|view| is_it(&view.caller, &view.callee, &view.service))
-            .max_by_key(|view| view.started_at)
-            .cloned();
-        running.into_iter().chain(ended).max_by_key(|view| view.started_at)
-    }
-
-    /// A page of running and ended sessions, ordered by id.
-    pub fn page(
-        &self,
-        state: Option<SessionState>,
-        after: Option<SessionId>,
-        limit: usize,
-    ) -> (Vec<SessionView>, Option<SessionId>) {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let bounds = (after.map_or(Unbounded, Excluded), Unbounded);
-        let running = self.session_by_id.range(bounds);
-        let mut running = running.map(|(id, session)| (*id, session.view(id))).peekable();
-        let mut ended = self.ended.range(bounds).map(|(id, view)| (*id, view.clone())).peekable();
-        let mut items = Vec::new();
-        loop {
-            let take_running = match (running.peek(), ended.peek()) {
-                (Some(a), Some(b)) => a.0 <= b.0,
-                (Some(_), None) => true,
-                (None, Some(_)) => false,
-                (None, None) => return (items.into_iter().map(|(_, v)| v).collect(), None),
-            };
-            let next = if take_running { running.next() } else { ended.next() };
-            if let Some((id, view)) = next
-                && state.is_none_or(|wanted| wanted == view.state)
-            {
-                if items.len() == limit {
-                    let last = items.last().map(|(id, _)| *id);
-                    return (items.into_iter().map(|(_, v)| v).collect(), last);
-                }
-                items.push((id, view));
-            }
-        }
     }
 
     fn fresh_label(&mut self) -> Label {
@@ -413,6 +349,7 @@ impl Sessions {
             active: 0,
             hops: 0,
             edge: false,
+            accepted: false,
             counters: Arc::default(),
             started_ms: wall_ms,
         });
@@ -457,6 +394,7 @@ impl Sessions {
         self.outputs.extend(hop.forwardings().into_iter().flatten().map(Output::Install));
         if let Some(session) = self.session_by_id.get_mut(&id.session) {
             session.active += 1;
+            session.accept(&id.session);
             session.names.clone_from(&route);
         }
         self.outputs.push_back(accepted(prev, id, in_from_caller, address, route));
@@ -565,14 +503,8 @@ impl Sessions {
         if session.hops > 0 {
             return;
         }
-        let (edge, mut view) = (session.edge, session.view(&id.session));
-        self.session_by_id.remove(&id.session);
-        view.state = SessionState::Ended;
-        view.ended_at = Some(wall_ms);
-        view.reason = Some(ending.code.to_string());
-        self.remember(id.session, view.clone());
-        let (session, code) = (id.session, ending.code);
-        self.outputs.push_back(Output::Finished(Box::new(Finished { view, session, code, edge })));
+        let Some(session) = self.session_by_id.remove(&id.session) else { return };
+        self.finish(id.session, &session, ending.code, wall_ms);
     }
 
     /// Tells both neighbours how a hop ended.
@@ -619,57 +551,6 @@ impl Sessions {
             if *paths == 0 {
                 terminal.active.remove(&id.session);
                 self.outputs.push_back(Output::Communicating(conn, terminal.active()));
-            }
-        }
-    }
-
-    /// A call that was refused here, before it went anywhere, is shown as one that ended; the ledger takes no more of
-    /// them than [`limits::REFUSED_CALLS_KEPT_PER_SECOND`].
-    fn remember_refused(
-        &mut self,
-        caller: &TerminalId,
-        call: &control::Call,
-        code: RefusalCode,
-        now: Instant,
-        wall_ms: u64,
-    ) {
-        let id = call.session;
-        let is_known = self.session_by_id.contains_key(&id) || self.ended.contains_key(&id);
-        if id.edge != self.own || is_known {
-            return;
-        }
-        let session = Session {
-            caller: caller.clone(),
-            callee: call.target.clone(),
-            service: call.service.clone(),
-            names: Vec::new(),
-            hops: 0,
-            active: 0,
-            edge: true,
-            counters: Arc::default(),
-            started_ms: wall_ms,
-        };
-        let mut view = session.view(&id);
-        view.state = SessionState::Ended;
-        view.ended_at = Some(wall_ms);
-        view.reason = Some(code.to_string());
-        self.remember(id, view.clone());
-        let (rate, burst) =
-            (limits::REFUSED_CALLS_KEPT_PER_SECOND, limits::REFUSED_CALLS_KEPT_AT_ONCE);
-        let kept = self.refused_kept.get_or_insert_with(|| Bucket::full(burst, now));
-        if kept.take(rate, burst, now) {
-            let finished = Finished { view, session: id, code, edge: true };
-            self.outputs.push_back(Output::Finished(Box::new(finished)));
-        }
-    }
-
-    fn remember(&mut self, session: SessionId, view: SessionView) {
-        if self.ended.insert(session, view).is_none() {
-            self.ended_order.push_back(session);
-        }
-        while self.ended_order.len() > limits::ENDED_SESSIONS_SHOWN_BY_RELAY {
-            if let Some(oldest) = self.ended_order.pop_front() {
-                self.ended.remove(&oldest);
             }
         }
     }
