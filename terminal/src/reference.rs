@@ -1,4 +1,4 @@
-//! Every setting of an agent's file, for people: `docs/configuration.md` is made of it.
+//! Every setting of an agent's file, for people.
 
 /// A key of the file of `--config`.
 #[derive(Debug, Clone, Copy)]

@@ -1,4 +1,4 @@
-//! Every setting of a relay's file, for people: `docs/configuration.md` is made of it.
+//! Every setting of a relay's file, for people.
 
 use super::{LISTEN, STATUS};
 use tasuki_proto::limits;
