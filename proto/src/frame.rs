@@ -28,6 +28,9 @@ pub enum FrameKind {
     Echo = 3,
     /// "Does this path carry frames, both ways?" ([`crate::path`]); relays forward it like data.
     Probe = 4,
+    /// A relay shows another one that it is reached: the head alone, with the label that was asked for
+    /// ([`crate::mesh::TryAddress`]). Never answered.
+    Knock = 5,
 }
 
 /// Whether a datagram is a frame; otherwise it is a QUIC packet of a connection of our own.
@@ -54,6 +57,7 @@ pub fn parse(frame: &[u8]) -> Option<(FrameKind, Label)> {
         2 => FrameKind::Challenge,
         3 => FrameKind::Echo,
         4 => FrameKind::Probe,
+        5 => FrameKind::Knock,
         _ => return None,
     };
     let mut number = *head;

@@ -44,6 +44,15 @@ pub const SESSIONS_PER_TERMINAL: usize = 1024;
 pub const SESSIONS_PER_RELAY: usize = 200_000;
 /// Relayed paths of one session at one relay; further ones are refused with `busy`.
 pub const PATHS_PER_SESSION: usize = 4;
+/// Knocks that a relay sends for one neighbour per second, on average; further wishes are told that none was sent.
+pub const KNOCKS_PER_SECOND: u32 = 1;
+/// Knocks for one neighbour at once: one for each address that it may advertise.
+pub const KNOCKS_AT_ONCE: u32 = RELAY_ADDRESSES as u32;
+/// Calls that a relay refused by itself and writes into its ledger per second, on average; further ones are shown as long
+/// as there is room, and not written.
+pub const REFUSED_CALLS_KEPT_PER_SECOND: u32 = 10;
+/// Such calls that are written at once.
+pub const REFUSED_CALLS_KEPT_AT_ONCE: u32 = 100;
 /// Calls and paths that one terminal may ask for per second, on average and in a burst; beyond: `busy`.
 pub const CALLS_PER_SECOND: u32 = 2_000;
 /// How often per second an attachment may change its epoch or role, on average; beyond: cut with `protocol-error`.

@@ -119,6 +119,25 @@ pub struct RoutedResumed {
     pub label: Label,
 }
 
+/// "Send a knock ([`crate::frame::FrameKind::Knock`]) with this label to this address of mine, from a socket that has
+/// nothing to do with this link." Done only where the address stands in the asking relay's own row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TryAddress {
+    /// `HOST:PORT`, UDP, as the asking relay advertises it.
+    pub address: String,
+    /// What the knock carries: random, so that its arrival proves who sent it.
+    pub label: Label,
+}
+
+/// What came of a [`TryAddress`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// The label that was asked for.
+    pub label: Label,
+    /// The knock was sent. Otherwise it could not be, or will not be: the address proves neither good nor bad.
+    pub sent: bool,
+}
+
 crate::messages! {
     /// What a relay says to a neighbour on the call stream.
     pub enum ToPeer {
@@ -138,5 +157,9 @@ crate::messages! {
         7 => Resumed(RoutedResumed),
         /// A path is refused, was lost, or is given up.
         8 => EndPath(PathEnd),
+        /// "Is this address of mine reached?" (docs/adr/0029-knocks.md)
+        9 => TryAddress(TryAddress),
+        /// Whether a knock was sent.
+        10 => Tried(Tried),
     }
 }

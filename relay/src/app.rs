@@ -21,9 +21,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{Links, RelayConfig};
+use crate::config::RelayConfig;
 use crate::core::admin::AdminRequest;
-use crate::core::links::LinkChoice;
 use crate::core::{Config, Input, Relay};
 use crate::io::driver::{Driver, HelloMaker, Stop};
 use crate::io::endpoint::{Context, Endpoints};
@@ -35,6 +34,7 @@ use crate::io::registrar::{Registrar, local_routes, refusing_routes};
 use crate::io::requests::{Requests, Way};
 use crate::io::store::Store;
 use crate::io::{links, terminals};
+use crate::reload::Reloader;
 use crate::switch::{Moved, Switch};
 
 /// Keys that outlive a restart, in the data directory.
@@ -46,13 +46,16 @@ const SOCKET: &str = "relay.sock";
 /// How often the clock's high-water mark is kept.
 const MARK_PERIOD: Duration = Duration::from_secs(3600);
 
-/// Runs the relay until SIGTERM, which drains it first, or Ctrl-C, which does not.
+/// Runs the relay until SIGTERM, which drains it first, or Ctrl-C, which does not. SIGHUP reads the settings again.
 ///
 /// # Errors
 /// When the data directory holds no identity, is in use, or something cannot be opened.
-pub async fn run(config: RelayConfig) -> anyhow::Result<()> {
+pub async fn run(reloader: Reloader) -> anyhow::Result<()> {
+    let config = reloader.running.clone();
     let stop = stop_signals(config.periods.stop)?;
+    let hangup = signal(SignalKind::hangup())?;
     let relay = Running::start(config).await?;
+    tokio::spawn(reloader.run(hangup, relay.inbox.clone()));
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     relay.until(stop).await
 }
@@ -61,6 +64,7 @@ pub async fn run(config: RelayConfig) -> anyhow::Result<()> {
 struct Running {
     driver: Driver,
     events: mpsc::Receiver<Event>,
+    inbox: mpsc::Sender<Event>,
     stopped: watch::Sender<bool>,
     endpoints: Endpoints,
     /// Kept until the end: its drop stops the switch's threads.
@@ -89,7 +93,8 @@ impl Running {
         let store = Store::open(&data)?;
         let incarnation = store.begin_incarnation().await?;
         let clock = Clock::system(store.clock_mark().await?);
-        let (events, inbox) = mpsc::channel(limits::CORE_INBOX);
+        let (inbox, arriving) = mpsc::channel(limits::CORE_INBOX);
+        let events = inbox.clone();
         let moving = events.clone();
         // Where the inbox is full the table shows the earlier address until the next move.
         let moved: Moved = Arc::new(move |handle, to| {
@@ -163,7 +168,7 @@ impl Running {
             incarnation = incarnation.0,
             "relay runs"
         );
-        Ok(Self { driver, events: inbox, stopped, endpoints, _switch: switch })
+        Ok(Self { driver, events: arriving, inbox, stopped, endpoints, _switch: switch })
     }
 
     /// Runs until `stop`; everybody is told, so that nobody waits for silence.
@@ -195,10 +200,7 @@ fn core_config(
         registrar: identity.is_registrar(),
         incarnation,
         authority: identity.authority_key(),
-        links: match &config.links {
-            Links::Auto => LinkChoice::Auto,
-            Links::Names(names) => LinkChoice::Names(names.clone()),
-        },
+        links: config.links.choice(),
         terminals: config.limits.terminals,
         sessions: config.limits.sessions,
         seed: rand::rng().random(),

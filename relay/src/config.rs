@@ -4,6 +4,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is where the environment is read, once")]
 
+pub mod reference;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::ErrorKind;
@@ -17,8 +19,10 @@ use serde::de::DeserializeOwned;
 use tasuki_proto::{MeshName, RelayName, limits};
 
 use crate::core::admission::PerAddress;
+use crate::core::links::LinkChoice;
 use crate::io::http::CertificateFiles;
 use crate::io::registrar::is_address;
+use crate::log::LogFormat;
 
 /// The system's data directory.
 const SYSTEM_DATA: &str = "/var/lib/tasuki-relay";
@@ -37,6 +41,16 @@ pub enum Links {
     Auto,
     /// With these and no others, dialled and accepted; they need not exist yet.
     Names(BTreeSet<RelayName>),
+}
+
+impl Links {
+    /// As the core takes it.
+    pub fn choice(&self) -> LinkChoice {
+        match self {
+            Self::Auto => LinkChoice::Auto,
+            Self::Names(names) => LinkChoice::Names(names.clone()),
+        }
+    }
 }
 
 impl FromStr for Links {
@@ -62,6 +76,8 @@ pub struct Layer {
     pub data: Option<PathBuf>,
     /// What is logged.
     pub log: Option<String>,
+    /// How it is logged.
+    pub log_format: Option<LogFormat>,
     /// Where to listen, UDP.
     pub listen: Option<SocketAddr>,
     /// Where others reach this relay: `HOST:PORT`, UDP.
@@ -121,6 +137,7 @@ impl Reader<'_> {
     }
 
     fn take<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
+        debug_assert!(reference::settings().iter().any(|one| one.key == key), "{key}");
         match self.table.remove(key)?.try_into() {
             Ok(value) => Some(value),
             Err(error) => {
@@ -171,6 +188,7 @@ impl Layer {
             mesh: reader.take("mesh"),
             data: reader.take("data"),
             log: reader.take("log"),
+            log_format: reader.take("log_format"),
             listen: reader.take("listen"),
             advertise: reader.take("advertise"),
             status: reader.take("status"),
@@ -210,6 +228,7 @@ impl Layer {
             mesh: self.mesh.or(lower.mesh),
             data: self.data.or(lower.data),
             log: self.log.or(lower.log),
+            log_format: self.log_format.or(lower.log_format),
             listen: self.listen.or(lower.listen),
             advertise: self.advertise.or(lower.advertise),
             status: self.status.or(lower.status),
@@ -300,6 +319,8 @@ pub struct RelayConfig {
     pub data: PathBuf,
     /// What is logged, as [`tracing_subscriber::EnvFilter`] takes it.
     pub log: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
     /// Where to listen, UDP.
     pub listen: SocketAddr,
     /// Where others reach this relay: `HOST:PORT`, UDP.
@@ -338,17 +359,31 @@ pub struct Limits {
     pub per_address: PerAddress,
 }
 
+/// What differs between two settings, by the keys of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// What a running relay takes.
+    pub at_once: Vec<&'static str>,
+    /// What counts after a restart only.
+    pub at_restart: Vec<&'static str>,
+}
+
 /// Puts flags, the file given with `--config` and the data directory's settings together.
 ///
 /// # Errors
 /// Everything that is wrong with any of them.
 pub fn layers(flags: Layer, file: Option<&Path>) -> Result<(PathBuf, Layer), ConfigErrors> {
     let mut errors = Vec::new();
-    let file = file.map(|file| Layer::read(file, true, &mut errors)).unwrap_or_default();
+    let found = collect(flags, file, &mut errors);
+    check(errors).map(|()| found)
+}
+
+fn collect(flags: Layer, file: Option<&Path>, errors: &mut Vec<String>) -> (PathBuf, Layer) {
+    let file = file.map(|file| Layer::read(file, true, errors)).unwrap_or_default();
     let above = flags.or(file);
     let data = above.data.clone().unwrap_or_else(default_data);
-    let node = Layer::read(&data.join(NODE_FILE), false, &mut errors);
-    check(errors).map(|()| (data, above.or(node)))
+    let node = Layer::read(&data.join(NODE_FILE), false, errors);
+    (data, above.or(node))
 }
 
 fn check(errors: Vec<String>) -> Result<(), ConfigErrors> {
@@ -356,13 +391,45 @@ fn check(errors: Vec<String>) -> Result<(), ConfigErrors> {
 }
 
 impl RelayConfig {
+    /// What `wanted` has that this has not.
+    pub fn changes(&self, wanted: &Self) -> Changes {
+        let (old, new) = (&self.limits, &wanted.limits);
+        let (old_most, new_most) = (&old.per_address, &new.per_address);
+        let named = |pairs: &[(&'static str, bool)]| {
+            pairs.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect()
+        };
+        Changes {
+            at_once: named(&[
+                ("log", self.log != wanted.log),
+                ("links", self.links != wanted.links),
+                ("terminals", old.terminals != new.terminals),
+                ("sessions", old.sessions != new.sessions),
+                ("address_connections", old_most.connections != new_most.connections),
+                ("address_handshakes", old_most.handshakes != new_most.handshakes),
+                ("address_rate", old_most.per_second != new_most.per_second),
+                ("address_burst", old_most.burst != new_most.burst),
+            ]),
+            at_restart: named(&[
+                ("data", self.data != wanted.data),
+                ("log_format", self.log_format != wanted.log_format),
+                ("listen", self.listen != wanted.listen),
+                ("advertise", self.advertise != wanted.advertise),
+                ("status", self.status != wanted.status),
+                ("status_cert", self.status_certificate != wanted.status_certificate),
+                ("keep_alive_s", self.periods.keep_alive != wanted.periods.keep_alive),
+                ("idle_s", self.periods.idle != wanted.periods.idle),
+                ("stop_s", self.periods.stop != wanted.periods.stop),
+            ]),
+        }
+    }
+
     /// The settings that result from flags, configuration file and data directory.
     ///
     /// # Errors
     /// Everything that is wrong with them.
     pub fn resolve(flags: Layer, file: Option<&Path>) -> Result<Self, ConfigErrors> {
-        let (data, layer) = layers(flags, file)?;
         let mut errors = Vec::new();
+        let (data, layer) = collect(flags, file, &mut errors);
         let listen = layer.listen.unwrap_or(LISTEN);
         let per_address = layer.per_address(&mut errors);
         let advertise = advertised(listen, layer.advertise, &mut errors);
@@ -390,10 +457,13 @@ impl RelayConfig {
                 None
             }
         };
+        let log = layer.log.unwrap_or_else(|| "info".to_owned());
+        errors.extend(crate::log::check(&log).map(|error| format!("log: {error}")));
         check(errors)?;
         Ok(Self {
             data,
-            log: layer.log.unwrap_or_else(|| "info".to_owned()),
+            log,
+            log_format: layer.log_format.unwrap_or_default(),
             listen,
             advertise,
             status: layer.status.unwrap_or(STATUS),
@@ -528,6 +598,43 @@ mod tests {
             ..Layer::default()
         };
         assert_eq!(RelayConfig::resolve(flags, None).unwrap_err().0.len(), 4);
+    }
+
+    #[test]
+    fn changes_say_what_counts_at_once_and_what_after_a_restart() {
+        let config = |text: &str| {
+            let mut errors = Vec::new();
+            let layer = Layer::from_toml(text, "f", &mut errors);
+            let flags = Layer {
+                data: Some("/nonexistent".into()),
+                advertise: Some(vec!["h:1".into()]),
+                ..layer
+            };
+            RelayConfig::resolve(flags, None).unwrap()
+        };
+        let old = config("");
+        assert_eq!(old.changes(&old), Changes::default());
+        let all = "log = \"debug\"\nlinks = [\"r2\"]\nterminals = 1\nsessions = 1\n\
+            address_connections = 1\naddress_handshakes = 1\naddress_rate = 1\naddress_burst = 1\n\
+            log_format = \"json\"\nlisten = \"[::1]:1\"\nstatus = \"[::1]:1\"\nkeep_alive_s = 1\n\
+            idle_s = 7\nstop_s = 1\nstatus_cert = \"c\"\nstatus_key = \"k\"\n";
+        let changes = old.changes(&config(all));
+        for setting in reference::settings() {
+            let key = &setting.key;
+            assert!(!setting.reloads || changes.at_once.contains(key), "{key}");
+            assert!(setting.reloads || !changes.at_once.contains(key), "{key}");
+            let found = errors_of(&format!("{key} = {{ no = \"such\" }}"));
+            assert!(!found[0].contains("no such setting"), "{found:?}");
+        }
+        let named = changes.at_once.len() + changes.at_restart.len();
+        // The certificate and its key are one.
+        assert_eq!(named, all.lines().count() - 1, "{changes:?}");
+        assert!(
+            RelayConfig::resolve(Layer { log: Some("infoo=,".into()), ..Layer::default() }, None)
+                .unwrap_err()
+                .to_string()
+                .contains("log: ")
+        );
     }
 
     #[test]

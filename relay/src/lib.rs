@@ -7,4 +7,6 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod io;
+pub mod log;
+pub mod reload;
 pub mod switch;

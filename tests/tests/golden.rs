@@ -233,6 +233,7 @@ fn frames() {
         ("data", data.clone()),
         ("challenge", frame::challenge(handle, [9; 16]).to_vec()),
         ("echo", frame::echo(handle, [9; 16], &key).to_vec()),
+        ("knock", frame::head(FrameKind::Knock, label(49)).to_vec()),
     ];
     compare("frame", Some("frame"), &built);
 
@@ -455,6 +456,10 @@ fn mesh_messages() {
             session: session(), generation: Generation(3), label: label(46),
         }),
         "end-path" => ToPeer::EndPath(path_end()),
+        "try-address" => ToPeer::TryAddress(mesh::TryAddress {
+            address: "relay.example:4433".into(), label: label(49),
+        }),
+        "tried" => ToPeer::Tried(mesh::Tried { label: label(49), sent: true }),
     });
 }
 

@@ -14,7 +14,7 @@ pub use queue::{Inbox, Packet, QueueSocket};
 pub use quic::{
     EndpointKeys, Periods, attachment_transport, client_config, endpoint_config, link_transport,
 };
-pub use udp::{AsyncUdp, UdpIo, mtu_towards};
+pub use udp::{AsyncUdp, BUFFER_BYTES, UdpIo, mtu_towards};
 
 use std::net::SocketAddr;
 

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Wanted size of a socket's buffers in bytes. The kernel may give less (`net.core.rmem_max`, `wmem_max`).
-const BUFFER_BYTES: usize = 4 * 1024 * 1024;
+pub const BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// A UDP socket. Non-blocking; any number of threads may send on it.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 
 pub mod act;
 mod backup;
+mod check;
 mod init;
 mod join;
 pub mod local;
@@ -19,6 +20,7 @@ use clap::{Args, Parser, Subcommand};
 use tasuki_proto::identity::write_private;
 
 use crate::config::{Layer, is_in_use};
+use crate::log::{self, LogFormat};
 
 /// A relay of a Tasuki mesh: joins machines behind NAT.
 #[derive(Debug, Parser)]
@@ -46,6 +48,9 @@ pub struct Global {
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,quinn=debug
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log: Option<String>,
+    /// How it is logged: text or json [default: text]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
     /// Machine-readable output
     #[arg(long, global = true)]
     pub json: bool,
@@ -54,7 +59,12 @@ pub struct Global {
 impl Global {
     /// The flags as settings.
     fn layer(&self) -> Layer {
-        Layer { data: self.data.clone(), log: self.log.clone(), ..Layer::default() }
+        Layer {
+            data: self.data.clone(),
+            log: self.log.clone(),
+            log_format: self.log_format,
+            ..Layer::default()
+        }
     }
 }
 
@@ -75,6 +85,8 @@ enum Verb {
     Restore(backup::RestoreArgs),
     /// Make this relay the registrar, with the root key, when the registrar is gone for good
     BecomeRegistrar(take::TakeArgs),
+    /// Check this machine, the data directory and the relay, and say what to do
+    Check(check::CheckArgs),
     #[command(flatten)]
     Query(query::Query),
     #[command(flatten)]
@@ -87,6 +99,11 @@ enum Verb {
 struct Usage(&'static str);
 
 const NO_NAME: Usage = Usage("no-name: a relay needs a name of its own: give it with --name");
+
+/// The command line, for documentation.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
@@ -111,7 +128,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     if let Verb::Run(args) = verb {
         return run::run(&global, args);
     }
-    start_log(global.log.as_deref().unwrap_or("warn"))?;
+    let format = global.log_format.unwrap_or_default();
+    log::start(global.log.as_deref().unwrap_or("warn"), format)?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         match verb {
             Verb::Init(args) => init::init(&global, args).await,
@@ -120,24 +138,12 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Verb::Backup(args) => backup::backup(&global, &args),
             Verb::Restore(args) => backup::restore(&global, &args).await,
             Verb::BecomeRegistrar(args) => take::take(&global, args).await,
+            Verb::Check(args) => check::run(&global, args).await,
             Verb::Query(query) => query::run(&global, query).await,
             Verb::Act(act) => act::run(&global, act).await,
             Verb::Run(_) => Ok(()),
         }
     })
-}
-
-/// Logs go to stderr.
-fn start_log(filter: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|error| anyhow::anyhow!("--log: {error}"))?;
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi)
-        .init();
-    Ok(())
 }
 
 /// Where a relay listens and is reached; kept in the data directory.

@@ -1,15 +1,19 @@
 //! Verbs that show what the running relay knows.
 
-mod table;
+mod explain;
+pub(crate) mod lists;
+pub(crate) mod table;
+pub(crate) mod text;
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::Result;
 use serde_json::Value;
-use tasuki_proto::{ServiceName, TerminalId, limits};
+use tasuki_proto::{ServiceName, SessionId, TerminalId, limits};
 
-use self::table::Table;
+use self::table::{Cell, Table};
+use self::text::Look;
 use super::{Global, local};
 
 /// Where a verb writes.
@@ -44,15 +48,21 @@ pub enum Query {
         #[arg(long, value_parser = ["calling", "active", "ended"])]
         state: Option<String>,
     },
-    /// Say whether a call would work, by which rule, over which route
-    #[command(after_help = "Example: tasuki-relay explain laptop plant7 ssh")]
+    /// Say why a call works or does not: by which rule, over which route; or what became of a session
+    #[command(after_help = "Examples: tasuki-relay explain laptop plant7 ssh\n          \
+                      tasuki-relay explain --session 5d1c0c2f1d3b7a6e0123456789abcdef")]
     Explain {
         /// Who would call
-        caller: TerminalId,
+        #[arg(required_unless_present = "session")]
+        caller: Option<TerminalId>,
         /// Whom
-        target: TerminalId,
+        #[arg(required_unless_present = "session")]
+        target: Option<TerminalId>,
         /// What for
         service: Option<ServiceName>,
+        /// A running or ended session, or a call that failed; 'sessions' lists them
+        #[arg(long, value_name = "ID", conflicts_with_all = ["caller", "target", "service"])]
+        session: Option<SessionId>,
     },
 }
 
@@ -61,7 +71,7 @@ pub enum Query {
 /// # Errors
 /// One line: `code: what: what to do`.
 pub async fn run(global: &Global, query: Query) -> Result<()> {
-    unless_unread(show(global, query, &mut std::io::stdout()).await)
+    unless_unread(show_as(global, query, Look::of_stdout(), &mut std::io::stdout()).await)
 }
 
 /// A reader that has seen enough is no error, as with other tools.
@@ -77,66 +87,96 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
-/// Runs a verb and writes what it finds to `out`.
+/// Runs a verb and writes what it finds to `out`, without colours.
+#[cfg(test)]
 pub(crate) async fn show(global: &Global, query: Query, out: Out<'_>) -> Result<()> {
+    show_as(global, query, Look::plain(), out).await
+}
+
+async fn show_as(global: &Global, query: Query, look: Look, out: Out<'_>) -> Result<()> {
     let socket = local::socket(global).await;
     let json = global.json;
+    let list = |path, row| List { socket: &socket, json, look, path, row };
     match query {
         Query::Status => {
             let status = local::ask(&socket, "GET", "/api/v1/status", None).await?;
-            print(out, &if json { pretty(&status) } else { status_text(&status) })
+            print(out, &if json { pretty(&status) } else { lists::status(&status, look) })
         }
         Query::Relays => {
-            let heads = &["RELAY", "STATE", "VERSION", "TERMINALS", "LINKS", "ADDRESSES"];
-            list(&socket, json, out, "/api/v1/relays", &[], heads, relay_row).await
+            list("/api/v1/relays", lists::relay).show(lists::RELAY, &[], None, out).await
         }
         Query::Terminals { state, kind, query } => {
             let filter = [("state", state), ("type", kind), ("q", query)];
-            let heads = &["TERMINAL", "TYPE", "STATE", "SESSIONS", "RELAYS"];
-            list(&socket, json, out, "/api/v1/terminals", &filter, heads, terminal_row).await
+            let list = list("/api/v1/terminals", lists::terminal);
+            list.show(lists::TERMINAL, &filter, None, out).await
         }
         Query::Sessions { state } => {
-            let heads = &["SESSION", "CALLER", "CALLEE", "SERVICE", "STATE"];
-            list(&socket, json, out, "/api/v1/sessions", &[("state", state)], heads, session_row)
-                .await
+            let detail = Some(lists::session_detail as fn(&Value) -> String);
+            let list = list("/api/v1/sessions", lists::session);
+            list.show(lists::SESSION, &[("state", state)], detail, out).await
         }
-        Query::Explain { caller, target, service } => {
-            let service = service.map(|service| format!("&service={service}")).unwrap_or_default();
-            let path = format!("/api/v1/explain?from={caller}&to={target}{service}");
+        Query::Explain { caller, target, service, session } => {
+            let path = match (session, caller, target) {
+                (None, Some(caller), Some(target)) => {
+                    let service = service.map(|service| format!("&service={service}"));
+                    let service = service.unwrap_or_default();
+                    format!("/api/v1/explain?from={caller}&to={target}{service}")
+                }
+                (session, ..) => {
+                    let session = session.map(|id| id.to_string()).unwrap_or_default();
+                    format!("/api/v1/explain?session={session}")
+                }
+            };
             let explanation = local::ask(&socket, "GET", &path, None).await?;
-            print(out, &if json { pretty(&explanation) } else { explanation_text(&explanation) })
+            print(out, &if json { pretty(&explanation) } else { explain::text(&explanation, look) })
         }
     }
 }
 
-/// Prints a whole list: as a table, or as one JSON array, page by page so that its length does not matter.
-async fn list(
-    socket: &Path,
+/// A list of the status endpoint, and how a row of it is shown.
+struct List<'a> {
+    socket: &'a Path,
     json: bool,
-    out: Out<'_>,
-    path: &str,
-    filter: &[(&str, Option<String>)],
-    heads: &'static [&'static str],
-    row: fn(&Value) -> Vec<String>,
-) -> Result<()> {
-    let mut table = Table::new(heads);
-    let mut before = "[\n";
-    each_page(socket, path, filter, &mut |items| {
-        if !json {
-            let rows: Vec<_> = items.iter().map(row).collect();
-            return print(out, &table.lines(&rows));
+    look: Look,
+    path: &'static str,
+    row: fn(&Value, Look) -> Vec<Cell>,
+}
+
+impl List<'_> {
+    /// Prints the whole list: as a table, each row with its detail where there is one, or as one JSON array, page by
+    /// page so that its length does not matter.
+    async fn show(
+        &self,
+        heads: &'static [&'static str],
+        filter: &[(&str, Option<String>)],
+        detail: Option<fn(&Value) -> String>,
+        out: Out<'_>,
+    ) -> Result<()> {
+        let mut table = Table::new(heads, self.look);
+        let mut before = "[\n";
+        each_page(self.socket, self.path, filter, &mut |items| {
+            if self.json {
+                for item in items {
+                    write!(out, "{before}  {item}")?;
+                    before = ",\n";
+                }
+                return Ok(());
+            }
+            let rows: Vec<_> = items.iter().map(|item| (self.row)(item, self.look)).collect();
+            let Some(detail) = detail else { return print(out, &table.lines(&rows)) };
+            table.fit(&rows);
+            print(out, &table.lines(&[]))?;
+            items
+                .iter()
+                .zip(rows)
+                .try_for_each(|(item, row)| print(out, &(table.lines(&[row]) + &detail(item))))
+        })
+        .await?;
+        match (self.json, before) {
+            (false, _) => Ok(()),
+            (true, "[\n") => print(out, "[]\n"),
+            (true, _) => print(out, "\n]\n"),
         }
-        for item in items {
-            write!(out, "{before}  {item}")?;
-            before = ",\n";
-        }
-        Ok(())
-    })
-    .await?;
-    match (json, before) {
-        (false, _) => Ok(()),
-        (true, "[\n") => print(out, "[]\n"),
-        (true, _) => print(out, "\n]\n"),
     }
 }
 
@@ -169,123 +209,4 @@ pub(super) fn print(out: Out<'_>, text: &str) -> Result<()> {
 
 fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
-}
-
-/// A value as a cell: text without quotes, nothing as `-`.
-fn cell(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// `key` of each element of a list, joined; `-` for an empty one.
-fn joined(list: &Value, of: impl Fn(&Value) -> String) -> String {
-    match list.as_array().map(Vec::as_slice) {
-        None | Some([]) => "-".to_owned(),
-        Some(items) => items.iter().map(of).collect::<Vec<_>>().join(","),
-    }
-}
-
-fn relay_row(row: &Value) -> Vec<String> {
-    let state = match (row["reachable"] == true, row["draining"] == true) {
-        (false, _) => "unreachable",
-        (true, true) => "draining",
-        (true, false) => "up",
-    };
-    vec![
-        cell(&row["name"]),
-        state.to_owned(),
-        cell(&row["version"]),
-        cell(&row["terminals"]),
-        joined(&row["links"], |link| cell(&link["relay"])),
-        joined(&row["addresses"], cell),
-    ]
-}
-
-fn terminal_row(row: &Value) -> Vec<String> {
-    vec![
-        cell(&row["id"]),
-        cell(&row["type"]),
-        cell(&row["state"]),
-        cell(&row["sessions"]),
-        joined(&row["attachments"], |attachment| cell(&attachment["relay"])),
-    ]
-}
-
-fn session_row(row: &Value) -> Vec<String> {
-    let state = match &row["reason"] {
-        Value::String(reason) => reason.clone(),
-        _ => cell(&row["state"]),
-    };
-    vec![cell(&row["id"]), cell(&row["caller"]), cell(&row["callee"]), cell(&row["service"]), state]
-}
-
-fn status_text(status: &Value) -> String {
-    let mut facts = Table::new(&["RELAY", ""]);
-    let state = match (&status["not_ready"], status["draining"] == true) {
-        (Value::String(why), _) => format!("not ready: {why}"),
-        (_, true) => "draining".to_owned(),
-        _ => "ready".to_owned(),
-    };
-    let table = &status["table"];
-    let lag = &status["gossip_lag_ms"];
-    let fact = |name: &str, value: String| vec![name.to_owned(), value];
-    let counters = |map: &Value| {
-        let pairs = map.as_object().into_iter().flatten();
-        pairs.map(|(key, number)| format!("{key} {number}")).collect::<Vec<_>>().join(", ")
-    };
-    let mut out = facts.lines(&[
-        fact("name", cell(&status["name"])),
-        fact("mesh", cell(&status["mesh"])),
-        fact("id", cell(&status["id"])),
-        fact("version", cell(&status["version"])),
-        fact("state", state),
-        fact("registrar", cell(&status["registrar"])),
-        fact("incarnation", cell(&status["incarnation"])),
-        fact("uptime", format!("{} s", status["uptime_s"])),
-        fact("terminals", cell(&status["terminals"])),
-        fact("sessions", cell(&status["sessions"])),
-        fact(
-            "table",
-            format!(
-                "{} rows, {} relays, {} terminals, hash {}",
-                table["rows"],
-                table["relays"],
-                table["terminals"],
-                cell(&table["hash"])
-            ),
-        ),
-        fact("gossip lag", format!("p50 {} ms, p99 {} ms", lag["p50"], lag["p99"])),
-        fact("gossip", counters(&status["gossip"])),
-        fact("drops", counters(&status["drops"])),
-    ]);
-    let links: Vec<_> = status["links"].as_array().into_iter().flatten().collect();
-    if !links.is_empty() {
-        let row = |link: &&Value| {
-            vec![
-                cell(&link["relay"]),
-                format!("{:.1} ms", link["rtt_us"].as_f64().unwrap_or(0.0) / 1000.0),
-                cell(&link["address"]),
-            ]
-        };
-        out.push('\n');
-        let rows: Vec<_> = links.iter().map(row).collect();
-        out.push_str(&Table::new(&["LINK", "RTT", "ADDRESS"]).lines(&rows));
-    }
-    out
-}
-
-fn explanation_text(explanation: &Value) -> String {
-    let verdict = match &explanation["code"] {
-        Value::String(code) if explanation["allowed"] != true => format!("refused with {code}"),
-        _ if explanation["allowed"] == true => "allowed".to_owned(),
-        _ => "refused".to_owned(),
-    };
-    let route = match explanation["route"].as_array().map(Vec::as_slice) {
-        None | Some([]) => "none".to_owned(),
-        Some(relays) => relays.iter().map(cell).collect::<Vec<_>>().join(" -> "),
-    };
-    format!("{verdict}\nwhy:   {}\nroute: {route}\n", cell(&explanation["why"]))
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{AddressArgs, Global, start_log};
-use crate::config::{Layer, Links, RelayConfig};
+use super::{AddressArgs, Global};
+use crate::config::{Layer, Links};
+use crate::log;
+use crate::reload::{Reloader, Source};
 
 /// Runs the relay on a data directory that 'init' or 'join' made.
 #[derive(Debug, Args)]
@@ -62,7 +64,9 @@ pub(super) fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
         address_burst: most.address_burst,
         ..args.addresses.layer()
     };
-    let config = RelayConfig::resolve(flags.or(global.layer()), global.config.as_deref())?;
-    start_log(&config.log)?;
-    tokio::runtime::Runtime::new()?.block_on(crate::app::run(config))
+    let source = Source { flags: flags.or(global.layer()), file: global.config.clone() };
+    let running = source.read()?;
+    let log = log::start(&running.log, running.log_format)?;
+    let reloader = Reloader { source, running, log };
+    tokio::runtime::Runtime::new()?.block_on(crate::app::run(reloader))
 }

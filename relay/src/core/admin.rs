@@ -10,6 +10,9 @@ use tasuki_proto::path::{NatKind, PathNews};
 use tasuki_proto::view::{TerminalFilter, TerminalState, TerminalView};
 use tasuki_proto::{Refusal, RelayId, RelayName, ServiceName, SessionId, TerminalId};
 
+pub use super::explain::Explanation;
+use super::selftest::AddressView;
+
 /// A question or a command. Commands come from somebody who was allowed to give them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminRequest {
@@ -71,6 +74,8 @@ pub enum AdminRequest {
         /// What for.
         service: Option<ServiceName>,
     },
+    /// What became of a session, running or ended, also one that is in the ledger only.
+    ExplainSession(SessionId),
 }
 
 /// The answer.
@@ -96,8 +101,8 @@ pub enum AdminReply {
     UnknownRelay(RelayName),
     /// To [`AdminRequest::Changes`].
     Changes(Box<Changed>),
-    /// To [`AdminRequest::Explain`].
-    Explanation(Explanation),
+    /// To [`AdminRequest::Explain`] and [`AdminRequest::ExplainSession`].
+    Explanation(Box<Explanation>),
     /// A command was carried out.
     Done,
     /// It was not.
@@ -138,10 +143,16 @@ pub struct StatusView {
     pub not_ready: Option<String>,
     /// Its links, ordered by name.
     pub links: Vec<LinkView>,
+    /// Its advertised addresses, and whether other relays reach them.
+    pub reachable_from_outside: Vec<AddressView>,
     /// Terminals attached here.
     pub terminals: usize,
     /// Sessions that run over this relay.
     pub sessions: usize,
+    /// What the switch forwarded since the start.
+    pub forwarded: ForwardedView,
+    /// Until when this relay's certificate is valid, s since 1970.
+    pub certificate_until: u64,
     /// Labels that the switch forwards: two for each accepted session.
     pub labels: usize,
     /// QUIC connections of terminals, newcomers and relays that they dialled, handshakes included.
@@ -174,6 +185,19 @@ pub struct DirectView {
     pub news: PathNews,
     /// How often.
     pub count: u64,
+}
+
+/// Frames of sessions that a relay forwarded since its start, heads included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct ForwardedView {
+    /// Packets from callers to callees.
+    pub packets_to_callee: u64,
+    /// Their bytes.
+    pub bytes_to_callee: u64,
+    /// Packets from callees to callers.
+    pub packets_to_caller: u64,
+    /// Their bytes.
+    pub bytes_to_caller: u64,
 }
 
 /// One of this relay's links.
@@ -279,19 +303,6 @@ pub struct SessionView {
     pub bytes_to_caller: u64,
     /// Packets from callee to caller through this relay.
     pub packets_to_caller: u64,
-}
-
-/// Why a call would or would not work.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Explanation {
-    /// Whether the relays would carry the call to its target.
-    pub allowed: bool,
-    /// The code it would be refused with.
-    pub code: Option<String>,
-    /// Which state or rule decides, and what to do.
-    pub why: String,
-    /// The route it would take.
-    pub route: Vec<RelayName>,
 }
 
 /// Counts over the mesh.

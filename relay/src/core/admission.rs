@@ -163,6 +163,11 @@ impl Admission {
         }
     }
 
+    /// What one address may take from here on; what it has taken stays.
+    pub fn set_per_address(&mut self, per_address: PerAddress) {
+        self.per_address = per_address;
+    }
+
     /// Decides on a newcomer from `source`. What begins ends with [`Admission::handle_closed`], whatever becomes of it.
     pub fn decide(&mut self, source: Source, now: Instant) -> Decision {
         self.free_places(now);

@@ -5,7 +5,7 @@ use std::time::Instant;
 use tasuki_proto::view::TerminalView;
 use tasuki_proto::{Refusal, RefusalCode, RelayId, RelayName, SessionId, TerminalId, version};
 
-use super::admin::{AdminReply, AdminRequest, Explanation, LinkView, Percentiles, StatusView};
+use super::admin::{AdminReply, AdminRequest, ForwardedView, LinkView, Percentiles, StatusView};
 use super::directory::Lookup;
 use super::sessions;
 use super::{Output, Relay, links, login};
@@ -34,10 +34,8 @@ impl Relay {
                 let (items, next) = self.sessions.page(state, after, limit);
                 AdminReply::Sessions(items, next)
             }
-            AdminRequest::Session(id) => match self.sessions.view(&id) {
-                Some(view) => AdminReply::Session(Box::new(view)),
-                None => unknown_session(&id),
-            },
+            AdminRequest::Session(id) => return self.handle_ask_session(ticket, id, false),
+            AdminRequest::ExplainSession(id) => return self.handle_ask_session(ticket, id, true),
             AdminRequest::Summary { after } => self.summary(after.as_ref()),
             AdminRequest::TerminalHistory(id) => self.terminal_history(&id),
             AdminRequest::RelayHistory(name) => self.relay_history(&name),
@@ -53,8 +51,9 @@ impl Relay {
                 Ok(()) => AdminReply::Done,
                 Err(refusal) => AdminReply::Refused(refusal),
             },
-            AdminRequest::Explain { caller, target, .. } => {
-                AdminReply::Explanation(self.explain(&caller, &target))
+            AdminRequest::Explain { caller, target, service } => {
+                let explanation = self.explain(&caller, &target, service.as_ref());
+                AdminReply::Explanation(Box::new(explanation))
             }
         };
         // Whoever hears that it is done hears it behind what is to be kept of it.
@@ -97,8 +96,11 @@ impl Relay {
             ends_in_s: self.ends_at.map(|at| at.saturating_duration_since(now).as_secs()),
             not_ready: self.not_ready(),
             links,
+            reachable_from_outside: self.selftest.views(),
             terminals: self.login.len(),
             sessions: self.sessions.len(),
+            forwarded: ForwardedView::default(),
+            certificate_until: 0,
             labels: 0,
             connections: 0,
             handshakes: 0,
@@ -132,7 +134,7 @@ impl Relay {
 
     fn end_session(&mut self, id: SessionId, now: Instant, wall_ms: u64) -> AdminReply {
         if !self.sessions.contains(&id) {
-            return unknown_session(&id);
+            return AdminReply::Refused(self.unknown_session(&id));
         }
         self.sessions.handle(sessions::Input::EndByOperator(id), now, wall_ms);
         AdminReply::Done
@@ -164,37 +166,6 @@ impl Relay {
         self.links.handle(links::Input::Kick(name), now);
         AdminReply::Done
     }
-
-    fn explain(&mut self, caller: &TerminalId, target: &TerminalId) -> Explanation {
-        let denied = |refusal: Refusal| Explanation {
-            allowed: false,
-            code: Some(refusal.code.to_string()),
-            why: refusal.to_string(),
-            route: Vec::new(),
-        };
-        let caller_at = match self.where_is(caller, RefusalCode::UnknownTerminal) {
-            Ok(relay) => relay,
-            Err(refusal) => return denied(refusal),
-        };
-        if caller == target {
-            return denied(RefusalCode::SelfCall.into());
-        }
-        let target_at = match self.where_is(target, RefusalCode::UnknownTarget) {
-            Ok(relay) => relay,
-            Err(refusal) => return denied(refusal),
-        };
-        let Some(route) = self.routes.route(caller_at, target_at) else {
-            return denied(Refusal::new(RefusalCode::HopLimit, target.as_str()));
-        };
-        Explanation {
-            allowed: true,
-            code: None,
-            why: "both are logged in and a route exists; the target's own --expose and --allow decide \
-                  on the service"
-                .to_owned(),
-            route: route.iter().filter_map(|&relay| self.directory.name_of(relay)).collect(),
-        }
-    }
 }
 
 impl Relay {
@@ -217,8 +188,4 @@ impl Relay {
 
 pub(super) fn refused(code: RefusalCode, detail: &str) -> AdminReply {
     AdminReply::Refused(Refusal::new(code, detail))
-}
-
-fn unknown_session(id: &SessionId) -> AdminReply {
-    refused(RefusalCode::UnknownSession, &id.to_string())
 }

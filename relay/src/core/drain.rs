@@ -31,6 +31,7 @@ impl Relay {
             return Err(Refusal::new(RefusalCode::ShuttingDown, "the process was told to end"));
         }
         self.login.set_draining(false);
+        tracing::info!("drains no more");
         self.ends_at = None;
         Ok(())
     }

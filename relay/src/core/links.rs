@@ -160,6 +160,7 @@ impl Links {
                     self.review_at = self.review_at.map(|_| now);
                 }
             }
+            Input::Choose(choice) => self.handle_choose(choice, now),
             Input::Kick(name) => self.handle_kick(&name, now),
         }
         self.review(now);
@@ -353,6 +354,19 @@ impl Links {
         let Some(id) = peer.link.as_ref().map(|link| link.id) else { return };
         self.outputs.push_back(Output::Close(id, RefusalCode::Kicked));
         self.handle_down(id, Some(RefusalCode::Kicked), now);
+    }
+
+    fn handle_choose(&mut self, choice: LinkChoice, now: Instant) {
+        self.choice = choice;
+        self.review_at = None;
+        let linked = self.peer_by_id.iter().filter_map(|(id, peer)| {
+            let link = peer.link.as_ref()?;
+            (!self.may_link(*id, &peer.name)).then_some(link.id)
+        });
+        for id in linked.collect::<Vec<_>>() {
+            self.outputs.push_back(Output::Close(id, RefusalCode::LinkNotWanted));
+            self.handle_down(id, Some(RefusalCode::LinkNotWanted), now);
+        }
     }
 
     /// The wait before a relay's first dial.

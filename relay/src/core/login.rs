@@ -247,6 +247,11 @@ impl Login {
         self.outputs.pop_front()
     }
 
+    /// How many terminals may be logged in from here on; those that are stay.
+    pub fn set_most(&mut self, most: usize) {
+        self.most = most;
+    }
+
     /// Takes no new terminals, or takes them again.
     pub fn set_draining(&mut self, draining: bool) {
         self.draining = draining;

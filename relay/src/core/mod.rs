@@ -20,12 +20,14 @@ pub mod bucket;
 mod changes;
 pub mod directory;
 mod drain;
+pub mod explain;
 pub mod gossip;
 mod history;
 pub mod links;
 pub mod login;
 mod news;
 pub mod routes;
+pub mod selftest;
 pub mod sessions;
 mod wiring;
 
@@ -36,18 +38,19 @@ use std::time::{Duration, Instant};
 use tasuki_proto::control::{RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::KeyFingerprint;
-use tasuki_proto::mesh::ToPeer;
+use tasuki_proto::mesh::{ToPeer, Tried};
 use tasuki_proto::record::Record;
 use tasuki_proto::{
-    Incarnation, Label, MeshId, MeshName, RefusalCode, RelayId, RelayName, TerminalId,
+    Incarnation, Label, MeshId, MeshName, RefusalCode, RelayId, RelayName, SessionId, TerminalId,
 };
 
-use admin::{AdminReply, AdminRequest};
+use admin::{AdminReply, AdminRequest, SessionView};
 use directory::Directory;
 use gossip::Gossip;
 use links::Links;
 use login::Login;
 use routes::Routes;
+use selftest::SelfTest;
 use sessions::{Finished, Forwarding, Sessions};
 
 /// A link, by a number that the driver never uses twice.
@@ -146,6 +149,30 @@ pub enum Input {
     AuthorityKey(Incarnation, [u8; 32]),
     /// An operator asks; the answer carries the number.
     Admin(u64, AdminRequest),
+    /// An expected knock came in.
+    Knocked(Label),
+    /// A knock for a neighbour was sent, or could not be.
+    KnockSent(LinkId, Label, bool),
+    /// An operator changed settings. What is above a limit already stays.
+    Settings {
+        /// Which relays to link with.
+        links: links::LinkChoice,
+        /// Attached terminals at most.
+        terminals: usize,
+        /// Sessions at most.
+        sessions: usize,
+    },
+    /// What the ledger has of a session; answers [`Output::AskLedger`].
+    FromLedger {
+        /// The operator's question.
+        ticket: u64,
+        /// Which session.
+        session: SessionId,
+        /// Whether it is to be explained.
+        explain: bool,
+        /// What was found.
+        found: Option<SessionView>,
+    },
     /// The process is to end, within this time; answered by [`Output::End`].
     Stop(Duration),
 }
@@ -190,6 +217,30 @@ pub enum Output {
     Revoked(KeyFingerprint),
     /// A session is over, for the ledger.
     Finished(Box<Finished>),
+    /// Tell when a knock with this label comes in ([`Input::Knocked`]).
+    ExpectKnock(Label),
+    /// It is not expected any more.
+    ForgetKnock(Label),
+    /// Send a knock for a neighbour from a socket of its own; answered by [`Input::KnockSent`].
+    Knock {
+        /// The neighbour.
+        link: LinkId,
+        /// Where to: `HOST:PORT`, one of its own addresses.
+        address: String,
+        /// What the knock carries.
+        label: Label,
+        /// Whether to loopback addresses only; otherwise never to one.
+        loopback: bool,
+    },
+    /// An operator asks about a session that this relay has forgotten; answered by [`Input::FromLedger`].
+    AskLedger {
+        /// The operator's question.
+        ticket: u64,
+        /// Which session.
+        session: SessionId,
+        /// Whether it is to be explained.
+        explain: bool,
+    },
     /// An operator's answer.
     Reply(u64, Box<AdminReply>),
     /// The process may end: what was to leave has left, or its time is over.
@@ -219,6 +270,7 @@ pub struct Relay {
     routes: Routes,
     login: Login,
     sessions: Sessions,
+    selftest: SelfTest,
     peers: BTreeMap<LinkId, Peer>,
     link_by_relay: BTreeMap<RelayId, LinkId>,
     /// Sessions of links that were closed as duplicates wait here for the link that stays.
@@ -306,6 +358,19 @@ impl Relay {
                 self.gossip.handle(gossip::Input::AuthorityKey(term, key), now);
             }
             Input::Admin(ticket, request) => self.handle_admin(ticket, request, now, wall_ms),
+            Input::Knocked(label) => self.selftest.handle_knock(label, now, wall_ms),
+            Input::KnockSent(link, label, sent) => {
+                let tried = ToPeer::Tried(Tried { label, sent });
+                self.outputs.push_back(Output::ToPeer(link, tried));
+            }
+            Input::Settings { links, terminals, sessions } => {
+                self.login.set_most(terminals);
+                self.sessions.set_most(sessions);
+                self.links.handle(links::Input::Choose(links), now);
+            }
+            Input::FromLedger { ticket, session, explain, found } => {
+                self.answer_session(ticket, session, explain, found);
+            }
             Input::Stop(within) => self.stop(within, now),
         }
         self.settle(now, wall_ms);
@@ -325,6 +390,7 @@ impl Relay {
             self.login.poll_timeout(),
             self.sessions.poll_timeout(),
             self.load.poll_timeout(),
+            self.selftest.poll_timeout(),
             self.ends_at,
             self.orphan_by_relay.values().map(|orphan| orphan.until).min(),
         ]

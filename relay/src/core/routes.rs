@@ -177,7 +177,7 @@ impl Routes {
     }
 
     /// The round-trip time of a confirmed link, µs: the greater of what its ends say.
-    fn link(&self, a: RelayId, b: RelayId) -> Option<u32> {
+    pub fn link_rtt_us(&self, a: RelayId, b: RelayId) -> Option<u32> {
         let there = self.said_by_relay.get(&a)?.get(&b)?;
         let back = self.said_by_relay.get(&b)?.get(&a)?;
         (a != b).then_some(*there.max(back))
@@ -187,7 +187,7 @@ impl Routes {
         let said = self.said_by_relay.get(&relay);
         said.into_iter()
             .flatten()
-            .filter_map(move |(&peer, _)| Some((peer, self.link(relay, peer)?)))
+            .filter_map(move |(&peer, _)| Some((peer, self.link_rtt_us(relay, peer)?)))
     }
 
     /// What it costs to pass through a relay, µs.
@@ -202,7 +202,7 @@ impl Routes {
         let mut cost = 0_u64;
         for (at, pair) in route.windows(2).enumerate() {
             let passing = if at == 0 { 0 } else { self.passing(pair[0]) };
-            let link = u64::from(self.link(pair[0], pair[1])?);
+            let link = u64::from(self.link_rtt_us(pair[0], pair[1])?);
             cost = cost.saturating_add(link + HOP_COST + passing);
         }
         Some(cost)

@@ -21,6 +21,7 @@ use super::history::History;
 use super::links::{self, Links};
 use super::login::{self, Known, Login};
 use super::routes::{self, Routes};
+use super::selftest::SelfTest;
 use super::sessions::{self, HopId, Neighbour, Place, Sessions};
 use super::{Config, ConnId, LinkId, Output, Relay};
 
@@ -84,6 +85,7 @@ impl Relay {
             routes: Routes::new(own),
             login: Login::new(own, config.name.clone(), config.terminals),
             sessions: Sessions::new(own, config.sessions, rng.random()),
+            selftest: SelfTest::new(&config.addresses, rng.random(), now),
             peers: BTreeMap::new(),
             link_by_relay: BTreeMap::new(),
             orphan_by_relay: BTreeMap::new(),
@@ -140,6 +142,9 @@ impl Relay {
         if due(self.login.poll_timeout()) {
             self.login.handle_timeout(now);
         }
+        if due(self.selftest.poll_timeout()) {
+            self.selftest.handle_timeout(now, wall_ms);
+        }
         if due(self.sessions.poll_timeout()) {
             self.sessions.handle_timeout(now, wall_ms);
         }
@@ -164,6 +169,7 @@ impl Relay {
         }
         let (relay, incarnation) = (peer.relay, peer.incarnation);
         self.link_by_relay.remove(&relay);
+        self.selftest.handle_down(link);
         self.gossip.handle(gossip::Input::LinkDown(link), now);
         let orphan = Orphan { link, incarnation, until: now + ORPHAN, unsaid: Vec::new() };
         self.orphan_by_relay.insert(relay, orphan);
@@ -199,6 +205,7 @@ impl Relay {
         if self.link_by_relay.get(&peer.relay) == Some(&link) {
             self.link_by_relay.remove(&peer.relay);
             tracing::info!(relay = %peer.name, "link lost");
+            self.selftest.handle_down(link);
             self.gossip.handle(gossip::Input::LinkDown(link), now);
             let lost = sessions::Input::Lost(Neighbour::Link(link), RefusalCode::RouteLost);
             self.sessions.handle(lost, now, wall_ms);
@@ -379,6 +386,8 @@ impl Relay {
                 sessions::Input::Accept { from, hop, label: resumed.label, address: None }
             }
             ToPeer::EndPath(end) => sessions::Input::EndPath { from, end },
+            ToPeer::TryAddress(wanted) => return self.handle_try_address(link, wanted, now),
+            ToPeer::Tried(tried) => return self.selftest.handle_tried(link, tried, now),
         };
         self.sessions.handle(input, now, wall_ms);
     }
@@ -421,6 +430,7 @@ impl Relay {
                 self.on_sessions(output, now, wall_ms);
             } else if let Some(session) = self.sessions.poll_changed() {
                 self.changes.push(Key::Session(session));
+            } else if self.on_selftest() {
             } else if self.contacts_changed {
                 self.contacts_changed = false;
                 self.tell_contacts(now);
@@ -497,6 +507,7 @@ impl Relay {
                 let Some(peer) = self.peers.get(&link) else { return };
                 tracing::info!(relay = %peer.name, address = %peer.address, "link up");
                 self.link_by_relay.insert(peer.relay, link);
+                self.selftest.handle_up(link, peer.name.clone(), now);
                 self.gossip.handle(gossip::Input::LinkUp(link, peer.relay), now);
                 self.adopt_orphan(link, now, wall_ms);
             }

@@ -45,6 +45,11 @@ impl Admission {
         Self(Arc::new(Mutex::new(State { core, waiting: HashMap::new() })))
     }
 
+    /// What one address may take from here on; what it has taken stays.
+    pub fn set_per_address(&self, per_address: PerAddress) {
+        self.lock().core.set_per_address(per_address);
+    }
+
     /// How many handshakes are under way, and how many connections there are with them.
     pub fn len(&self) -> (usize, usize) {
         self.lock().core.len()

@@ -19,8 +19,8 @@ use super::endpoint::{Context, Endpoints};
 use super::event::{Event, LinkUp, TerminalOrder, TerminalUp};
 use super::requests::Way;
 use super::terminals::close;
-use super::{links, store};
-use crate::core::admin::AdminReply;
+use super::{links, selftest, store};
+use crate::core::admin::{AdminReply, ForwardedView, SessionState, SessionView};
 use crate::core::sessions::{Finished, Forwarding, Neighbour as Next};
 use crate::core::{ConnId, Input, LinkId, Output, Relay};
 use crate::switch::{Address, Entry, Neighbour, Switch};
@@ -90,6 +90,7 @@ impl HelloMaker {
 /// Owns the core and performs what it says.
 pub struct Driver {
     core: Relay,
+    store: store::Store,
     context: Arc<Context>,
     endpoints: Endpoints,
     switch: Arc<Switch>,
@@ -121,8 +122,9 @@ impl Driver {
         contacts: watch::Sender<Vec<RelayContact>>,
     ) -> Self {
         let (keep, kept) = mpsc::channel(limits::STORE_BACKLOG);
-        tokio::spawn(keep_all(store, kept));
+        tokio::spawn(keep_all(store.clone(), kept));
         Self {
+            store,
             core,
             context,
             endpoints,
@@ -207,6 +209,21 @@ impl Driver {
             }
             Event::Authority(record) => self.give(Input::Authority(record)),
             Event::Renewed(term, key) => self.give(Input::AuthorityKey(term, key)),
+            Event::Knocked(label) => self.give(Input::Knocked(label)),
+            Event::KnockSent(link, label, sent) => self.give(Input::KnockSent(link, label, sent)),
+            Event::Settings(settings) => {
+                let (links, limits) = *settings;
+                for admission in [&self.context.terminals, &self.context.links] {
+                    admission.set_per_address(limits.per_address);
+                }
+                let (links, terminals, sessions) =
+                    (links.choice(), limits.terminals, limits.sessions);
+                self.give(Input::Settings { links, terminals, sessions });
+            }
+            Event::FromLedger(ticket, session, explain, found) => {
+                let found = found.map(|view| *view);
+                self.give(Input::FromLedger { ticket, session, explain, found });
+            }
             Event::Admin((request, reply)) => {
                 let ticket = self.next_reply;
                 self.next_reply += 1;
@@ -318,6 +335,32 @@ impl Driver {
                 Output::Registrar(name, link) => self.set_way(name, link),
                 Output::Finished(finished) => self.keep(Keep::Session(finished)).await,
                 Output::End => self.over = true,
+                Output::ExpectKnock(label) => {
+                    let events = self.context.events.clone();
+                    // Where the inbox is full the knock counts as lost, and is tried again.
+                    let heard = move || drop(events.try_send(Event::Knocked(label)));
+                    self.switch.table.expect_knock(label, Box::new(heard));
+                }
+                Output::ForgetKnock(label) => self.switch.table.forget_knock(label),
+                Output::Knock { link, address, label, loopback } => {
+                    let events = self.context.events.clone();
+                    tokio::spawn(async move {
+                        let sent = selftest::knock(&address, label, loopback).await;
+                        let _ = events.send(Event::KnockSent(link, label, sent)).await;
+                    });
+                }
+                Output::AskLedger { ticket, session, explain } => {
+                    let (store, events) = (self.store.clone(), self.context.events.clone());
+                    tokio::spawn(async move {
+                        let found = store.session(session).await.unwrap_or_else(|error| {
+                            tracing::warn!(%error, "the ledger could not be read");
+                            None
+                        });
+                        let found = found.map(|entry| Box::new(ledger_view(entry)));
+                        let _ =
+                            events.send(Event::FromLedger(ticket, session, explain, found)).await;
+                    });
+                }
                 Output::Reply(ticket, reply) => {
                     match (self.replies.remove(&ticket), *reply) {
                         (None, _) => {}
@@ -340,6 +383,14 @@ impl Driver {
                 let inboxes = self.switch.links.dropped() + self.switch.terminals.dropped();
                 status.drops.insert("endpoint-queue-full".to_owned(), inboxes);
                 status.labels = self.switch.table.len();
+                let [to_callee, to_caller] = self.switch.traffic();
+                status.forwarded = ForwardedView {
+                    packets_to_callee: to_callee.0,
+                    bytes_to_callee: to_callee.1,
+                    packets_to_caller: to_caller.0,
+                    bytes_to_caller: to_caller.1,
+                };
+                status.certificate_until = self.context.identity.get().not_after();
                 for admission in [&self.context.terminals, &self.context.links] {
                     let (handshakes, connections) = admission.len();
                     status.handshakes += handshakes;
@@ -466,6 +517,25 @@ fn ledger_entry(finished: Finished) -> store::FinishedSession {
             bytes_to_caller: view.bytes_to_caller,
             packets_to_caller: view.packets_to_caller,
         },
+    }
+}
+
+fn ledger_view(entry: store::FinishedSession) -> SessionView {
+    SessionView {
+        id: entry.id.to_string(),
+        caller: entry.caller,
+        callee: entry.callee,
+        service: entry.service,
+        state: SessionState::Ended,
+        started_at: entry.started_ms,
+        ended_at: Some(entry.ended_ms),
+        reason: Some(entry.code.to_string()),
+        route: entry.route,
+        path: "relayed".to_owned(),
+        bytes_to_callee: entry.counters.bytes_to_callee,
+        packets_to_callee: entry.counters.packets_to_callee,
+        bytes_to_caller: entry.counters.bytes_to_caller,
+        packets_to_caller: entry.counters.packets_to_caller,
     }
 }
 

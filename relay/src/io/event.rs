@@ -7,10 +7,12 @@ use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::{KeyFingerprint, Peer};
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::record::Record;
-use tasuki_proto::{RefusalCode, RelayId, RelayName, TerminalId};
+use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, SessionId, TerminalId};
 use tokio::sync::mpsc;
 
 use super::http::AdminCall;
+use crate::config::{Limits, Links};
+use crate::core::admin::SessionView;
 use crate::core::{ConnId, LinkId};
 
 /// What goes to a terminal's connection task.
@@ -91,6 +93,15 @@ pub enum Event {
     Authority(Record),
     /// This relay's certificate was renewed: the term of its issuer, and the issuer's key.
     Renewed(tasuki_proto::Incarnation, [u8; 32]),
+    /// An expected knock came in.
+    Knocked(Label),
+    /// A knock for a neighbour was sent, or could not be.
+    KnockSent(LinkId, Label, bool),
+    /// The settings were read again: which relays to link with, and the limits.
+    Settings(Box<(Links, Limits)>),
     /// An operator asks.
     Admin(AdminCall),
+    /// What the ledger has of a session: the operator's question, the session, whether it is to be explained, and what
+    /// was found.
+    FromLedger(u64, SessionId, bool, Option<Box<SessionView>>),
 }

@@ -9,5 +9,6 @@ pub mod http;
 pub mod links;
 pub mod registrar;
 pub mod requests;
+mod selftest;
 pub mod store;
 pub mod terminals;

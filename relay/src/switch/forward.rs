@@ -10,6 +10,7 @@ use tasuki_proto::net::{CidClass, class_of};
 
 use super::neighbour::{Address, Neighbour};
 use super::table::Table;
+use crate::core::sessions::Counters;
 
 macro_rules! drops {
     ($($(#[$doc:meta])* $field:ident $word:literal;)+) => {
@@ -46,6 +47,25 @@ drops! {
 impl Drops {
     pub(super) fn add(counter: &AtomicU64, frames: usize) {
         counter.fetch_add(frames as u64, Ordering::Relaxed);
+    }
+}
+
+/// Frames that one thread forwarded, since the start.
+#[derive(Debug, Default)]
+pub struct Traffic(Counters);
+
+impl Traffic {
+    fn add(&self, to_callee: bool, frames: usize, bytes: usize) {
+        let counter = if to_callee { &self.0.to_callee } else { &self.0.to_caller };
+        counter.packets.fetch_add(frames as u64, Ordering::Relaxed);
+        counter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Packets and bytes towards callees, and towards callers.
+    pub fn read(&self) -> [(u64, u64); 2] {
+        [&self.0.to_callee, &self.0.to_caller].map(|counter| {
+            (counter.packets.load(Ordering::Relaxed), counter.bytes.load(Ordering::Relaxed))
+        })
     }
 }
 
@@ -86,13 +106,20 @@ pub trait Sink {
 pub struct Forwarder {
     table: Arc<Table>,
     drops: Arc<Drops>,
+    traffic: Arc<Traffic>,
     secret: ring::hmac::Key,
 }
 
 impl Forwarder {
     /// Decides by `table`. `secret` makes cookies: random, new with every process.
     pub fn new(table: Arc<Table>, drops: Arc<Drops>, secret: &[u8; 32]) -> Self {
-        Self { table, drops, secret: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret) }
+        let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
+        Self { table, drops, traffic: Arc::default(), secret }
+    }
+
+    /// What it forwards.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 
     /// Handles a batch.
@@ -112,6 +139,13 @@ impl Forwarder {
                     let end = frame::run_end(batch.bytes, at, stride);
                     let frames = &mut batch.bytes[at..end];
                     self.data(label, batch.source, batch.ecn, frames, stride, now_ms, sink);
+                    end
+                }
+                Some((FrameKind::Knock, label)) => {
+                    match self.table.take_knock(label) {
+                        Some(heard) => heard(),
+                        None => Drops::add(&self.drops.unknown_label, 1),
+                    }
                     end
                 }
                 Some((FrameKind::Challenge, handle)) => {
@@ -168,6 +202,7 @@ impl Forwarder {
             frame::relabel(datagram, entry.label_out);
         }
         entry.count(count, frames.len());
+        self.traffic.add(entry.to_callee, count, frames.len());
         sink.forward(&entry.to, to, ecn, frames, stride);
     }
 

@@ -13,9 +13,9 @@ mod neighbour;
 mod table;
 mod worker;
 
-pub use forward::{Batch, Drops, Forwarder, Sink};
+pub use forward::{Batch, Drops, Forwarder, Sink, Traffic};
 pub use neighbour::{Address, Neighbour};
-pub use table::{Entry, Table};
+pub use table::{Entry, Heard, Table};
 pub use worker::{Moved, Switch};
 
 #[cfg(test)]

@@ -35,8 +35,11 @@ impl Entry {
     }
 }
 
+/// Hears that an expected knock came in; must not wait.
+pub type Heard = Box<dyn FnOnce() + Send + Sync>;
+
 /// The label table. Any thread may read while the driver writes.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Table {
     entries: DashMap<Label, Arc<Entry>, FxBuildHasher>,
     /// Neighbours by the handle that our challenges to them carry.
@@ -45,6 +48,14 @@ pub struct Table {
     hinted: DashMap<Label, Arc<Neighbour>, FxBuildHasher>,
     /// Keys by the handle that other relays' challenges to us carry.
     theirs: DashMap<Label, NeighbourKey, FxBuildHasher>,
+    /// Who hears of an expected knock, by its label; the self-test expects one at a time.
+    knocks: DashMap<Label, Heard, FxBuildHasher>,
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table").field("entries", &self.entries.len()).finish_non_exhaustive()
+    }
 }
 
 impl Table {
@@ -117,6 +128,20 @@ impl Table {
     /// They are not answered any more.
     pub fn remove_challenger(&self, handle: Label) {
         self.theirs.remove(&handle);
+    }
+
+    /// The first knock with `label` is told to `heard`.
+    pub fn expect_knock(&self, label: Label, heard: Heard) {
+        self.knocks.insert(label, heard);
+    }
+
+    /// It is not expected any more.
+    pub fn forget_knock(&self, label: Label) {
+        self.knocks.remove(&label);
+    }
+
+    pub(super) fn take_knock(&self, label: Label) -> Option<Heard> {
+        self.knocks.remove(&label).map(|(_, heard)| heard)
     }
 
     pub(super) fn challenger(&self, handle: Label) -> Option<NeighbourKey> {

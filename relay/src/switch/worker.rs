@@ -11,7 +11,7 @@ use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
 use tasuki_proto::Label;
 use tasuki_proto::net::{CidClass, Inbox, Packet, UdpIo};
 
-use super::forward::{Batch, Drops, Forwarder, Sink};
+use super::forward::{Batch, Drops, Forwarder, Sink, Traffic};
 use super::neighbour::{Address, Neighbour};
 use super::table::Table;
 
@@ -35,6 +35,7 @@ pub struct Switch {
     /// Packets for the endpoint of terminals.
     pub terminals: Arc<Inbox>,
     sockets: Vec<Arc<UdpIo>>,
+    traffic: Vec<Arc<Traffic>>,
     stop: Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
@@ -66,6 +67,7 @@ impl Switch {
             links: Arc::default(),
             terminals: Arc::default(),
             sockets,
+            traffic: Vec::new(),
             stop: Arc::default(),
             threads: Vec::new(),
         };
@@ -82,10 +84,19 @@ impl Switch {
                 stop: switch.stop.clone(),
                 challenges_hints: number == 0,
             };
+            switch.traffic.push(worker.forwarder.traffic().clone());
             let name = format!("switch-{number}");
             switch.threads.push(std::thread::Builder::new().name(name).spawn(|| worker.run())?);
         }
         Ok(switch)
+    }
+
+    /// What was forwarded since the start: packets and bytes towards callees, and towards callers.
+    pub fn traffic(&self) -> [(u64, u64); 2] {
+        let threads = self.traffic.iter().map(|thread| thread.read());
+        threads.fold([(0, 0); 2], |sum, one| {
+            [0, 1].map(|at| (sum[at].0 + one[at].0, sum[at].1 + one[at].1))
+        })
     }
 
     /// The socket that the relay's own endpoints send on.

@@ -26,6 +26,8 @@ pub enum Signal {
     Stop,
     /// Goes on.
     Continue,
+    /// Reads its settings again.
+    Hangup,
 }
 
 impl Signal {
@@ -36,6 +38,7 @@ impl Signal {
             Signal::Kill => sys::SIGKILL,
             Signal::Stop => sys::SIGSTOP,
             Signal::Continue => sys::SIGCONT,
+            Signal::Hangup => sys::SIGHUP,
         }
     }
 }

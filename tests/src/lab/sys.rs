@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-pub(super) use libc::{SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM};
+pub(super) use libc::{SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM};
 
 /// Puts the command's process in a group of its own and has it killed when the calling thread ends, however
 /// that happens.

@@ -297,6 +297,11 @@ impl Directory {
         self.relays.get(&relay).and_then(|relay| relay.name.clone())
     }
 
+    /// Where a relay says that it can be dialled: `HOST:PORT`, UDP.
+    pub fn addresses_of(&self, relay: RelayId) -> &[String] {
+        self.relays.get(&relay).map_or(&[], Relay::addresses)
+    }
+
     /// The account of a relay that joined.
     pub fn account_of_relay(&self, relay: RelayId) -> Option<&RelayAccountRow> {
         self.relays.get(&relay).and_then(|relay| relay.account.as_ref())

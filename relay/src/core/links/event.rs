@@ -54,6 +54,8 @@ pub enum Input {
     Rtt(LinkId, u32),
     /// Whether a path over confirmed links leads to a relay.
     Reachable(RelayId, bool),
+    /// An operator changes whom to link with; links that are not wanted any more are closed.
+    Choose(LinkChoice),
     /// An operator cuts the link with a relay; it may come back.
     Kick(RelayName),
 }

@@ -210,6 +210,23 @@ fn a_kick_cuts_and_the_peer_may_come_back() {
 }
 
 #[test]
+fn another_choice_closes_what_is_not_wanted_and_dials_what_is() {
+    let mut r = relay(1, LinkChoice::Auto);
+    r.feed(known(2));
+    r.feed(known(3));
+    r.feed(up(1, 2, true, 1));
+    r.feed(up(2, 3, true, 1));
+    let only = |id: u64| Input::Choose(LinkChoice::Names(BTreeSet::from([name(id)])));
+    let outputs = r.feed(only(3));
+    assert_eq!(outputs, [Output::Close(LinkId(1), RefusalCode::LinkNotWanted), row(&[3])]);
+    assert_eq!(r.links.poll_timeout(), None, "the other one is not dialled");
+    let outputs = r.feed(up(3, 2, false, 1));
+    assert_eq!(outputs, [Output::Close(LinkId(3), RefusalCode::LinkNotWanted)]);
+    r.feed(Input::Choose(LinkChoice::Auto));
+    assert_eq!(dialled(&r.next().1), [2]);
+}
+
+#[test]
 fn what_others_dial_is_limited() {
     let mut r = relay(1, LinkChoice::Auto);
     for n in 0..limits::LINKS as u64 {

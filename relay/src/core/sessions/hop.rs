@@ -24,6 +24,8 @@ pub(super) struct Session {
     pub(super) edge: bool,
     /// Whether a terminal attached here said that its data goes directly.
     pub(super) direct: bool,
+    /// Whether a path of it ever was.
+    pub(super) accepted: bool,
     /// Over all its paths here.
     pub(super) counters: Arc<Counters>,
     pub(super) started_ms: u64,

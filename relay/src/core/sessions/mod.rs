@@ -34,6 +34,7 @@
 mod event;
 mod hop;
 mod resume;
+mod shown;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -51,10 +52,12 @@ use tasuki_proto::{
     TerminalId, limits,
 };
 
-use super::admin::{DirectView, SessionState, SessionView};
+use super::admin::{DirectView, SessionView};
+use super::bucket::Bucket;
 use super::{ConnId, LinkId};
 pub use event::{Counter, Counters, Finished, Forwarding, HopId, Input, Neighbour, Output, Place};
 use hop::{Hop, Session, State};
+use shown::RefusalLog;
 
 /// A relay adds this to the terminals' own time-out, so that the caller's terminal is the one that gives up.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -111,6 +114,9 @@ pub struct Sessions {
     ended_order: VecDeque<SessionId>,
     /// What callers attached here said of direct paths, by their NAT, their peer's, and what became of it.
     direct: BTreeMap<(NatKind, NatKind, PathNews), u64>,
+    /// Calls refused here that the ledger still takes.
+    refused_kept: Option<Bucket>,
+    refusals: RefusalLog,
     rng: StdRng,
     outputs: VecDeque<Output>,
     /// Sessions whose view changed, for those who watch.
@@ -131,6 +137,8 @@ impl Sessions {
             ended: BTreeMap::new(),
             ended_order: VecDeque::new(),
             direct: BTreeMap::new(),
+            refused_kept: None,
+            refusals: RefusalLog::default(),
             rng: StdRng::from_seed(seed),
             outputs: VecDeque::new(),
             changed: VecDeque::new(),
@@ -194,6 +202,11 @@ impl Sessions {
         self.deadlines.first().map(|&(deadline, _)| deadline)
     }
 
+    /// How many sessions there may be from here on; those that are stay.
+    pub fn set_most(&mut self, most: usize) {
+        self.most = most;
+    }
+
     /// Calls and sessions over this relay.
     pub fn len(&self) -> usize {
         self.session_by_id.len()
@@ -207,52 +220,6 @@ impl Sessions {
     /// Whether a session runs, or is called, over this relay.
     pub fn contains(&self, session: &SessionId) -> bool {
         self.session_by_id.contains_key(session)
-    }
-
-    /// A running or ended session.
-    pub fn view(&self, session: &SessionId) -> Option<SessionView> {
-        let running = self.session_by_id.get(session).map(|one| one.view(session));
-        running.or_else(|| self.ended.get(session).cloned())
-    }
-
-    /// A page of running and ended sessions, ordered by id, and behind which the next begins. Looks at no more than
-    /// [`limits::PAGE_SCAN`] of them, so it may hold fewer than `limit` although more follow.
-    pub fn page(
-        &self,
-        state: Option<SessionState>,
-        after: Option<SessionId>,
-        limit: usize,
-    ) -> (Vec<SessionView>, Option<SessionId>) {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let bounds = (after.map_or(Unbounded, Excluded), Unbounded);
-        let mut running = self.session_by_id.range(bounds).peekable();
-        let mut ended = self.ended.range(bounds).peekable();
-        let mut items = Vec::new();
-        let mut last = None;
-        for _ in 0..limits::PAGE_SCAN {
-            let running_next = match (running.peek(), ended.peek()) {
-                (Some((one, _)), Some((other, _))) => one < other,
-                (one, _) => one.is_some(),
-            };
-            if running_next {
-                let Some((id, session)) = running.next() else { break };
-                last = Some(*id);
-                if state.is_none_or(|wanted| wanted == session.state()) {
-                    items.push(session.view(id));
-                }
-            } else {
-                let Some((id, view)) = ended.next() else { break };
-                last = Some(*id);
-                if state.is_none_or(|wanted| wanted == SessionState::Ended) {
-                    items.push(view.clone());
-                }
-            }
-            if items.len() == limit {
-                break;
-            }
-        }
-        let more = running.peek().is_some() || ended.peek().is_some();
-        (items, last.filter(|_| more))
     }
 
     fn fresh_label(&mut self) -> Label {
@@ -275,6 +242,7 @@ impl Sessions {
         let place = match checked {
             Ok(place) => place,
             Err(refusal) => {
+                self.remember_refused(&caller, &call, refusal.code, now, wall_ms);
                 self.refuse(Neighbour::Terminal(from), session, refusal, None);
                 return;
             }
@@ -396,6 +364,7 @@ impl Sessions {
             hops: 0,
             edge: false,
             direct: false,
+            accepted: false,
             counters: Arc::default(),
             started_ms: wall_ms,
         });
@@ -440,6 +409,7 @@ impl Sessions {
         self.outputs.extend(hop.forwardings().into_iter().flatten().map(Output::Install));
         if let Some(session) = self.session_by_id.get_mut(&id.session) {
             session.active += 1;
+            session.accept(&id.session);
             session.names.clone_from(&route);
             self.changed.push_back(id.session);
         }
@@ -574,14 +544,8 @@ impl Sessions {
         if session.hops > 0 {
             return;
         }
-        let (edge, mut view) = (session.edge, session.view(&id.session));
-        self.session_by_id.remove(&id.session);
-        view.state = SessionState::Ended;
-        view.ended_at = Some(wall_ms);
-        view.reason = Some(ending.code.to_string());
-        self.remember(id.session, view.clone());
-        let (session, code) = (id.session, ending.code);
-        self.outputs.push_back(Output::Finished(Box::new(Finished { view, session, code, edge })));
+        let Some(session) = self.session_by_id.remove(&id.session) else { return };
+        self.finish(id.session, &session, ending.code, wall_ms);
     }
 
     /// Tells both neighbours how a hop ended.
@@ -628,19 +592,6 @@ impl Sessions {
             if *paths == 0 {
                 terminal.active.remove(&id.session);
                 self.outputs.push_back(Output::Communicating(conn, terminal.active()));
-            }
-        }
-    }
-
-    fn remember(&mut self, session: SessionId, view: SessionView) {
-        if self.ended.insert(session, view).is_none() {
-            self.ended_order.push_back(session);
-        }
-        while self.ended_order.len() > limits::ENDED_SESSIONS_SHOWN_BY_RELAY {
-            if let Some(oldest) = self.ended_order.pop_front()
-                && self.ended.remove(&oldest).is_some()
-            {
-                self.changed.push_back(oldest);
             }
         }
     }

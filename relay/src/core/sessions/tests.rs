@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::core::admin::SessionState;
 
 const LINE: usize = 3;
 
@@ -92,7 +93,9 @@ impl World {
                         ToPeer::EndPath(end) => Input::EndPath { from, end },
                         ToPeer::Refuse(refused) => Input::Refuse { from, refused },
                         ToPeer::End(end) => Input::End { from, end },
-                        ToPeer::Hello(_) => unreachable!(),
+                        ToPeer::Hello(_) | ToPeer::TryAddress(_) | ToPeer::Tried(_) => {
+                            unreachable!()
+                        }
                     };
                     queue.push_back((to, input));
                 }

@@ -310,11 +310,17 @@ fn history(reply: AdminReply) -> Answer {
 }
 
 async fn explain(State(api): Asked, params: Params) -> Answer {
-    let params = params.only(&["from", "to", "service"])?;
-    let request = AdminRequest::Explain {
-        caller: params.required::<TerminalId>("from", id)?,
-        target: params.required::<TerminalId>("to", id)?,
-        service: params.value::<ServiceName>("service", id)?,
+    let params = params.only(&["from", "to", "service", "session"])?;
+    let request = match params.value::<SessionId>("session", id)? {
+        Some(session) => {
+            params.only(&["session"])?;
+            AdminRequest::ExplainSession(session)
+        }
+        None => AdminRequest::Explain {
+            caller: params.required::<TerminalId>("from", id)?,
+            target: params.required::<TerminalId>("to", id)?,
+            service: params.value::<ServiceName>("service", id)?,
+        },
     };
     match api.ask(request).await? {
         AdminReply::Explanation(view) => Ok(Json(view).into_response()),

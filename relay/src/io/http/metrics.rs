@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::core::admin::StatusView;
+use crate::core::selftest::Reached;
 
 /// The content type of what [`Exposition::finish`] returns.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -137,6 +138,32 @@ impl MetricSource for StatusView {
             &[],
             self.handshakes_refused,
         );
+        out.gauge(
+            "tasuki_certificate_expiry_timestamp_seconds",
+            "When this relay's certificate ends, since 1970.",
+            &[],
+            self.certificate_until as f64,
+        );
+        let forwarded = &self.forwarded;
+        for (direction, packets, bytes) in [
+            ("to_callee", forwarded.packets_to_callee, forwarded.bytes_to_callee),
+            ("to_caller", forwarded.packets_to_caller, forwarded.bytes_to_caller),
+        ] {
+            let labels = [("direction", direction)];
+            let help = "Packets of sessions that were forwarded.";
+            out.counter("tasuki_forwarded_packets_total", help, &labels, packets);
+            let help = "Bytes of sessions that were forwarded, heads of frames included.";
+            out.counter("tasuki_forwarded_bytes_total", help, &labels, bytes);
+        }
+        for address in &self.reachable_from_outside {
+            let labels = [("address", address.address.as_str())];
+            let help = "Whether other relays reach an advertised address; absent as long as it is not known.";
+            match address.reachable {
+                Reached::Yes => out.gauge("tasuki_address_reachable", help, &labels, 1.0),
+                Reached::No => out.gauge("tasuki_address_reachable", help, &labels, 0.0),
+                Reached::Unknown => {}
+            }
+        }
         for link in &self.links {
             let labels = [("relay", link.relay.as_str())];
             let rtt = f64::from(link.rtt_us) / 1e6;

@@ -200,7 +200,7 @@ async fn serve_tcp_within(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Listener)?;
-    if !is_loopback(address) && !(network && tls.is_some()) {
+    if !(is_loopback(address) || network && tls.is_some()) {
         return Err(ServeError::NotEncrypted(address));
     }
     let token = service.token.clone();

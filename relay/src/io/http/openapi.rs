@@ -102,11 +102,18 @@ pub(super) const OPERATIONS: &[Operation] = &[
         Answer::Events,
     )
     .asks(&[("types", "a comma-separated list of `terminal`, `relay` and `session`; all unless given")]),
-    get("/api/v1/explain", "May A call B, and over which route", Answer::One("Explanation")).asks(&[
-        ("from", "the caller"),
-        ("to", "the target"),
+    get(
+        "/api/v1/explain",
+        "May A call B, by what, and over which route; or what became of a session or failed call",
+        Answer::One("Explanation"),
+    )
+    .asks(&[
+        ("from", "the caller; with `to`"),
+        ("to", "the target; with `from`"),
         ("service", "what for"),
+        ("session", "instead of all others: this session"),
     ]),
+    post("/api/v1/login", "Whether the token is right; nothing else happens"),
     post("/api/v1/drain", "Take no new terminals").asks(&[(
         "end_within_s",
         "end the process when nobody is left, or after so many seconds",
@@ -156,9 +163,8 @@ fn described(operation: &Operation) -> Value {
             }
             _ => text(),
         };
-        let required = operation.path == "/api/v1/explain" && ["from", "to"].contains(name);
         parameters.push(json!({
-            "name": name, "in": "query", "required": required, "description": meaning, "schema": schema,
+            "name": name, "in": "query", "required": false, "description": meaning, "schema": schema,
         }));
     }
     let problem = |what: &str| {
@@ -222,6 +228,9 @@ fn success(answer: Answer) -> Value {
 /// A field: its name, its type (see [`typed`]), what it is.
 type Field = (&'static str, &'static str, &'static str);
 
+/// The kinds of NAT.
+const NAT: &str = "unknown|none|endpoint-independent|endpoint-dependent";
+
 /// What answers are made of. Every field is always there.
 const SCHEMAS: &[(&str, &[Field])] = &[
     (
@@ -238,8 +247,11 @@ const SCHEMAS: &[(&str, &[Field])] = &[
             ("ends_in_s", "number?", "seconds until it ends at the latest, where it was told to"),
             ("not_ready", "text?", "why it takes no terminals, where it does not"),
             ("links", "[LinkView]", "its links, ordered by name"),
+            ("reachable_from_outside", "[AddressView]", "its advertised addresses"),
             ("terminals", "number", "terminals attached here"),
             ("sessions", "number", "sessions that run over this relay"),
+            ("forwarded", "ForwardedView", "what it forwarded since its start, heads included"),
+            ("certificate_until", "number", "how long its certificate is valid, s since 1970"),
             ("labels", "number", "labels that the switch forwards"),
             ("connections", "number", "QUIC connections, handshakes included"),
             ("handshakes", "number", "handshakes under way"),
@@ -248,6 +260,34 @@ const SCHEMAS: &[(&str, &[Field])] = &[
             ("gossip_lag_ms", "Percentiles", "ms from an update at its origin to its arrival here"),
             ("gossip", "counts", "updates received, applied, stale, sent"),
             ("drops", "counts", "what was dropped or refused, by reason"),
+            ("direct", "[DirectView]", "what callers attached here said of direct paths"),
+        ],
+    ),
+    (
+        "AddressView",
+        &[
+            ("address", "text", "HOST:PORT, as advertised"),
+            ("reachable", "yes|no|unknown", "whether a packet of another relay came in"),
+            ("since", "number?", "since when that is so, ms since 1970"),
+            ("by", "text?", "the relay that tried last"),
+        ],
+    ),
+    (
+        "ForwardedView",
+        &[
+            ("packets_to_callee", "number", "packets from callers to callees"),
+            ("bytes_to_callee", "number", "their bytes"),
+            ("packets_to_caller", "number", "packets from callees to callers"),
+            ("bytes_to_caller", "number", "their bytes"),
+        ],
+    ),
+    (
+        "DirectView",
+        &[
+            ("nat", NAT, "what the caller is behind"),
+            ("peer_nat", NAT, "what the callee is behind"),
+            ("news", "direct|relayed|no-direct", "what became of the direct path"),
+            ("count", "number", "how often"),
         ],
     ),
     (
@@ -347,7 +387,11 @@ const SCHEMAS: &[(&str, &[Field])] = &[
             ("ended_at", "number?", "ms since 1970"),
             ("reason", "text?", "the code it ended with"),
             ("route", "[text]", "the relays on its way, from the caller's to the callee's"),
-            ("path", "text", "`relayed`, as far as this relay knows"),
+            (
+                "path",
+                "direct|relayed",
+                "as a terminal attached here says; `relayed` at relays between",
+            ),
             ("bytes_to_callee", "number", "bytes from caller to callee through this relay"),
             ("packets_to_callee", "number", "packets from caller to callee through this relay"),
             ("bytes_to_caller", "number", "bytes from callee to caller through this relay"),
@@ -366,9 +410,39 @@ const SCHEMAS: &[(&str, &[Field])] = &[
         "Explanation",
         &[
             ("allowed", "bool", "whether the relays would carry the call to its target"),
-            ("code", "text?", "the code it would be refused with"),
-            ("why", "text", "which state or rule decides, and what to do"),
-            ("route", "[text]", "the route it would take"),
+            ("code", "text?", "the code it would be refused with, or ended with"),
+            ("why", "text", "which state or rule decides"),
+            ("advice", "text", "what to do; empty where there is nothing to do"),
+            ("decided_by", "caller|target|route|target-agent|session", "who or what decides"),
+            ("service", "text?", "what the call is for, where that was said"),
+            ("caller", "TerminalView?", "the caller, as the table shows it"),
+            ("callee", "TerminalView?", "the target, likewise"),
+            ("route", "[text]", "the route it would take, or took last"),
+            ("hops", "[HopView]", "the links of the route, from the caller's relay on"),
+            ("rtt_us", "number?", "their round-trip times together, µs"),
+            (
+                "direct",
+                "DirectOdds?",
+                "whether the terminals could reach each other without relays",
+            ),
+            ("session", "SessionView?", "the session that was asked about"),
+            ("last_call", "SessionView?", "the last call like this one that this relay has seen"),
+        ],
+    ),
+    (
+        "HopView",
+        &[
+            ("from", "text", "the end that is nearer to the caller"),
+            ("to", "text", "the other end"),
+            ("rtt_us", "number?", "round-trip time in steps, µs; null where they are not linked"),
+            ("draining", "bool", "whether the relay at the far end takes no new terminals"),
+        ],
+    ),
+    (
+        "DirectOdds",
+        &[
+            ("possible", "likely|unknown|unlikely", "how likely it is"),
+            ("why", "text", "what that is judged by"),
         ],
     ),
     ("Done", &[("done", "bool", "true")]),
@@ -404,6 +478,9 @@ fn schemas() -> Value {
 fn typed(kind: &str) -> Value {
     if let Some(kind) = kind.strip_suffix('?') {
         let mut schema = typed(kind);
+        if schema["$ref"].is_string() {
+            return json!({"anyOf": [schema, {"type": "null"}]});
+        }
         schema["type"] = json!([schema["type"], "null"]);
         return schema;
     }

@@ -95,6 +95,8 @@ fn status(not_ready: Option<&str>) -> StatusView {
         connections: 0,
         handshakes: 0,
         handshakes_refused: 0,
+        forwarded: ForwardedView::default(),
+        certificate_until: 0,
         labels: 0,
         id: "0000000000000007".to_owned(),
         name: relay("r1"),
@@ -112,6 +114,7 @@ fn status(not_ready: Option<&str>) -> StatusView {
             address: "127.0.0.1:1".to_owned(),
             since: 1,
         }],
+        reachable_from_outside: Vec::new(),
         terminals: 1,
         sessions: 2,
         table: TableView { rows: 4, relays: 3, terminals: 1, hash: "00ff".to_owned() },
@@ -203,12 +206,24 @@ impl World {
             AdminRequest::RelayHistory(name) => AdminReply::UnknownRelay(name),
             AdminRequest::Changes(after) => AdminReply::Changes(Box::new(self.changed(after))),
             AdminRequest::Session(_) => AdminReply::Refused(RefusalCode::UnknownSession.into()),
-            AdminRequest::Explain { service, .. } => AdminReply::Explanation(Explanation {
-                allowed: service.is_none(),
-                code: service.map(|_| "caller-not-allowed".to_owned()),
-                why: "because".to_owned(),
-                route: vec![relay("r1"), relay("r2")],
-            }),
+            AdminRequest::Explain { service, .. } => {
+                AdminReply::Explanation(Box::new(Explanation {
+                    allowed: service.is_none(),
+                    code: service.map(|_| "caller-not-allowed".to_owned()),
+                    why: "because".to_owned(),
+                    advice: "do this".to_owned(),
+                    route: vec![relay("r1"), relay("r2")],
+                    ..Explanation::default()
+                }))
+            }
+            AdminRequest::ExplainSession(id) => {
+                let session = Some(session(id.nonce));
+                AdminReply::Explanation(Box::new(Explanation {
+                    code: Some("ended-by-caller".to_owned()),
+                    session,
+                    ..Explanation::default()
+                }))
+            }
             command => {
                 self.commands().push(format!("{command:?}"));
                 AdminReply::Done
@@ -908,19 +923,35 @@ async fn verbs_reach_what_they_name() {
         ("terminals", 3),
         ("terminals --type camera -q t00 --state logged-out", 1),
         ("terminals -q nobody", 0),
-        ("sessions", 2),
-        ("sessions --state ended", 1),
+        ("sessions", 4),
+        ("sessions --state ended", 2),
     ] {
         let table = run(line, false).await.unwrap();
         assert_eq!(table.lines().count(), 1 + items, "{line}: {table}");
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
         let list: Value = serde_json::from_str(&run(line, true).await.unwrap()).unwrap();
-        assert_eq!(list.as_array().unwrap().len(), items, "{line}");
+        let lines = if line.starts_with("sessions") { 2 } else { 1 };
+        assert_eq!(list.as_array().unwrap().len() * lines, items, "{line}");
     }
     let status = run("status", false).await.unwrap();
-    assert!(status.contains("LINK  RTT     ADDRESS\nr2    1.5 ms  127.0.0.1:1\n"), "{status}");
+    assert!(status.contains("LINK  RTT     SINCE"), "{status}");
+    assert!(status.contains("r2    1.5 ms  "), "{status}");
+    assert!(status.lines().all(|line| line.chars().count() <= 80), "{status}");
     let explained = run("explain a b ssh", false).await.unwrap();
-    assert_eq!(explained, "refused with caller-not-allowed\nwhy:   because\nroute: r1 -> r2\n");
+    let lines: Vec<&str> = explained.lines().collect();
+    assert_eq!(
+        &lines[..4],
+        [
+            "refused with caller-not-allowed",
+            "why       because",
+            "do        do this",
+            "route     r1"
+        ]
+    );
+    let explained = run(&format!("explain --session {session}"), false).await.unwrap();
+    assert!(explained.starts_with("ended with ended-by-caller\n"), "{explained}");
+    assert!(explained.contains(&format!("session   {session}\n")), "{explained}");
+    assert!(explained.lines().all(|line| line.chars().count() <= 80), "{explained}");
     for line in ["status", "explain a b ssh", "drain"] {
         assert!(serde_json::from_str::<Value>(&run(line, true).await.unwrap()).is_ok(), "{line}");
     }

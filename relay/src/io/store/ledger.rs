@@ -126,6 +126,20 @@ impl Store {
         self.run(move |rows| sessions.iter().try_for_each(|s| rows.put_session(s))).await
     }
 
+    /// A session, where the ledger has it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn session(&self, id: SessionId) -> Result<Option<FinishedSession>, StoreError> {
+        self.run(move |rows| {
+            let mut query =
+                rows.connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1")?;
+            let mut found = query.query([id_bytes(id)])?;
+            found.next()?.map(session).transpose()
+        })
+        .await
+    }
+
     /// At most `limit` sessions behind `after`, in the order of ids.
     ///
     /// # Errors

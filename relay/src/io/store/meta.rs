@@ -1,9 +1,11 @@
 //! Single numbers that only grow.
 
-use rusqlite::params;
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, params};
 use tasuki_proto::Incarnation;
 
-use super::{Rows, Store, StoreError};
+use super::{FILE, Rows, Store, StoreError};
 
 /// A number of the table `meta`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +61,15 @@ impl Rows<'_> {
     pub fn next(&self, mark: Mark) -> Result<u64, StoreError> {
         self.raise(mark, self.mark(mark)?.saturating_add(1))
     }
+}
+
+/// The clock's high-water mark of the store in `dir`, s since 1970, whether a relay has it open or not. Writes nothing.
+///
+/// # Errors
+/// The store's.
+pub fn clock_mark_of(dir: &Path) -> Result<u64, StoreError> {
+    let connection = Connection::open_with_flags(dir.join(FILE), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    Rows { connection: &connection }.mark(Mark::Clock)
 }
 
 impl Store {

@@ -26,7 +26,7 @@ use tasuki_proto::limits;
 use tokio::sync::{mpsc, oneshot};
 
 pub use ledger::{Counters, FinishedSession};
-pub use meta::Mark;
+pub use meta::{Mark, clock_mark_of};
 pub use schema::VERSION;
 pub use tokens::{IssuedCertificate, StoredToken};
 

@@ -41,7 +41,7 @@ fn wrong(value: &Value, schema: &Value, all: &Value) -> Option<String> {
     if let Some(items) = value.as_array() {
         return items.iter().find_map(|item| wrong(item, &schema["items"], all));
     }
-    let Some(fields) = value.as_object() else { return None };
+    let fields = value.as_object()?;
     for name in schema["required"].as_array().into_iter().flatten() {
         if !fields.contains_key(name.as_str().unwrap()) {
             return Some(format!("{name} is missing in {value}"));
