@@ -246,6 +246,14 @@ pub struct PathReport {
     pub peer_nat: NatKind,
 }
 
+/// The relay sees the terminal at another address than before (a NAT gave it another, or the terminal moved), proven by a
+/// challenge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// The address, v4-mapped ones written as v4.
+    pub address: SocketAddr,
+}
+
 /// Asks whether the other side is there and reads; answered at once with the same number (C3).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
@@ -365,5 +373,7 @@ crate::messages! {
         13 => PathEnded(PathEnd),
         /// Answer to Ping.
         14 => Pong(Ping),
+        /// The terminal's address changed.
+        15 => Seen(Seen),
     }
 }

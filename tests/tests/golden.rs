@@ -424,6 +424,7 @@ fn control_messages_to_the_terminal() {
         }),
         "to-terminal-path-ended" => ToTerminal::PathEnded(path_end()),
         "to-terminal-pong" => ToTerminal::Pong(control::Ping { number: 9 }),
+        "to-terminal-seen" => ToTerminal::Seen(control::Seen { address: v6() }),
     });
 }
 

@@ -18,7 +18,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tasuki_proto::control::{Hello, LoggedIn, Login as LoginMessage, Refused, ToTerminal, Welcome};
+use tasuki_proto::control::{
+    Hello, LoggedIn, Login as LoginMessage, Refused, Seen, ToTerminal, Welcome,
+};
 use tasuki_proto::identity::KeyFingerprint;
 use tasuki_proto::rows::AttachmentRow;
 use tasuki_proto::{
@@ -426,6 +428,8 @@ impl Login {
             *written = row.sessions;
             let output = Output::Write(attachment.terminal.clone(), row.clone());
             self.outputs.push_back(output);
+            // Its peers are to try this one.
+            self.outputs.push_back(Output::Send(conn, ToTerminal::Seen(Seen { address })));
         }
     }
 

@@ -502,6 +502,13 @@ impl Driver {
                 };
                 self.login.handle(input, now);
             }
+            ToTerminal::Seen(seen) => {
+                if let Some(attachment) = self.attachments.get_mut(&attach) {
+                    attachment.seen_as = Some(canonical(seen.address));
+                }
+                self.look.notify_one();
+                self.find_candidates();
+            }
             ToTerminal::LoggedIn(_) => self.login.handle(login::Input::LoggedIn(attach), now),
             ToTerminal::Refused(refused) => {
                 self.forget(attach, refused.refusal.code);

@@ -45,7 +45,8 @@ impl Bins {
         let root = workspace();
         // A program is as old as its own crate's last change: a change elsewhere does not build it again.
         [(&self.relay, "relay"), (&self.agent, "terminal")].into_iter().all(|(program, name)| {
-            let sources = ["proto/src", &format!("{name}/src")].map(|folder| root.join(folder));
+            let sources = ["proto/src", &format!("{name}/src"), "relay/console"];
+            let sources = sources.map(|folder| root.join(folder));
             let changed = sources.iter().filter_map(|folder| newest_source(folder)).max();
             let built = modified(program);
             built.is_some() && built >= changed
@@ -103,8 +104,10 @@ fn newest_source(folder: &Path) -> Option<SystemTime> {
             match (entry.file_type().ok()?.is_dir(), path.file_name()?.to_str()?) {
                 (true, "tests" | "target") => None,
                 (true, _) => newest_source(&path),
-                (false, name) if name.ends_with(".rs") || name == "Cargo.toml" => modified(&path),
-                _ => None,
+                (false, name) => {
+                    let known = [".rs", ".js", ".css", ".html", "Cargo.toml"];
+                    known.iter().any(|end| name.ends_with(end)).then(|| modified(&path))?
+                }
             }
         })
         .max()

@@ -310,3 +310,16 @@ fn a_terminal_has_few_connections_that_are_not_logged_in() {
     assert_eq!(refused_with(&world.login(60, 5, known(4, 77))), Some(RefusalCode::Superseded));
     assert_eq!(world.login.conn_of(&TerminalId::new("a").unwrap()), Some(ConnId(60)));
 }
+
+/// Its NAT gave it another port: the table shows it, and the terminal can offer it to its peers.
+#[test]
+fn a_terminal_hears_at_which_address_it_is_seen() {
+    let mut world = World::new();
+    world.attach(1, 1, 1);
+    let address = "203.0.113.9:700".parse().unwrap();
+    let outputs = world.give(Input::Moved(ConnId(1), address));
+    let seen = Output::Send(ConnId(1), ToTerminal::Seen(Seen { address }));
+    assert!(outputs.contains(&seen), "{outputs:?}");
+    assert!(outputs.iter().any(|o| matches!(o, Output::Write(_, row) if row.address == address)));
+    assert_eq!(world.give(Input::Moved(ConnId(1), address)), [], "said once");
+}
