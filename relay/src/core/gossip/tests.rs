@@ -356,3 +356,25 @@ fn silence_forgets_and_a_grave_keeps_it_so() {
     gossip.handle(Input::Message(LINK, rows(span(0, 2, 0), &[far(1, "a"), far(2, "b")])), later);
     assert!(has(&gossip, "a") && has(&gossip, "b"), "something newer does");
 }
+
+#[test]
+fn an_unknown_term_is_told_but_not_with_every_message() {
+    let (mut gossip, now) = core();
+    gossip.handle(Input::AuthorityKey(Incarnation(1), [1; 32]), now);
+    gossip.handle(Input::LinkUp(LINK, PEER), now);
+    let mut told = |term: u64, at: Duration| {
+        let version = Version { incarnation: Incarnation(term), sequence: 1 };
+        let marks = Watermarks { origins: vec![(RelayId::AUTHORITY, version)] };
+        gossip.handle(Input::Message(LINK, GossipMessage::Watermarks(marks)), now + at);
+        let terms = outputs(&mut gossip).into_iter().filter_map(|output| match output {
+            Output::UnknownTerm(term) => Some(term.0),
+            _ => None,
+        });
+        terms.collect::<Vec<_>>()
+    };
+    assert_eq!(told(1, Duration::ZERO), [], "its key is known");
+    assert_eq!(told(2, Duration::ZERO), [2]);
+    assert_eq!(told(2, Duration::from_secs(9)), []);
+    assert_eq!(told(3, Duration::from_secs(9)), [], "another one too");
+    assert_eq!(told(2, Duration::from_secs(11)), [2], "a lie in between does not hide it");
+}

@@ -621,3 +621,83 @@ fn addresses_are_host_and_port() {
         assert!(!is_address(bad), "{bad}");
     }
 }
+
+/// A relay's data directory that holds what gossip brought it of `mesh`.
+async fn joined(mesh: &mut Mesh, name: &str) -> (tempfile::TempDir, Store, Identity) {
+    let token = mesh.token(&relay("any")).await;
+    let identity = mesh.enrol(&token, key(), &relay(name)).await.unwrap().identity;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.put_records(mesh.registrar.0.store.records().await.unwrap()).await.unwrap();
+    (dir, store, identity)
+}
+
+#[tokio::test]
+async fn another_relay_takes_the_role_over() {
+    let mut mesh = Mesh::new("m", 0).await;
+    let token = mesh.token(&terminal("t1")).await;
+    let old = mesh.enrol(&token, key(), &terminal("t1")).await.unwrap().identity;
+    let token = mesh.token(&terminal("t2")).await;
+    mesh.enrol(&token, key(), &terminal("t2")).await.unwrap();
+    mesh.registrar.revoke(terminal("t2")).await.unwrap();
+    let (dir, store, before) = joined(&mut mesh, "r2").await;
+    let now = mesh.clock.now_secs();
+
+    let other = Root::generate(&MeshName::new("m").unwrap(), now).unwrap();
+    let refused = Registrar::take_over(dir.path(), &store, &before, &other, now).await;
+    assert!(refused.is_err() && !dir.path().join(Issuer::FILE).exists());
+
+    let root = Root::load(mesh.data.path()).unwrap().unwrap();
+    let (identity, term) =
+        Registrar::take_over(dir.path(), &store, &before, &root, now).await.unwrap();
+    assert_eq!((term.0, identity.authority_key().0.0), (2, 2));
+    assert!(identity.is_registrar() && identity.fingerprint() == before.fingerprint());
+    let (term, authority) = identity.authority_key();
+    for record in store.records().await.unwrap() {
+        assert!(record.is_signed_by(&identity.mesh_id(), &authority), "{record:?}");
+        assert_eq!(record.version().incarnation, term);
+    }
+    let rows = |kind| store.run(move |rows: &Rows<'_>| rows.records_of(kind));
+    let mut registrars = Vec::new();
+    for record in rows(RecordKind::RELAY_ACCOUNT).await.unwrap() {
+        let row: RelayAccountRow = rows::read(record.payload()).unwrap();
+        registrars.push((String::from_utf8_lossy(record.key()).into_owned(), row.registrar));
+    }
+    assert_eq!(registrars, [("r1".to_owned(), false), ("r2".to_owned(), true)]);
+    assert_eq!(rows(RecordKind::REVOCATION).await.unwrap().len(), 1, "what was revoked stays so");
+
+    // It renews what the old one certified, and revokes it.
+    let cell = IdentityCell::new(identity);
+    let (sender, _records) = mpsc::channel(1000);
+    let open = Registrar::open(dir.path(), cell, store, mesh.clock.clone(), sender).await;
+    let heir = open.unwrap().unwrap();
+    let renewed = |identity: &Identity| {
+        let leaf = identity.chain()[0].clone();
+        let signed = tasuki_proto::enrolment::renewal_to_sign(&identity.mesh_id(), &leaf);
+        ToRegistrar::Renew(tasuki_proto::enrolment::Renew {
+            chain: identity.chain().iter().map(|c| c.to_vec()).collect(),
+            signature: identity.key().signer().sign(&signed).as_ref().to_vec(),
+        })
+    };
+    let answer = async |identity: &Identity| {
+        let answer = heir.answer(renewed(identity).to_envelope()).await;
+        FromRegistrar::from_envelope(&answer).unwrap().unwrap()
+    };
+    let FromRegistrar::Certified(certified) = answer(&old).await else { panic!("no renewal") };
+    let chain = certified.chain.into_iter().map(CertificateDer::from).collect();
+    assert_eq!(old.renewed(chain).unwrap().authority_key(), (term, authority));
+    assert_eq!(heir.revoke(terminal("t1")).await.unwrap(), 1);
+    assert!(
+        matches!(answer(&old).await, FromRegistrar::Refused(r) if r.code == RefusalCode::Revoked)
+    );
+
+    // The old one learns of it by its own renewal, and refuses from then on.
+    let first = mesh.registrar.0.cell.get();
+    let FromRegistrar::Certified(certified) = answer(&first).await else { panic!("no renewal") };
+    let chain = certified.chain.into_iter().map(CertificateDer::from).collect();
+    let ordinary = first.renewed(chain).unwrap();
+    assert!(!ordinary.is_registrar());
+    mesh.registrar.0.cell.renew(ordinary);
+    let refused = mesh.registrar.make_token(order(&terminal("t9"))).await.unwrap_err();
+    assert_eq!(refused.code, RefusalCode::NotRegistrar);
+}
