@@ -372,9 +372,9 @@ fn an_unknown_term_is_told_but_not_with_every_message() {
         });
         terms.collect::<Vec<_>>()
     };
-    assert_eq!(told(1, Duration::ZERO), [], "its key is known");
+    assert!(told(1, Duration::ZERO).is_empty(), "its key is known");
     assert_eq!(told(2, Duration::ZERO), [2]);
-    assert_eq!(told(2, Duration::from_secs(9)), []);
-    assert_eq!(told(3, Duration::from_secs(9)), [], "another one too");
+    assert!(told(2, Duration::from_secs(9)).is_empty());
+    assert!(told(3, Duration::from_secs(9)).is_empty(), "another one too");
     assert_eq!(told(2, Duration::from_secs(11)), [2], "a lie in between does not hide it");
 }
