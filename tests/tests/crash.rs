@@ -17,7 +17,7 @@ use tasuki_tests::lab::mesh::{Relay, VERB};
 use tasuki_tests::lab::process::{Done, Process, run};
 use tasuki_tests::lab::programs::TcpService;
 use tasuki_tests::lab::wait::SOON;
-use tasuki_tests::lab::{Mesh, MeshSpec, TerminalSpec, eventually, raw};
+use tasuki_tests::lab::{Mesh, MeshSpec, TerminalSpec, eventually, have, raw};
 
 /// The calls that change what is on the disk. Writes to sockets and logs are others.
 const WRITES: &str =
@@ -84,6 +84,9 @@ fn enroll(data: &Path, token: &str) -> Done {
 /// C2: who was told that it is enrolled has an account, and who was not gets in with the same token.
 #[test]
 fn no_acknowledged_enrolment_is_lost() {
+    if !have("strace", "deaths at each write") {
+        return;
+    }
     let mesh = MeshSpec::line(&["r1"]).start();
     let relay = mesh.relay("r1");
     let mut acknowledged = 0;
@@ -108,6 +111,9 @@ fn no_acknowledged_enrolment_is_lost() {
 /// C2: a key whose revocation was acknowledged stays revoked.
 #[test]
 fn no_acknowledged_revocation_is_lost() {
+    if !have("strace", "deaths at each write") {
+        return;
+    }
     let mesh = MeshSpec::line(&["r1"]).start();
     let relay = mesh.relay("r1");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -151,6 +157,9 @@ fn ledger(relay: &Relay) -> Vec<String> {
 /// Invariant 6: a session whose end was acknowledged stands in the ledger.
 #[test]
 fn no_acknowledged_end_of_a_session_is_lost() {
+    if !have("strace", "deaths at each write") {
+        return;
+    }
     let echo = TcpService::echo(None);
     let terminal = |name: &str| TerminalSpec::new(name).at(&["r1"]).relayed();
     let mesh: Mesh = MeshSpec::line(&["r1"])
