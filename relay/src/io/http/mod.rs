@@ -165,6 +165,11 @@ impl Security {
         Ok(Self { network, tls })
     }
 
+    /// By this machine alone, without TLS.
+    pub fn loopback() -> Self {
+        Self { network: false, tls: None }
+    }
+
     /// The scheme of its URLs.
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }

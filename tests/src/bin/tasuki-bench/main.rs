@@ -16,6 +16,7 @@ mod glare;
 mod gossip;
 mod helper;
 mod herd;
+mod http;
 mod idle;
 mod mixed;
 mod nat;
@@ -92,11 +93,13 @@ enum Verb {
     Gossip(gossip::Flags),
     /// A table of a million rows: memory, look-ups, a newcomer (P11).
     Table(table::Flags),
+    /// The status endpoint of a mesh of 100,000 terminals: pages, searches, requests per second.
+    Http(http::Flags),
 }
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "chaos", "nat",
-    "glare", "gossip", "table",
+    "glare", "gossip", "table", "http",
 ];
 
 fn main() -> Result<()> {
@@ -119,6 +122,7 @@ fn main() -> Result<()> {
         Verb::Glare(flags) => procs::guarded(move || glare::run(&flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
         Verb::Table(flags) => table::run(&options, &flags)?,
+        Verb::Http(flags) => http::run(&options, &flags)?,
         Verb::Bulk(flags) => procs::guarded(move || bulk::run(&options, &flags))?,
         Verb::Echo(flags) => procs::guarded(move || echo::run(&options, &flags))?,
         Verb::Connect(flags) => procs::guarded(move || connect::run(&options, &flags))?,
