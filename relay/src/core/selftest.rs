@@ -167,7 +167,8 @@ impl SelfTest {
     /// A neighbour says whether it knocked.
     pub fn handle_tried(&mut self, link: LinkId, tried: Tried, now: Instant) {
         let Some(pending) = &mut self.pending else { return };
-        if pending.link != link || pending.label != tried.label {
+        // Said once: who repeats it does not put off the end of the wait.
+        if pending.sent || pending.link != link || pending.label != tried.label {
             return;
         }
         if tried.sent {

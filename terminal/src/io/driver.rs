@@ -83,8 +83,8 @@ struct Driver {
     sessions: Sessions,
     paths: Paths,
     port_map: Option<PortMap>,
-    /// The addresses of this machine, as they were seen last.
-    interfaces: BTreeSet<IpAddr>,
+    /// The addresses of this machine, as they were seen last; `None` before the first look.
+    interfaces: Option<BTreeSet<IpAddr>>,
     /// Says that they are to be looked at.
     look: Arc<Notify>,
     /// Calls that were made over an attachment and have no proven session yet.
@@ -151,7 +151,7 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         sessions,
         paths,
         port_map: (settings.port_mapping && settings.paths.direct).then(PortMap::start),
-        interfaces: BTreeSet::new(),
+        interfaces: None,
         look: Arc::default(),
         calling: BTreeMap::new(),
         doubted: BTreeMap::new(),

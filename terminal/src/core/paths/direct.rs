@@ -235,7 +235,8 @@ impl Session {
         let direct = self.paths.get(&self.current).is_some_and(Path::is_direct);
         let news = if direct { PathNews::Direct } else { PathNews::Relayed };
         self.say_news(news, |path| path.told_direct != direct, t);
-        self.paths.values_mut().for_each(|path| path.told_direct = direct);
+        let told = self.paths.values_mut().filter(|path| path.proven);
+        told.for_each(|path| path.told_direct = direct);
     }
 
     fn say_news(&self, news: PathNews, to: impl Fn(&Path) -> bool, t: &mut Terminal<'_>) {

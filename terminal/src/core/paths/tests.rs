@@ -661,6 +661,14 @@ fn relays_hear_how_the_data_goes() {
     both.sort_unstable();
     assert_eq!(both, [(1, PathNews::Direct), (2, PathNews::Direct)]);
     world.reports.clear();
+    for end in [CALLER, CALLEE] {
+        let (generation, code) = (Generation(1), RefusalCode::RouteLost);
+        let lost = control::PathEnd { session: id(), generation, code };
+        world.give(end, Input::PathEnded(lost));
+    }
+    world.run(Duration::from_secs(5), true);
+    assert_eq!(of(&world, CALLER), [(2, PathNews::Direct)], "the path that came in its place");
+    world.reports.clear();
     world.kill(DIRECT, &[CALLER, CALLEE]);
     world.run_until(SOON, true, |w| w.agree() && !direct(w));
     world.run(Duration::from_secs(5), true);

@@ -14,12 +14,16 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// The addresses of this machine's interfaces at which a socket bound to `local` is reached, looked at now and then and
 /// when `look` says so. A thread of its own asks the kernel: on a host whose interfaces change all the time the answer
 /// may take many seconds, and nothing else waits for it.
-pub(super) fn watch(local: SocketAddr, look: Arc<Notify>) -> watch::Receiver<BTreeSet<IpAddr>> {
-    let (known, watched) = watch::channel(BTreeSet::new());
+pub(super) fn watch(
+    local: SocketAddr,
+    look: Arc<Notify>,
+) -> watch::Receiver<Option<BTreeSet<IpAddr>>> {
+    let (known, watched) = watch::channel(None);
     tokio::spawn(async move {
         while !known.is_closed() {
             if let Ok(found) = tokio::task::spawn_blocking(move || interfaces(local)).await {
                 known.send_if_modified(|known| {
+                    let found = Some(found);
                     let changed = *known != found;
                     *known = found;
                     changed

@@ -208,14 +208,15 @@ impl Driver {
             return;
         }
         let (local, seen_as) = (self.sessions.local_addr(), self.seen_as());
-        let interfaces = &self.interfaces;
+        // Without them every address that relays see looks like a NAT's, and a gateway would be asked for nothing.
+        let Some(interfaces) = &self.interfaces else { return };
         let mapped = self.port_map.as_ref().and_then(PortMap::mapped);
         let found = candidates(local.port(), interfaces, &seen_as, mapped);
         let kind = nat::guess(interfaces, &seen_as);
         self.paths.handle(Input::Nat(kind), Instant::now());
         self.paths.handle(Input::Candidates(found), Instant::now());
         if let Some(port_map) = &self.port_map {
-            let outer = nat::outer(&self.interfaces, &seen_as).map(SocketAddr::ip);
+            let outer = nat::outer(interfaces, &seen_as).map(SocketAddr::ip);
             let outer: BTreeSet<IpAddr> = outer.filter(IpAddr::is_ipv4).collect();
             let wanted = if outer.is_empty() { None } else { Wanted::new(local.port(), outer) };
             port_map.want(wanted);
@@ -230,7 +231,8 @@ impl Driver {
 
     /// What the relays' views say about the NAT.
     pub(super) fn nat(&self) -> NatKind {
-        nat::guess(&self.interfaces, &self.seen_as())
+        let interfaces = self.interfaces.as_ref();
+        interfaces.map_or(NatKind::Unknown, |own| nat::guess(own, &self.seen_as()))
     }
 
     /// No relay is tried, by the user's wish or since another process took over.
