@@ -33,6 +33,11 @@ pub(super) const LATELY: Duration = Duration::from_secs(1);
 const ASKED_MOST: u8 = 3;
 /// What could not be had is asked for again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// A path over a relay that drains, since there was no other way, stays for this long until another is asked for; doubles
+/// each time that there is still none.
+const STAY_MIN: Duration = Duration::from_secs(1);
+/// The longest.
+const STAY_MAX: Duration = Duration::from_secs(60);
 
 /// The ends of a relayed path: an attachment here, and a relay of the callee's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +84,8 @@ pub(super) struct Ask {
     shunned: BTreeMap<RelayName, Instant>,
     /// Questions since no path works.
     in_need: u32,
+    /// How often the answer was a way over a relay that drains.
+    stays: u32,
 }
 
 impl Ask {
@@ -92,7 +99,15 @@ impl Ask {
     pub(super) fn anew(&mut self) {
         self.asked.clear();
         self.failures = 0;
+        self.stays = 0;
         self.not_before = None;
+    }
+
+    /// How long the only way is taken until it is asked for another: a link that is new is not in every route at once.
+    fn stay(&mut self) -> Duration {
+        let wait = STAY_MIN.saturating_mul(1 << self.stays.min(6)).min(STAY_MAX);
+        self.stays = self.stays.saturating_add(1);
+        wait
     }
 
     /// Relays began to drain: who was asked may not have known.
@@ -173,8 +188,14 @@ impl Session {
         route.truncate(limits::ROUTE_RELAYS);
         let way = Way::Relayed { attach, route };
         let mut path = Path::new(way, standing.address, (asked.label, resumed.label), now);
-        if asked.drained && self.can_leave(&path, t.draining, t) {
-            path.leaves_at = Some(now);
+        if self.can_leave(&path, t.draining, t) {
+            let wait = if asked.drained { Duration::ZERO } else { self.ask.stay() };
+            if !asked.drained && self.keep_like(&path, now + wait, t.draining) {
+                let (session, code) = (self.id, RefusalCode::Moved);
+                let end = control::PathEnd { session, generation, code };
+                return t.out.push_back(Output::Say(attach, ToRelay::EndPath(end)));
+            }
+            path.leaves_at = Some(now + wait);
         }
         self.make_room(t);
         self.install(PathId::Relayed(generation), path, t);

@@ -1,9 +1,9 @@
 //! Paths over relays that drain: left without haste, before the relay ends.
 //!
 //! The table tells each relay which others drain, and each relay its terminals. A path that was made before is left within
-//! [`DRAIN_JITTER`]; one that is made later takes such a relay only where there is no other way, and stays. An end of a path
-//! is left here only where the terminal at that end is attached elsewhere too; where not, its attachment moves first, and
-//! the path follows.
+//! [`DRAIN_JITTER`]; one that is made later takes such a relay only where there is no other way, and stays until there is:
+//! it is asked for now and then. An end of a path is left here only where the terminal at that end is attached elsewhere
+//! too; where not, its attachment moves first, and the path follows.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ impl Session {
             .collect();
         for (id, path) in &mut self.paths {
             if leave.contains(id) {
-                path.leaves_at.get_or_insert(at);
+                path.leaves_at = Some(path.leaves_at.map_or(at, |known| known.min(at)));
             } else if !crosses(path, t.draining) {
                 (path.leaves_at, path.leaving) = (None, false);
             }
@@ -62,6 +62,27 @@ impl Session {
         let i_may = t.standing.iter().any(|one| !one.leaving && stays(&one.relay));
         let they_may = self.peer_relays.iter().any(stays);
         crosses(path, relays) && (!drains(mine) || i_may) && (!drains(theirs) || they_may)
+    }
+
+    /// Keeps a path that was about to be left until `until`, where this one, made in its place, takes as many relays that
+    /// drain. Whether there is one.
+    pub(super) fn keep_like(
+        &mut self,
+        other: &Path,
+        until: Instant,
+        draining: &BTreeSet<RelayName>,
+    ) -> bool {
+        let drained = |path: &Path| path.route().iter().filter(|r| draining.contains(*r)).count();
+        let ends = |path: &Path| (path.attach(), path.route().last().cloned());
+        let (most, same) = (drained(other), ends(other));
+        let kept = self.paths.values_mut().find(|path| {
+            path.leaving && path.works() && ends(path) == same && drained(path) <= most
+        });
+        if let Some(path) = kept {
+            (path.leaves_at, path.leaving) = (Some(until), false);
+            return true;
+        }
+        false
     }
 
     pub(super) fn notice_leaving(&mut self, now: Instant) {
@@ -92,7 +113,8 @@ impl Session {
     /// When paths may be given up that are left.
     pub(super) fn drop_left_at(&self) -> Option<Instant> {
         self.left().next()?;
-        let since = self.paths.values().filter_map(|path| path.leaves_at).max();
+        let leaving = self.paths.values().filter(|path| path.leaving);
+        let since = leaving.filter_map(|path| path.leaves_at).max();
         Some(self.moved_at.max(since)? + KEPT)
     }
 

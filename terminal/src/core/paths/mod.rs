@@ -198,14 +198,17 @@ impl Paths {
                 });
             }
             Input::PeerAttachments(session, said) => {
-                self.with(session, now, |s, _| {
+                self.with(session, now, |s, t| {
                     let known = std::mem::take(&mut s.peer_relays);
                     s.peer_relays = said.relays.into_iter().take(2).collect();
-                    if !known.is_empty() {
-                        let fresh = s.peer_relays.iter().filter(|relay| !known.contains(relay));
-                        s.ask.trust(&fresh.cloned().collect::<Vec<_>>());
-                    }
                     s.ask.anew();
+                    if known.is_empty() {
+                        // The call's own path may take a relay that drains.
+                        s.relays_drain(t.draining, now, t);
+                        return;
+                    }
+                    let fresh = s.peer_relays.iter().filter(|relay| !known.contains(relay));
+                    s.ask.trust(&fresh.cloned().collect::<Vec<_>>());
                 });
             }
             Input::PeerNat(session, kind) => {

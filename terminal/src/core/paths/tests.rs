@@ -871,10 +871,37 @@ fn the_only_way_is_not_left_because_it_drains() {
     world.middles = vec!["m1"];
     world.run(Duration::from_secs(10), true);
     let asked = world.asked;
+    let moves = |world: &World| world.ends[CALLER].moves;
     tell_draining(&mut world, &["m1", "r1", "r2", "r3", "r4"]);
     world.run(Duration::from_secs(60), true);
     assert!(world.asked <= asked + 2, "{} more paths", world.asked - asked);
     assert!(world.agree() && world.relayed_paths(CALLER) >= 1, "{}", world.state());
+    assert_eq!(world.ends[CALLER].failed, None);
+
+    // Only the relay in the middle drains: it may be done without, so another way is asked for, ever more seldom.
+    let mut world = World::new(21, false);
+    world.middles = vec!["m1"];
+    world.ends[CALLER].attached.truncate(1);
+    world.ends[CALLEE].attached.truncate(1);
+    for end in [CALLER, CALLEE] {
+        world.tell_attachments(end);
+    }
+    world.kill(0, &[CALLER, CALLEE]);
+    world.run(Duration::from_secs(10), true);
+    assert_eq!(world.route(CALLER), ["r1", "m1", "r3"]);
+    let (asked, moved) = (world.asked, moves(&world));
+    tell_draining(&mut world, &["m1"]);
+    world.run(Duration::from_secs(600), true);
+    assert_eq!(moves(&world), moved, "{}", world.state());
+    let more = world.asked - asked;
+    assert!((8..=18).contains(&more), "{more} more paths");
+    // A way without it is taken soon after there is one.
+    world.middles.push("m2");
+    let long = Duration::from_secs(62);
+    world.run_until(long, true, |w| w.agree() && !takes(w, "m1"));
+    tell_draining(&mut world, &["m2"]);
+    world.run(Duration::from_secs(10), true);
+    assert_eq!(world.route(CALLER), ["r1", "m1", "r3"], "{}", world.state());
     assert_eq!(world.ends[CALLER].failed, None);
 }
 
