@@ -3,5 +3,6 @@
 
 pub mod glare;
 pub mod lab;
+pub mod linesim;
 pub mod natsim;
 pub mod sim;

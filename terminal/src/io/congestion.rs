@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use quinn_proto::RttEstimator;
 use tasuki_proto::limits;
 use tokio::sync::watch;
 
+use self::window::Window;
 use super::socket::Path;
 
 /// Switches that are remembered. Packets are acknowledged or lost within a few round trips; what was sent before the
@@ -68,28 +70,28 @@ impl Switches {
 
 /// The path of one session's packets, as its congestion control is told.
 #[derive(Debug, Default)]
-pub(super) struct CurrentPath(watch::Sender<Switches>);
+pub struct CurrentPath(watch::Sender<Switches>);
 
 impl CurrentPath {
     /// What is sent from `now` on takes this path.
-    pub(super) fn switch(&self, path: Path, now: Instant) {
+    pub fn switch(&self, path: Path, now: Instant) {
         self.0.send_if_modified(|switches| switches.switch(path, now));
     }
 
     /// What is sent at present takes it; `None` before the first.
-    pub(super) fn get(&self) -> Option<Path> {
+    pub fn get(&self) -> Option<Path> {
         self.0.borrow().current()
     }
 
     /// What quinn builds the controller of this session's connection from.
-    pub(super) fn controllers(&self) -> Arc<PathControllers> {
+    pub fn controllers(&self) -> Arc<PathControllers> {
         Arc::new(PathControllers { switches: self.0.subscribe(), config: Arc::default() })
     }
 }
 
 /// Builds the controller of one session's connection.
 #[derive(Debug)]
-pub(super) struct PathControllers {
+pub struct PathControllers {
     switches: watch::Receiver<Switches>,
     config: Arc<CubicConfig>,
 }
@@ -99,7 +101,7 @@ impl ControllerFactory for PathControllers {
         let mut told = self.switches.clone();
         told.mark_changed();
         let fresh = Fresh { config: self.config.clone(), mtu: current_mtu };
-        let first = fresh.cubic(now);
+        let first = fresh.window(now);
         Box::new(PathController {
             told,
             switches: Switches::default(),
@@ -118,8 +120,8 @@ struct Fresh {
 }
 
 impl Fresh {
-    fn cubic(&self, now: Instant) -> Cubic {
-        Cubic::new(self.config.clone(), now, self.mtu)
+    fn window(&self, now: Instant) -> Window {
+        Window::new(Cubic::new(self.config.clone(), now, self.mtu), now, self.mtu)
     }
 }
 
@@ -127,7 +129,7 @@ impl Fresh {
 #[derive(Debug, Clone)]
 struct Remembered {
     path: Path,
-    cubic: Cubic,
+    window: Window,
     /// Something sent over it since it became current was acknowledged.
     answers: bool,
 }
@@ -140,7 +142,7 @@ struct PathController {
     switches: Switches,
     fresh: Fresh,
     /// Stands for the path that is current and was not met yet.
-    first: Cubic,
+    first: Window,
     /// The current one first, then by how long ago each was left.
     paths: VecDeque<Remembered>,
 }
@@ -155,11 +157,11 @@ impl PathController {
         self.switches = self.told.borrow_and_update().clone();
         for path in self.switches.since(before) {
             let known = self.paths.iter().position(|one| one.path == path);
-            let cubic = match known.and_then(|at| self.paths.remove(at)) {
-                Some(one) => one.cubic,
-                None => self.fresh.cubic(now),
+            let window = match known.and_then(|at| self.paths.remove(at)) {
+                Some(one) => one.window,
+                None => self.fresh.window(now),
             };
-            self.paths.push_front(Remembered { path, cubic, answers: false });
+            self.paths.push_front(Remembered { path, window, answers: false });
         }
         self.paths.truncate(limits::SESSION_PATHS);
     }
@@ -171,11 +173,11 @@ impl PathController {
         self.paths.iter_mut().find(|one| one.path == path)
     }
 
-    fn current(&self) -> &Cubic {
+    fn current(&self) -> &Window {
         let told = self.told.has_changed().unwrap_or_default();
         let path = if told { self.told.borrow().current() } else { self.switches.current() };
         let one = self.paths.iter().find(|one| Some(one.path) == path);
-        one.map_or(&self.first, |one| &one.cubic)
+        one.map_or(&self.first, |one| &one.window)
     }
 }
 
@@ -190,7 +192,7 @@ impl Controller for PathController {
     ) {
         if let Some(one) = self.path_of(now, sent) {
             one.answers = true;
-            one.cubic.on_ack(now, sent, bytes, app_limited, rtt);
+            one.window.on_ack(now, sent, bytes, app_limited, rtt);
         }
     }
 
@@ -205,7 +207,7 @@ impl Controller for PathController {
     ) {
         if let Some(one) = self.path_of(now, sent) {
             let persistent = is_persistent_congestion && one.answers;
-            one.cubic.on_congestion_event(now, sent, persistent, lost_bytes);
+            one.window.on_congestion_event(now, sent, persistent, lost_bytes);
         }
     }
 
@@ -213,7 +215,7 @@ impl Controller for PathController {
     fn on_mtu_update(&mut self, new_mtu: u16) {
         self.fresh.mtu = new_mtu;
         self.first.on_mtu_update(new_mtu);
-        self.paths.iter_mut().for_each(|one| one.cubic.on_mtu_update(new_mtu));
+        self.paths.iter_mut().for_each(|one| one.window.on_mtu_update(new_mtu));
     }
 
     fn window(&self) -> u64 {
@@ -221,7 +223,7 @@ impl Controller for PathController {
     }
 
     fn metrics(&self) -> ControllerMetrics {
-        self.current().metrics()
+        self.current().cubic().metrics()
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -229,7 +231,7 @@ impl Controller for PathController {
     }
 
     fn initial_window(&self) -> u64 {
-        self.first.initial_window()
+        self.first.cubic().initial_window()
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

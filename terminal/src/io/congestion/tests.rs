@@ -58,7 +58,7 @@ impl Setup {
 
     fn window_of(&self, number: u64) -> Option<u64> {
         let one = self.controller.paths.iter().find(|one| one.path == path(number));
-        one.map(|one| one.cubic.window())
+        one.map(|one| one.window.window())
     }
 }
 

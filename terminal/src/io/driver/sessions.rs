@@ -3,16 +3,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::{
-    ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, TransportConfig,
-    VarInt,
-};
+use quinn::{ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, VarInt};
 use tasuki_proto::codec::Envelope;
-use tasuki_proto::frame::HEAD;
 use tasuki_proto::identity::{
     Clock, IdentityCell, KeyFingerprint, NodeName, Peer, connection_refusal, identify_connection,
     quinn_client_config, quinn_server_config,
@@ -31,29 +26,9 @@ use crate::agent::{PathView, Releases, Session, SessionGuard, SessionView};
 use crate::core::calls::{Calls, Opened, RequestId, SessionState};
 use crate::core::paths::{self, PathId, Paths};
 use crate::io::congestion::CurrentPath;
-use crate::io::socket::{PLAIN_BYTES, Path, SessionSocket, Socket, SocketEvent, virtual_address};
+use crate::io::socket::{Path, SessionSocket, Socket, SocketEvent, virtual_address};
+use crate::io::transport;
 use crate::io::turn::Runtime;
-
-/// Nothing for this long from the other terminal ends a session.
-const IDLE: Duration = Duration::from_secs(90);
-/// A session without traffic sends this often.
-const KEEP_ALIVE: Duration = Duration::from_secs(25);
-/// Heads around a session's packets: IPv6 (RFC 8200), UDP, frame.
-const HEADS: u16 = 40 + 8 + HEAD as u16;
-/// The largest IP packets of a session: jumbo frames of Ethernet. On the way to a relay that takes no more than the
-/// usual 1,500 bytes nothing larger is tried.
-const IP_BYTES: RangeInclusive<u16> = 1_500..=9_000;
-/// Where more might fit than does, it is tried this often while packets are sent: up to twelve probes, 36 KB.
-const SEARCH_AGAIN: Duration = Duration::from_secs(5);
-/// quinn ends a connection with more than 1,024 gaps in one stream; a window this large cannot have them.
-const STREAM_WINDOW: u32 = 2_359_296;
-/// Bytes in flight on one connection: 100 ms at 1.3 Gbit/s.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
-/// One acknowledgement covers so many packets of a bulk transfer (draft-ietf-quic-ack-frequency); lost or disordered
-/// ones are told of at once, the last ones after 25 ms.
-const ACK_PACKETS: u32 = 10;
-/// Bytes of datagrams that wait, each way.
-const DATAGRAM_BYTES: usize = 4 * 1024 * 1024;
 
 /// What the tasks of sessions tell.
 #[derive(Debug)]
@@ -132,41 +107,6 @@ pub(super) struct Sessions {
     next_address: u64,
 }
 
-/// The largest QUIC packets that are worth a try on this path.
-fn packet_bytes(path: &CurrentPath) -> u16 {
-    let (least, most) = IP_BYTES.into_inner();
-    let mtu = path.get().and_then(|path| tasuki_proto::net::mtu_towards(path.to));
-    mtu.unwrap_or(least).clamp(least, most) - HEADS
-}
-
-fn transport(path: &CurrentPath) -> Arc<TransportConfig> {
-    let packet_bytes = packet_bytes(path);
-    let mut discovery = quinn::MtuDiscoveryConfig::default();
-    discovery.upper_bound(packet_bytes);
-    if usize::from(packet_bytes) > PLAIN_BYTES {
-        // The socket lets large probes through once the session is busy; until then the search fails.
-        discovery.interval(SEARCH_AGAIN).minimum_change(packet_bytes / 64);
-    }
-    let mut acks = quinn::AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(ACK_PACKETS.into());
-    let mut transport = TransportConfig::default();
-    transport
-        .ack_frequency_config(Some(acks))
-        .max_concurrent_bidi_streams(VarInt::from_u32(limits::QUIC_STREAMS_PER_SESSION))
-        // One says whether this side uses the session.
-        .max_concurrent_uni_streams(VarInt::from_u32(1))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
-        .send_window(u64::from(CONNECTION_WINDOW))
-        .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
-        .datagram_send_buffer_size(DATAGRAM_BYTES)
-        .mtu_discovery_config(Some(discovery))
-        .congestion_controller_factory(path.controllers())
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .max_idle_timeout(IDLE.try_into().ok());
-    Arc::new(transport)
-}
-
 /// What the connections of sessions have in common; each gets a transport of its own, with its congestion control.
 #[derive(Debug)]
 pub(super) struct Configs {
@@ -177,13 +117,13 @@ pub(super) struct Configs {
 impl Configs {
     fn client(&self, path: &CurrentPath) -> ClientConfig {
         let mut config = self.client.clone();
-        config.transport_config(transport(path));
+        config.transport_config(transport::of(path));
         config
     }
 
     fn server(&self, path: &CurrentPath) -> Arc<ServerConfig> {
         let mut config = self.server.clone();
-        config.transport_config(transport(path));
+        config.transport_config(transport::of(path));
         Arc::new(config)
     }
 }
@@ -200,7 +140,7 @@ pub(super) fn open_endpoints(
     server.migration(false);
     let client = quinn_client_config(&settings.identity, Alpn::Session, &settings.clock)?;
     let mut config = endpoint_config(CidClass::Terminals, &keys);
-    config.max_udp_payload_size(*IP_BYTES.end() - HEADS)?;
+    config.max_udp_payload_size(transport::MOST)?;
     let sessions = Endpoint::new_with_abstract_socket(
         config,
         Some(server.clone()),
@@ -450,7 +390,7 @@ impl Sessions {
         entry.connection = Some(connection.clone());
         entry.key = Some(key);
         tokio::spawn(watch_connection(session, connection, self.events.clone()));
-        Some(packet_bytes(&entry.path))
+        Some(transport::packet_bytes(&entry.path))
     }
 
     /// Removes a session's path and closes its connection; returns what to show of it.

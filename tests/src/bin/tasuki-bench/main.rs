@@ -18,6 +18,7 @@ mod helper;
 mod herd;
 mod http;
 mod idle;
+mod line;
 mod mixed;
 mod nat;
 mod ours;
@@ -91,15 +92,17 @@ enum Verb {
     Herd(herd::Flags),
     /// Gossip of 50 relays in the simulator: copies of an update, convergence, a healed partition (P9, P10).
     Gossip(gossip::Flags),
+    /// One and two flows over long, lossy and short lines, in virtual time.
+    Line,
     /// A table of a million rows: memory, look-ups, a newcomer (P11).
     Table(table::Flags),
     /// The status endpoint of a mesh of 100,000 terminals: pages, searches, requests per second.
     Http(http::Flags),
 }
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "chaos", "nat",
-    "glare", "gossip", "table", "http",
+    "glare", "gossip", "line", "table", "http",
 ];
 
 fn main() -> Result<()> {
@@ -121,6 +124,7 @@ fn main() -> Result<()> {
         Verb::Nat(flags) => procs::guarded(move || nat::run(&options, &flags))?,
         Verb::Glare(flags) => procs::guarded(move || glare::run(&flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
+        Verb::Line => line::run_all(&options)?,
         Verb::Table(flags) => table::run(&options, &flags)?,
         Verb::Http(flags) => http::run(&options, &flags)?,
         Verb::Bulk(flags) => procs::guarded(move || bulk::run(&options, &flags))?,
