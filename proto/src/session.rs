@@ -20,6 +20,11 @@
 //! **Bytes.** The end of a direction is the end (FIN) of the stream's direction; a TCP reset is a stream reset.
 //! A side that stops reading also resets or ends what it sends.
 //!
+//! **Lanes.** Who sends a direction of bytes that its stream's window holds back opens lanes, streams that begin with
+//! [`OpenLane`]. Each is answered with [`Answer::Opened`] once the receiver holds it. After all answers the sender may end
+//! the direction of the pipe's own stream at any time; its bytes go on in the lanes, 65,536 in each in turn from lane 0,
+//! and are over where a lane ends. Lanes that are not used end empty.
+//!
 //! **Flow.** The stream is the flow's life line: it carries nothing behind the answer, and its end is the flow's
 //! end. The packets are QUIC datagrams (RFC 9221): a variable-length integer (RFC 9000, section 16), then the
 //! payload. The integer is the flow's number times two, plus one from the server to the opener. Flow numbers
@@ -98,6 +103,17 @@ pub struct Part {
     pub index: u32,
 }
 
+/// One more stream for the opener's direction of a pipe of bytes (**Lanes**).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenLane {
+    /// The number of the pipe's own QUIC stream (RFC 9000, section 2.1).
+    pub pipe: u64,
+    /// Which lane, from 0.
+    pub lane: u8,
+    /// How many there will be.
+    pub lanes: u8,
+}
+
 /// The sender has sent everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finish {
@@ -137,6 +153,8 @@ crate::messages! {
         4 => Offer(Offer),
         /// A segment of it.
         5 => Part(Part),
+        /// One more stream for a pipe of bytes.
+        6 => Lane(OpenLane),
     }
 }
 
@@ -207,15 +225,15 @@ crate::messages! {
 }
 
 impl Begin {
-    /// The service by which the stream is authorised; `None` for a segment, which belongs to an authorised offer
-    /// of the same session.
+    /// The service by which the stream is authorised; `None` for a segment or a lane, which belongs to an authorised
+    /// offer or stream of the same session.
     pub fn service(&self) -> Option<ServiceName> {
         match self {
             Begin::Bytes(open) => Some(open.service.clone()),
             Begin::Flow(open) => Some(open.service.clone()),
             Begin::Ping(_) => ServiceName::new(PING).ok(),
             Begin::Offer(_) => ServiceName::new(INBOX).ok(),
-            Begin::Part(_) => None,
+            Begin::Part(_) | Begin::Lane(_) => None,
         }
     }
 
@@ -347,6 +365,10 @@ mod tests {
             b"\0\x02\0\0\0\x0a\x01\0\0\0\x05\x03ssh\x07"
         );
         assert_eq!(&Begin::Ping(OpenPing {}).to_bytes()[..], b"\0\x03\0\0\0\x05\x01\0\0\0\0");
+        assert_eq!(
+            &Begin::Lane(OpenLane { pipe: 4, lane: 1, lanes: 8 }).to_bytes()[..],
+            b"\0\x06\0\0\0\x07\x01\0\0\0\x03\x04\x01\x08"
+        );
         assert_eq!(&Answer::Opened(Opened {}).to_bytes()[..], b"\0\x01\0\0\0\x05\x01\0\0\0\0");
         assert_eq!(
             &Answer::Refused(Refusal::new(RefusalCode::Busy, "x")).to_bytes()[..],
@@ -392,7 +414,7 @@ mod tests {
         }
 
         #[test]
-        fn no_envelope_panics(kind in 0_u16..8, body: Vec<u8>) {
+        fn no_envelope_panics(kind in 0_u16..9, body: Vec<u8>) {
             let envelope = Envelope { kind, body: body.into() };
             let _ = Begin::from_envelope(&envelope);
             let _ = Answer::from_peer(&envelope);

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use crate::core::access::AccessRules;
 use crate::core::calls::RequestId;
 use crate::core::paths::DirectCounts;
+use crate::io::services::lanes::Desk;
 
 /// An accepted session with its proven peer: one QUIC connection end to end.
 ///
@@ -34,6 +35,8 @@ pub struct Session {
     pub connection: quinn::Connection,
     /// Becomes `Some` when the session is over.
     pub ended: watch::Receiver<Option<RefusalCode>>,
+    /// Where further streams of its pipes arrive.
+    pub(crate) lanes: Arc<Desk>,
     pub(crate) guard: Arc<SessionGuard>,
 }
 

@@ -568,6 +568,7 @@ fn session_messages() {
             mode: 0o640, overwrite: false,
         }),
         "begin-part" => Begin::Part(session::Part { transfer: 7, index: 1 }),
+        "begin-lane" => Begin::Lane(session::OpenLane { pipe: 4, lane: 1, lanes: 8 }),
     });
     family!("session-closing", Some("session"), Closing {
         "closing-finish" => Closing::Finish(session::Finish { root: [5; 32] }),

@@ -34,6 +34,11 @@ pub(crate) async fn until(what: &str, mut state: impl FnMut() -> bool) {
     }
 }
 
+/// What comes of `work`, in time.
+pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, work).await.expect("not done in time")
+}
+
 pub(crate) fn terminal(name: &str) -> TerminalId {
     TerminalId::new(name).unwrap()
 }
@@ -106,7 +111,8 @@ fn end(
     });
     let guard = Arc::new(SessionGuard { request: outgoing.then_some(RequestId(0)), releases });
     let (peer, service) = (peer.clone(), service.clone());
-    Session { id, peer, service, outgoing, connection, ended, guard }
+    let lanes = Arc::default();
+    Session { id, peer, service, outgoing, connection, ended, lanes, guard }
 }
 
 /// A session's two ends: the caller's, the callee's.

@@ -24,7 +24,7 @@ const IP_BYTES: RangeInclusive<u16> = 1_500..=9_000;
 /// Where more might fit than does, it is tried this often while packets are sent: up to twelve probes, 36 KB.
 const SEARCH_AGAIN: Duration = Duration::from_secs(5);
 /// quinn ends a connection with more than 1,024 gaps in one stream; a window this large cannot have them.
-const STREAM_WINDOW: u32 = 2_359_296;
+pub(super) const STREAM_WINDOW: u32 = 2_359_296;
 /// Bytes in flight on one connection: 100 ms at 1.3 Gbit/s.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// One acknowledgement covers so many packets of a bulk transfer (draft-ietf-quic-ack-frequency); lost or disordered

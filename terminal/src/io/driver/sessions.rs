@@ -26,6 +26,7 @@ use crate::agent::{PathView, Releases, Session, SessionGuard, SessionView};
 use crate::core::calls::{Calls, Opened, RequestId, SessionState};
 use crate::core::paths::{self, PathId, Paths};
 use crate::io::congestion::CurrentPath;
+use crate::io::services::lanes::Desk;
 use crate::io::socket::{Path, SessionSocket, Socket, SocketEvent, virtual_address};
 use crate::io::transport;
 use crate::io::turn::Runtime;
@@ -51,6 +52,7 @@ struct Entry {
     connection: Option<Connection>,
     key: Option<KeyFingerprint>,
     ended: watch::Sender<Option<RefusalCode>>,
+    lanes: Arc<Desk>,
     /// Since when the data takes its present path.
     path_since_ms: u64,
     /// What the peer is told, once there is something to tell.
@@ -266,6 +268,7 @@ impl Sessions {
             connection: None,
             key: None,
             ended: watch::Sender::new(None),
+            lanes: Arc::default(),
             path_since_ms: wall_ms,
             words: None,
         };
@@ -434,6 +437,7 @@ impl Sessions {
             outgoing: entry.opened.outgoing,
             connection: entry.connection.clone()?,
             ended: entry.ended.subscribe(),
+            lanes: entry.lanes.clone(),
             guard,
         })
     }

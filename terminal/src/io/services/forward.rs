@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::lanes::Fan;
 use super::pipe::Broken;
 use super::{Services, tcp, udp};
 use crate::agent::{Agent, Session};
@@ -208,7 +209,8 @@ async fn carry(tcp: TcpStream, begin: Begin, mut current: Current) -> Option<Ref
             tcp::reset_on_close(&tcp);
             return Some(RefusalCode::NoAnswer.into());
         };
-        match tcp::carry(tcp, &session.connection, &begin).await {
+        let fan = Fan { connection: &session.connection, desk: &session.lanes };
+        match tcp::carry(tcp, fan, &begin).await {
             Ok(()) => return None,
             Err((Broken::Refused(refusal), _)) => return Some(refusal),
             Err((_, back)) => waiting = back,

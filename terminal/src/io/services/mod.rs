@@ -5,6 +5,7 @@
 
 pub(crate) mod forward;
 pub(crate) mod inbox;
+pub(crate) mod lanes;
 pub(crate) mod ping;
 pub(crate) mod pipe;
 pub(crate) mod tcp;
@@ -22,6 +23,7 @@ use tasuki_proto::{Refusal, RefusalCode, ServiceName, SessionId, TerminalId, lim
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use self::lanes::Fan;
 use crate::agent::{Session, SessionGuard};
 use crate::config::{Endpoint, Protocol};
 use crate::core::access::AccessRules;
@@ -47,6 +49,8 @@ struct Attended {
     peer: TerminalId,
     flows: Arc<udp::Flows>,
     transfers: inbox::Transfers,
+    connection: quinn::Connection,
+    lanes: Arc<lanes::Desk>,
     hold: Mutex<Hold>,
 }
 
@@ -122,6 +126,8 @@ impl Services {
             peer: session.peer.clone(),
             flows: Arc::new(udp::Flows::new(session.connection.clone(), self.udp_drops.clone())),
             transfers: inbox::Transfers::default(),
+            connection: session.connection.clone(),
+            lanes: session.lanes.clone(),
             hold: Mutex::new(Hold::of(&session.guard)),
         });
         attended.insert(session.id, this.clone());
@@ -219,7 +225,7 @@ impl Services {
         let wanted = match begin {
             Begin::Bytes(_) => Protocol::Tcp,
             Begin::Flow(_) => Protocol::Udp,
-            Begin::Ping(_) | Begin::Offer(_) | Begin::Part(_) => return Ok(None),
+            Begin::Ping(_) | Begin::Offer(_) | Begin::Part(_) | Begin::Lane(_) => return Ok(None),
         };
         let endpoint = self.exposed.get(&service).filter(|endpoint| endpoint.protocol == wanted);
         endpoint.map(Some).ok_or_else(|| {
@@ -237,7 +243,11 @@ impl Services {
         recv: RecvStream,
     ) {
         match (begin, endpoint) {
-            (Begin::Bytes(_), Some(endpoint)) => tcp::serve(endpoint, send, recv).await,
+            (Begin::Bytes(_), Some(endpoint)) => {
+                let fan = Fan { connection: &session.connection, desk: &session.lanes };
+                tcp::serve(endpoint, send, recv, fan).await;
+            }
+            (Begin::Lane(lane), _) => session.lanes.serve(lane, send, recv).await,
             (Begin::Flow(open), Some(endpoint)) => {
                 udp::serve(&session.flows, open.flow, endpoint, send, recv).await;
             }

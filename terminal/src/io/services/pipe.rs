@@ -11,6 +11,8 @@ use tasuki_proto::session::{Answer, Begin};
 use tasuki_proto::{Refusal, RefusalCode, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::lanes::{Fan, Incoming, Outgoing};
+
 /// The application error code of a stream that was reset since the connection behind it was.
 pub(crate) const RESET: VarInt = VarInt::from_u32(1);
 
@@ -146,8 +148,8 @@ pub(crate) fn delivered(send: &SendStream) -> impl Future<Output = ()> + Send + 
     }
 }
 
-/// Carries bytes from `reader` to the stream until the reader ends, then ends the stream's direction, and says so in
-/// `ended`.
+/// Carries bytes from `reader` to the stream, with lanes where there is a `fan`, until the reader ends, then ends the
+/// stream's direction, and says so in `ended`.
 ///
 /// # Errors
 /// [`Broken`], with the stream's direction left open for the caller to reset.
@@ -155,6 +157,23 @@ pub(crate) async fn upstream<R: AsyncRead + Unpin>(
     reader: &mut R,
     send: &mut SendStream,
     ended: &AtomicBool,
+    fan: Option<Fan<'_>>,
+) -> Result<(), Broken> {
+    let mut outgoing = Outgoing::new(fan);
+    let read = read_all(reader, send, &mut outgoing).await;
+    if let Err(error) = read {
+        outgoing.reset();
+        return Err(error);
+    }
+    ended.store(true, Ordering::Relaxed);
+    outgoing.finish(send).await;
+    Ok(())
+}
+
+async fn read_all<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    send: &mut SendStream,
+    outgoing: &mut Outgoing<'_>,
 ) -> Result<(), Broken> {
     let mut size = FIRST_READ;
     let mut buffer = BytesMut::with_capacity(size);
@@ -165,14 +184,12 @@ pub(crate) async fn upstream<R: AsyncRead + Unpin>(
         let room = buffer.capacity();
         let count = reader.read_buf(&mut buffer).await.map_err(Broken::Local)?;
         if count == 0 {
-            ended.store(true, Ordering::Relaxed);
-            let _ = send.finish();
             return Ok(());
         }
         if count == room {
             size = (size * 2).min(LARGEST_READ);
         }
-        send.write_chunk(buffer.split().freeze()).await?;
+        outgoing.write(send, buffer.split().freeze()).await?;
     }
 }
 
@@ -185,10 +202,18 @@ pub(crate) async fn downstream<W: AsyncWrite + Unpin>(
     recv: &mut RecvStream,
     writer: &mut W,
     ended: &AtomicBool,
+    fan: Option<Fan<'_>>,
 ) -> Result<(), Broken> {
     let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
+    let mut incoming = fan.map(Incoming::new);
     while let Some(count) = recv.read_chunks(&mut chunks).await? {
+        if let Some(incoming) = &mut incoming {
+            incoming.moved(recv.id(), chunks[..count].iter().map(Bytes::len).sum());
+        }
         write_chunks(writer, &mut chunks[..count]).await.map_err(Broken::Local)?;
+    }
+    if let Some(incoming) = incoming {
+        incoming.rest(writer).await?;
     }
     let end =
         if ended.load(Ordering::Relaxed) { writer.flush().await } else { writer.shutdown().await };
@@ -236,16 +261,17 @@ pub(crate) async fn run_opened<R, W>(
     writer: &mut W,
     send: &mut SendStream,
     recv: &mut RecvStream,
+    fan: Option<Fan<'_>>,
 ) -> Result<(), Broken>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let ended = AtomicBool::new(false);
-    let up = async { wait_for_verdict(upstream(reader, send, &ended).await) };
+    let up = async { wait_for_verdict(upstream(reader, send, &ended, fan).await) };
     let down = async {
         read_opened(recv).await?;
-        downstream(recv, writer, &ended).await
+        downstream(recv, writer, &ended, fan).await
     };
     let result = tokio::try_join!(up, down).map(|_| ());
     if result.is_err() {
@@ -272,14 +298,18 @@ pub(crate) async fn run_served<R, W>(
     writer: &mut W,
     send: &mut SendStream,
     recv: &mut RecvStream,
+    fan: Option<Fan<'_>>,
 ) -> Result<(), Broken>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let ended = AtomicBool::new(false);
-    let result = tokio::try_join!(upstream(reader, send, &ended), downstream(recv, writer, &ended))
-        .map(|_| ());
+    let result = tokio::try_join!(
+        upstream(reader, send, &ended, fan),
+        downstream(recv, writer, &ended, fan)
+    )
+    .map(|_| ());
     if result.is_err() {
         reset(send, recv);
     }

@@ -7,6 +7,7 @@ use tasuki_proto::session::{Answer, Begin, Opened};
 use tasuki_proto::{Refusal, RefusalCode, limits};
 use tokio::net::TcpStream;
 
+use super::lanes::Fan;
 use super::pipe::{self, Broken};
 use crate::config::Endpoint;
 
@@ -39,7 +40,12 @@ impl Drop for Carried {
 }
 
 /// Serves a stream by a connection to the service at `endpoint`.
-pub(crate) async fn serve(endpoint: &Endpoint, mut send: SendStream, mut recv: RecvStream) {
+pub(crate) async fn serve(
+    endpoint: &Endpoint,
+    mut send: SendStream,
+    mut recv: RecvStream,
+    fan: Fan<'_>,
+) {
     let connect = TcpStream::connect((endpoint.host.as_str(), endpoint.port));
     let connected = tokio::time::timeout(limits::SERVICE_CONNECT_TIMEOUT, connect).await;
     let mut carried = match connected {
@@ -56,7 +62,7 @@ pub(crate) async fn serve(endpoint: &Endpoint, mut send: SendStream, mut recv: R
     let result = match pipe::say(&mut send, &Answer::Opened(Opened {})).await {
         Ok(()) => {
             let (mut reader, mut writer) = carried.tcp.split();
-            pipe::run_served(&mut reader, &mut writer, &mut send, &mut recv).await
+            pipe::run_served(&mut reader, &mut writer, &mut send, &mut recv, Some(fan)).await
         }
         Err(error) => {
             pipe::reset(&mut send, &mut recv);
@@ -76,16 +82,16 @@ pub(crate) async fn serve(endpoint: &Endpoint, mut send: SendStream, mut recv: R
 /// connection is handed back.
 pub(crate) async fn carry(
     tcp: TcpStream,
-    connection: &quinn::Connection,
+    fan: Fan<'_>,
     begin: &Begin,
 ) -> Result<(), (Broken, Option<TcpStream>)> {
-    let (mut send, mut recv) = match pipe::open(connection, begin).await {
+    let (mut send, mut recv) = match pipe::open(fan.connection, begin).await {
         Ok(stream) => stream,
         Err(error) => return Err((error, Some(tcp))),
     };
     let mut carried = Carried::new(tcp);
     let (mut reader, mut writer) = carried.tcp.split();
-    let result = pipe::run_opened(&mut reader, &mut writer, &mut send, &mut recv).await;
+    let result = pipe::run_opened(&mut reader, &mut writer, &mut send, &mut recv, Some(fan)).await;
     carried.whole = result.is_ok();
     result.map_err(|error| (error, None))
 }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::*;
-use crate::io::testing::{DEADLINE, Mesh, Node, service, terminal, until};
+use crate::io::testing::{DEADLINE, Mesh, Node, service, terminal, until, within};
 
 /// A TCP service that echoes, on its own port.
 async fn echo_server() -> u16 {
@@ -23,10 +23,6 @@ async fn echo_server() -> u16 {
         }
     });
     port
-}
-
-async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, work).await.expect("not done in time")
 }
 
 /// A running `forward`, with what it told.

@@ -30,6 +30,7 @@ mod side;
 mod site;
 mod storm;
 mod table;
+mod wan;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -92,6 +93,8 @@ enum Verb {
     Herd(herd::Flags),
     /// Gossip of 50 relays in the simulator: copies of an update, convergence, a healed partition (P9, P10).
     Gossip(gossip::Flags),
+    /// One TCP stream over a long or lossy line: real agents and a real relay.
+    Wan(wan::Flags),
     /// One and two flows over long, lossy and short lines, in virtual time.
     Line,
     /// A table of a million rows: memory, look-ups, a newcomer (P11).
@@ -100,9 +103,9 @@ enum Verb {
     Http(http::Flags),
 }
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "chaos", "nat",
-    "glare", "gossip", "line", "table", "http",
+    "glare", "gossip", "line", "table", "http", "wan",
 ];
 
 fn main() -> Result<()> {
@@ -124,6 +127,7 @@ fn main() -> Result<()> {
         Verb::Nat(flags) => procs::guarded(move || nat::run(&options, &flags))?,
         Verb::Glare(flags) => procs::guarded(move || glare::run(&flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
+        Verb::Wan(flags) => procs::guarded(move || wan::run(&options, &flags))?,
         Verb::Line => line::run_all(&options)?,
         Verb::Table(flags) => table::run(&options, &flags)?,
         Verb::Http(flags) => http::run(&options, &flags)?,

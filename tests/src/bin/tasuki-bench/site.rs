@@ -155,10 +155,20 @@ pub(crate) struct Moved {
 
 /// One TCP stream of iperf3 from the caller's machine to `address` for `seconds`.
 pub(crate) fn iperf(site: &Site, address: SocketAddr, seconds: u64) -> Result<Moved> {
+    iperf_from(site, address, seconds, 0)
+}
+
+/// As [`iperf`], after so many seconds that do not count.
+pub(crate) fn iperf_from(
+    site: &Site,
+    address: SocketAddr,
+    seconds: u64,
+    warm: u64,
+) -> Result<Moved> {
     let mut command = command_in(site.caller.as_ref(), "iperf3");
     command.args(["-J", "-c", &address.ip().to_string(), "-p", &address.port().to_string()]);
-    command.args(["-t", &seconds.to_string()]);
-    let done = run(&mut command, LIMIT + Duration::from_secs(seconds));
+    command.args(["-t", &seconds.to_string(), "-O", &warm.to_string()]);
+    let done = run(&mut command, LIMIT + Duration::from_secs(seconds + warm));
     let report: Value = serde_json::from_slice(&done.stdout)
         .with_context(|| format!("iperf3 printed no JSON: {}{}", done.text(), done.stderr))?;
     moved(&report)
