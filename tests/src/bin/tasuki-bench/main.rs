@@ -29,6 +29,7 @@ mod side;
 mod site;
 mod storm;
 mod table;
+mod versions;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -81,6 +82,8 @@ enum Verb {
     Chaos(chaos::Flags),
     /// Which path a call takes between NATs of each kind, and how soon it is direct.
     Nat(nat::Flags),
+    /// Relays and agents of another build beside those of this one: calls, a rolling upgrade under a transfer.
+    Versions(versions::Flags),
     /// Two terminals call each other at the same instant: exactly one session each time (D3, D4).
     Glare(glare::Flags),
     /// Calls, for `call`.
@@ -97,9 +100,9 @@ enum Verb {
     Http(http::Flags),
 }
 
-const NAMES: [&str; 14] = [
-    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "chaos", "nat",
-    "glare", "gossip", "table", "http",
+const NAMES: [&str; 15] = [
+    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "chaos", "versions",
+    "nat", "glare", "gossip", "table", "http",
 ];
 
 fn main() -> Result<()> {
@@ -119,6 +122,7 @@ fn main() -> Result<()> {
         Verb::Failover(flags) => procs::guarded(move || failover::run(&options, &flags))?,
         Verb::Chaos(flags) => procs::guarded(move || chaos::run(&options, &flags))?,
         Verb::Nat(flags) => procs::guarded(move || nat::run(&options, &flags))?,
+        Verb::Versions(flags) => procs::guarded(move || versions::run(&options, &flags))?,
         Verb::Glare(flags) => procs::guarded(move || glare::run(&flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
         Verb::Table(flags) => table::run(&options, &flags)?,
