@@ -311,7 +311,8 @@ fn unknown_messages_are_passed_over_and_oversized_ones_end_the_connection() {
             gossip.push(stream);
         }
         let hello = LinkHello {
-            protocol: PROTOCOL,
+            // Of a later version: the link speaks what both know.
+            protocol: PROTOCOL + 6,
             software: "raw".into(),
             incarnation: Incarnation(u64::from(u32::MAX)),
             handle: Label::from_random(7),

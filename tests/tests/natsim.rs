@@ -5,7 +5,7 @@
 //! runs that one alone. `TASUKI_NAT_TRACE` prints what paths do meanwhile.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests act")]
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -22,13 +22,29 @@ fn seeds(most: u64) -> std::ops::Range<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     match number("TASUKI_NAT_SEED") {
         Some(one) => one..one + 1,
-        None => 0..number("TASUKI_NAT_SEEDS").unwrap_or(most),
+        None => {
+            let from = number("TASUKI_NAT_FROM").unwrap_or_default();
+            from..from.saturating_add(number("TASUKI_NAT_SEEDS").unwrap_or(most))
+        }
     }
+}
+
+/// Other seeds in each run, unless the environment says which.
+fn new_seeds(most: u64) -> std::ops::Range<u64> {
+    let known = seeds(most);
+    let said =
+        ["TASUKI_NAT_SEED", "TASUKI_NAT_FROM"].iter().any(|name| std::env::var_os(name).is_some());
+    let from = if said { known.start } else { rand::rng().random_range(0..1 << 40) };
+    println!("TASUKI_NAT_FROM={from}");
+    from..from + (known.end - known.start)
 }
 
 /// Runs a property for every seed; the ones that fail are printed.
 fn for_seeds(most: u64, property: impl Fn(u64) -> Result<(), String>) {
-    let seeds = seeds(most);
+    check_seeds(seeds(most), property);
+}
+
+fn check_seeds(seeds: std::ops::Range<u64>, property: impl Fn(u64) -> Result<(), String>) {
     let all = seeds.end - seeds.start;
     let wrong: Vec<u64> = seeds
         .filter(|&seed| match property(seed) {
@@ -327,35 +343,41 @@ fn trouble(
     world: &mut World,
     rng: &mut SmallRng,
     relays: usize,
-    down: &mut BTreeMap<usize, bool>,
+    frozen: &mut BTreeSet<usize>,
 ) -> String {
     let (relay, other) = (rng.random_range(0..relays), rng.random_range(0..relays));
     let terminal = rng.random_range(0..2);
-    match rng.random_range(0..9) {
-        0 | 1 => match down.remove(&relay) {
-            Some(true) => world.start_relay(relay),
-            Some(false) => world.thaw_relay(relay),
-            None => {
-                let killed = rng.random();
-                down.insert(relay, killed);
-                if killed { world.kill_relay(relay) } else { world.freeze_relay(relay) }
-            }
-        },
+    let what = rng.random_range(0..13);
+    match what {
+        0 | 1 if frozen.remove(&relay) => world.thaw_relay(relay),
+        0 | 1 if !world.is_up(relay) => world.start_relay(relay),
+        0 => world.kill_relay(relay),
+        1 => {
+            frozen.insert(relay);
+            world.freeze_relay(relay);
+        }
         2 if relay != other => world.part_relays(relay, other),
         3 if relay != other => world.join_relays(relay, other),
         4 => world.detach(terminal, rng.random_range(0..2)),
         5 => world.rebind_nat(terminal),
         6 => world.cut(terminal, 1 - terminal),
         7 => world.lose(terminal, 1 - terminal, 0.3),
+        8..12 if world.is_up(relay) && !world.stays(relay) => world.undrain_relay(relay),
+        8 | 9 if world.is_up(relay) => world.drain_relay(relay, None, false),
+        10 | 11 if world.is_up(relay) => {
+            let within = MS * rng.random_range(0..30_000);
+            world.drain_relay(relay, Some(within), rng.random());
+        }
         _ => world.heal(),
     }
-    format!("{:?}: relays {relay} {other}, t{terminal}, down {down:?}", world.now())
+    let stays: Vec<usize> = (0..relays).filter(|relay| world.stays(*relay)).collect();
+    format!("{:?}: {what}: relays {relay} {other}, t{terminal}; {stays:?} stay", world.now())
 }
 
-/// Relays die, freeze and are parted, attachments break, NATs forget and direct ways die, at random.
+/// Relays die, freeze, drain, end, come back and are parted, attachments break, NATs forget and direct ways die, at random.
 #[test]
 fn whatever_dies_a_session_lives_on_or_ends_at_both_ends() {
-    for_seeds(20, |seed| {
+    check_seeds(new_seeds(20), |seed| {
         let mut rng = SmallRng::seed_from_u64(!seed);
         let relays = rng.random_range(2..6);
         let mut world = World::new(seed, relays);
@@ -370,7 +392,7 @@ fn whatever_dies_a_session_lives_on_or_ends_at_both_ends() {
         attach(&mut world, 2)?;
         let call = world.call(0, 1);
         world.run(2 * SECOND);
-        let mut down = BTreeMap::new();
+        let mut frozen = BTreeSet::new();
         let mut history = Vec::new();
         let mut possible = Duration::ZERO;
         let watch = |world: &mut World, time: Duration, possible: &mut Duration| {
@@ -388,12 +410,22 @@ fn whatever_dies_a_session_lives_on_or_ends_at_both_ends() {
         };
         let tell = |why: String, history: &[String]| format!("{why}\n  {}", history.join("\n  "));
         for _ in 0..rng.random_range(3..12) {
-            history.push(trouble(&mut world, &mut rng, relays, &mut down));
+            history.push(trouble(&mut world, &mut rng, relays, &mut frozen));
             let time = MS * rng.random_range(50..8_000);
             watch(&mut world, time, &mut possible).map_err(|why| tell(why, &history))?;
         }
-        for (relay, killed) in down {
-            if killed { world.start_relay(relay) } else { world.thaw_relay(relay) }
+        let drain = rng.random::<bool>();
+        for relay in 0..relays {
+            if frozen.contains(&relay) {
+                world.thaw_relay(relay);
+            } else if !world.is_up(relay) {
+                world.start_relay(relay);
+            }
+            if !world.stays(relay) && drain {
+                world.drain_relay(relay, None, false);
+            } else {
+                world.undrain_relay(relay);
+            }
         }
         for (a, b) in (0..relays).flat_map(|a| (0..a).map(move |b| (a, b))) {
             world.join_relays(a, b);
@@ -405,6 +437,12 @@ fn whatever_dies_a_session_lives_on_or_ends_at_both_ends() {
         ensure(same, || tell(format!("{over:?}: {}", world.state()), &history))?;
         if over[0].is_none() {
             world.check().map_err(|why| tell(why, &history))?;
+            // A path over a relay that drains is asked to be another once a minute.
+            let left = (0..relays).any(|relay| world.stays(relay));
+            watch(&mut world, 65 * SECOND, &mut possible).map_err(|why| tell(why, &history))?;
+            ensure(!left || !world.takes_draining(call), || {
+                tell(format!("a relay that drains is on a path: {}", world.state()), &history)
+            })?;
             world.hang_up(call);
             world.run(5 * SECOND);
         }
@@ -412,5 +450,59 @@ fn whatever_dies_a_session_lives_on_or_ends_at_both_ends() {
         ensure(ends.iter().all(Option::is_some) && labels == 0, || {
             tell(format!("{ends:?}, {labels} labels are left: {}", world.state()), &history)
         })
+    });
+}
+
+/// Relays drain, end and come back, and nothing else goes wrong: no packet is lost, and every relay is left in time.
+#[test]
+fn relays_that_drain_are_left_and_nothing_is_lost() {
+    check_seeds(new_seeds(20), |seed| {
+        let mut rng = SmallRng::seed_from_u64(!seed);
+        let relays = rng.random_range(3..7);
+        let mut world = World::new(seed, relays);
+        world.set_pace(50 * MS);
+        world.impair(MS * rng.random_range(0..10), 0.0);
+        for (kind, octet) in any_pair(seed, false).into_iter().zip([101, 151]) {
+            let mut all: Vec<usize> = (0..relays).collect();
+            all.rotate_left(rng.random_range(0..relays));
+            world.terminal(kind, octet, &all);
+        }
+        attach(&mut world, 2)?;
+        let call = world.call(0, 1);
+        world.run(2 * SECOND);
+        world.mark(call);
+        let begun = world.now();
+        let mut history = Vec::new();
+        for _ in 0..rng.random_range(3..10) {
+            let relay = rng.random_range(0..relays);
+            let stay = (0..relays).filter(|relay| world.stays(*relay)).count();
+            let what = match (world.is_up(relay), world.stays(relay)) {
+                (true, true) if stay > 2 && rng.random() => {
+                    world.drain_relay(relay, None, false);
+                    "drains"
+                }
+                (true, true) if stay > 2 => {
+                    world.drain_relay(relay, Some(60 * SECOND), true);
+                    "drains and ends"
+                }
+                (true, false) => {
+                    world.undrain_relay(relay);
+                    "drains no more"
+                }
+                _ => "is left alone",
+            };
+            history.push(format!("{:?}: relay {relay} {what}", world.now()));
+            world.run(MS * rng.random_range(10..25_000));
+        }
+        world.run(70 * SECOND);
+        let tell = |why: String| format!("{why}: {}\n  {}", world.state(), history.join("\n  "));
+        let lost = world.lost_since(call, begun);
+        ensure(lost.is_none(), || tell(format!("lost {lost:?}")))?;
+        ensure(world.stall(call) < SWITCH, || {
+            tell(format!("stood still: {:?}", world.stall(call)))
+        })?;
+        ensure(world.ended()[1] == 0, || tell(format!("ended {:?}", world.ended())))?;
+        ensure(!world.takes_draining(call), || tell("a path takes a relay that drains".into()))?;
+        world.check()
     });
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use tasuki_proto::control::{PathEnd, Resumed, Resuming, ToRelay, ToTerminal};
@@ -11,6 +11,7 @@ use tasuki_proto::{Generation, Label, RefusalCode, RelayName, SessionId, control
 use tasuki_terminal::core::calls::Opened;
 use tasuki_terminal::core::login::AttachId;
 
+use super::drain::Drain;
 use super::net::{Net, public};
 use super::terminal::{Terminal, name};
 use super::world::{Body, Down, Event, Payload, Stream, Up, World};
@@ -62,7 +63,7 @@ struct Asked {
 }
 
 /// The relays and what they know.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Mesh {
     relays: Vec<Relay>,
     legs: BTreeMap<Label, Leg>,
@@ -72,6 +73,10 @@ pub(super) struct Mesh {
     known_cut: BTreeSet<(usize, usize)>,
     /// Tell terminals that their address changed.
     pub(super) tells_moves: bool,
+    /// Whether each drains, and what it knows of the others.
+    pub(super) drains: Vec<Drain>,
+    /// The beginning of virtual time.
+    pub(super) start: Instant,
 }
 
 pub(super) fn relay_name(relay: usize) -> RelayName {
@@ -83,14 +88,24 @@ fn pair(a: usize, b: usize) -> (usize, usize) {
 }
 
 impl Mesh {
-    pub(super) fn new(relays: usize, net: &mut Net) -> Mesh {
+    pub(super) fn new(relays: usize, net: &mut Net, start: Instant) -> Mesh {
+        let drains = (0..relays).map(|_| Drain::new(relays)).collect();
         let relays = (0..relays).map(|n| {
             let (v4, v6) = public(FIRST + n as u8);
             net.place(v4.into(), None);
             net.place(v6.into(), Some(v4.into()));
             Relay { v4, v6, up: true, seats: BTreeMap::new() }
         });
-        Mesh { relays: relays.collect(), ..Mesh::default() }
+        Mesh {
+            relays: relays.collect(),
+            legs: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            known_cut: BTreeSet::new(),
+            tells_moves: false,
+            drains,
+            start,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -113,9 +128,30 @@ impl Mesh {
         self.relays[relay].up
     }
 
+    /// The relays of each direction of each path of a session.
+    pub(super) fn routes_of(&self, session: SessionId) -> impl Iterator<Item = &Vec<usize>> {
+        self.legs.values().filter(move |leg| leg.session == session).map(|leg| &leg.route)
+    }
+
     /// Labels that stand for paths of this session.
     pub(super) fn labels(&self, session: SessionId) -> usize {
         self.legs.values().filter(|leg| leg.session == session).count()
+    }
+
+    /// Who is attached to a relay.
+    pub(super) fn seats(&self, relay: usize) -> Vec<(usize, AttachId)> {
+        self.relays[relay].seats.keys().copied().collect()
+    }
+
+    /// Nobody is attached to a relay any more; who was.
+    pub(super) fn clear_seats(&mut self, relay: usize) -> Vec<(SocketAddr, AttachId)> {
+        let seats = std::mem::take(&mut self.relays[relay].seats);
+        seats.into_iter().map(|((_, attach), seat)| (seat.current, attach)).collect()
+    }
+
+    /// Whether a relay is on the path of a session.
+    pub(super) fn carries(&self, relay: usize) -> bool {
+        self.legs.values().any(|leg| leg.route.contains(&relay))
     }
 
     /// Where a terminal is attached: the epochs of log-ins tell which of its attachments stand.
@@ -141,28 +177,12 @@ impl Mesh {
         self.passes(from, to) || (0..self.relays.len()).any(middle)
     }
 
-    fn passes(&self, a: usize, b: usize) -> bool {
+    pub(super) fn passes(&self, a: usize, b: usize) -> bool {
         a == b || (self.is_up(a) && self.is_up(b) && !self.cut.contains(&pair(a, b)))
     }
 
-    fn seems_to_pass(&self, a: usize, b: usize) -> bool {
+    pub(super) fn seems_to_pass(&self, a: usize, b: usize) -> bool {
         a == b || !self.known_cut.contains(&pair(a, b))
-    }
-
-    /// A route as far as relays know, that keeps away from `avoid` where it can.
-    fn route(&self, from: usize, to: usize, avoid: &[RelayName]) -> Option<Vec<usize>> {
-        if from == to {
-            return Some(vec![from]);
-        }
-        let avoids = |relay: usize| avoid.contains(&relay_name(relay));
-        let fits = |m: &usize| {
-            ![from, to].contains(m) && self.seems_to_pass(from, *m) && self.seems_to_pass(*m, to)
-        };
-        let middle = (0..self.relays.len()).filter(fits).min_by_key(|m| avoids(*m));
-        let around = middle.map(|middle| vec![from, middle, to]);
-        // Both ends doubtful: perhaps it is the way between them that is dead.
-        let doubtful = avoids(from) && avoids(to) && middle.is_some_and(|m| !avoids(m));
-        if self.seems_to_pass(from, to) && !doubtful { Some(vec![from, to]) } else { around }
     }
 
     /// The way of a frame over these relays; `None` where it gets lost.
@@ -195,7 +215,7 @@ impl World {
         }
     }
 
-    fn down(&mut self, relay: usize, to: SocketAddr, attach: AttachId, what: Down) {
+    pub(super) fn down(&mut self, relay: usize, to: SocketAddr, attach: AttachId, what: Down) {
         self.send_down(relay, to, Payload::Down { attach, what });
     }
 
@@ -203,6 +223,10 @@ impl World {
         let now = self.now;
         let attach = who.1;
         if matches!(what, Up::Hello) {
+            if self.mesh.is_draining(relay) && !self.mesh.relays[relay].seats.contains_key(&who) {
+                return self.down(relay, from, attach, Down::Reset);
+            }
+            let is_new = !self.mesh.relays[relay].seats.contains_key(&who);
             let seat = Seat { current: from, heard: now, stream: Stream::default() };
             self.mesh.relays[relay].seats.entry(who).or_insert(seat);
             // The newest log-in of a terminal counts.
@@ -212,7 +236,12 @@ impl World {
                 self.mesh.relays[relay].seats.remove(&older);
                 self.seat_lost(older);
             }
-            return self.down(relay, from, attach, Down::Welcome(from));
+            self.down(relay, from, attach, Down::Welcome(from));
+            if is_new {
+                let contacts = ToTerminal::Relays(self.mesh.contacts(relay));
+                self.say_down(relay, who, contacts);
+            }
+            return;
         }
         let Some(seat) = self.mesh.relays[relay].seats.get_mut(&who) else {
             return self.down(relay, from, attach, Down::Reset);
@@ -236,6 +265,10 @@ impl World {
                 for message in messages {
                     self.said_up(relay, who, message);
                 }
+            }
+            Up::Bye => {
+                self.mesh.relays[relay].seats.remove(&who);
+                return self.seat_lost(who);
             }
             Up::Hello => {}
         }
@@ -288,7 +321,7 @@ impl World {
         }
     }
 
-    fn say_down(&mut self, relay: usize, who: (usize, AttachId), message: ToTerminal) {
+    pub(super) fn say_down(&mut self, relay: usize, who: (usize, AttachId), message: ToTerminal) {
         let now = self.now;
         let Some(seat) = self.mesh.relays[relay].seats.get_mut(&who) else { return };
         let (number, to) = (seat.stream.push(message.clone(), now), seat.current);
@@ -342,17 +375,15 @@ impl World {
 
     fn resume(&mut self, relay: usize, who: (usize, AttachId), resume: control::Resume) {
         let callee = self.terminals.iter().position(|one| name(one.number) == resume.target);
-        // As the directory tells it: the seats at relays that answer, those to be avoided last.
-        let seat = callee.and_then(|callee| {
+        // As the directory tells it: the seats at relays that can be reached, those with the best way first.
+        let way = callee.and_then(|callee| {
             let seats = self.mesh.seats_of(&self.terminals[callee]).into_iter();
-            let known = seats.filter(|(n, _)| self.mesh.route(relay, *n, &[]).is_some());
-            known.min_by_key(|(n, seat)| (resume.avoid.contains(&relay_name(*n)), seat.1))
+            let ways = seats
+                .filter_map(|(n, seat)| Some((self.mesh.route(relay, n, &resume.avoid)?, n, seat)));
+            ways.min()
         });
-        let Some((last, callee)) = seat else {
+        let Some(((_, _, route), last, callee)) = way else {
             return self.refuse(relay, who, &resume, RefusalCode::TargetLoggedOut);
-        };
-        let Some(route) = self.mesh.route(relay, last, &resume.avoid) else {
-            return self.refuse(relay, who, &resume, RefusalCode::RouteLost);
         };
         let label = Label::from_random(self.rng.random());
         let leg = Leg {
@@ -414,7 +445,8 @@ impl World {
         session: SessionId,
         [caller, callee]: [(usize, (usize, AttachId)); 2],
     ) -> [Opened; 2] {
-        let route = self.mesh.route(caller.0, callee.0, &[]).unwrap_or_default();
+        let route = self.mesh.route(caller.0, callee.0, &[]);
+        let route = route.map(|(_, _, route)| route).unwrap_or_default();
         let back: Vec<usize> = route.iter().rev().copied().collect();
         let inner = [(); 2].map(|()| Label::from_random(self.rng.random()));
         let outer = [(); 2].map(|()| Label::from_random(self.rng.random()));
@@ -469,6 +501,8 @@ impl World {
     /// What relays do now and then: they say again what was not heard, and forget who is silent.
     pub(super) fn tick_relays(&mut self, wait: Duration) {
         let now = self.now;
+        self.gossip();
+        self.end_drained();
         for relay in 0..self.mesh.len() {
             if !self.mesh.is_up(relay) {
                 continue;
@@ -500,6 +534,7 @@ impl World {
     /// A relay dies without a word, and with all that it knew.
     pub fn kill_relay(&mut self, relay: usize) {
         self.mesh.relays[relay].up = false;
+        self.mesh.drains[relay].end_nothing();
         self.mesh.relays[relay].seats.clear();
         self.notice_later(relay, NOTICED);
     }
@@ -516,7 +551,7 @@ impl World {
         self.notice_later(relay, Duration::from_secs(1));
     }
 
-    fn notice_later(&mut self, relay: usize, after: Duration) {
+    pub(super) fn notice_later(&mut self, relay: usize, after: Duration) {
         for other in (0..self.mesh.len()).filter(|other| *other != relay) {
             self.at(after, Event::Noticed(relay, other));
         }
@@ -525,6 +560,8 @@ impl World {
     /// A relay that died starts again.
     pub fn start_relay(&mut self, relay: usize) {
         self.mesh.relays[relay].up = true;
+        self.mesh.forget_drains(relay);
+        self.gossip();
         // The labels that it gave meant something to the process that died.
         self.remove_legs(&|leg: &Leg| leg.route.contains(&relay));
         self.notice_later(relay, Duration::from_secs(1));

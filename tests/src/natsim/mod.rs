@@ -6,6 +6,7 @@
 //! for paths; the choice of addresses is the one that ships ([`tasuki_terminal::core::candidates`]).
 
 mod check;
+mod drain;
 mod gateway;
 pub mod kind;
 mod mesh;

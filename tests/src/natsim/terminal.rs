@@ -1,6 +1,6 @@
 //! A terminal: the core of paths that ships, and around it what its driver and its socket do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use tasuki_proto::control::{End, ToRelay, ToTerminal};
 use tasuki_proto::path::{PROBE_FRAME, Probe};
 use tasuki_proto::session::Word;
-use tasuki_proto::{Label, RefusalCode, RelayId, SessionId, TerminalId};
+use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, SessionId, TerminalId};
 use tasuki_terminal::core::calls::Opened;
 use tasuki_terminal::core::candidates::candidates;
 use tasuki_terminal::core::login::AttachId;
@@ -49,6 +49,8 @@ pub(super) struct Attachment {
     seen_as: Option<SocketAddr>,
     heard: Duration,
     doubted: Option<Duration>,
+    /// It was replaced, and goes then.
+    pub(super) leaves_at: Option<Duration>,
     stream: Stream<ToRelay, ToTerminal>,
 }
 
@@ -92,6 +94,9 @@ pub(super) struct Terminal {
     next_try: Duration,
     /// How often trying each relay came to nothing in a row.
     failures: BTreeMap<usize, usize>,
+    /// Relays that drain, as a relay said last; those with an attachment are left from then on.
+    pub(super) draining: BTreeSet<RelayName>,
+    pub(super) leave_at: Option<Duration>,
     pub(super) sessions: BTreeMap<SessionId, Open>,
     due: Option<Duration>,
     ticks: u64,
@@ -114,6 +119,8 @@ impl World {
             last_attach: 0,
             next_try: Duration::ZERO,
             failures: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            leave_at: None,
             sessions: BTreeMap::new(),
             due: None,
             ticks: 0,
@@ -532,10 +539,18 @@ impl World {
                 self.give(terminal, Input::Resuming { attach, resuming });
             }
             ToTerminal::Resumed(resumed) => self.give(terminal, Input::Resumed { attach, resumed }),
+            ToTerminal::Relays(relays) => self.heard_of_relays(terminal, &relays),
             ToTerminal::PathEnded(end) => self.give(terminal, Input::PathEnded(end)),
             ToTerminal::Ended(end) => self.close(terminal, end.session, end.code),
             _ => {}
         }
+    }
+
+    /// A terminal lets an attachment go.
+    pub(super) fn bye(&mut self, terminal: usize, attach: AttachId) {
+        self.up(terminal, attach, Up::Bye);
+        self.terminals[terminal].attachments.retain(|one| one.id != attach);
+        self.attachments_changed(terminal);
     }
 
     fn lost(&mut self, terminal: usize, attach: AttachId) {
@@ -552,13 +567,18 @@ impl World {
         }
     }
 
-    fn attachments_changed(&mut self, terminal: usize) {
-        let standing = self.terminals[terminal].attachments.iter().filter(|one| one.standing);
-        let standing = standing.map(|one| Standing {
+    pub(super) fn attachments_changed(&mut self, terminal: usize) {
+        let here = &self.terminals[terminal];
+        let standing = here.attachments.iter().filter(|one| one.standing);
+        let mut standing: Vec<&Attachment> = standing.collect();
+        // The primary is one that stays.
+        let drains = |one: &Attachment| here.draining.contains(&relay_name(one.relay));
+        standing.sort_by_key(|one| (one.leaves_at.is_some(), drains(one)));
+        let standing = standing.into_iter().map(|one| Standing {
             attach: one.id,
             relay: relay_name(one.relay),
             address: one.address,
-            leaving: false,
+            leaving: one.leaves_at.is_some(),
         });
         let standing = standing.collect();
         self.give(terminal, Input::Attachments(standing));
@@ -621,8 +641,15 @@ impl World {
         for attach in lost {
             self.lost(terminal, attach);
         }
+        self.leave_draining(terminal);
         let here = &self.terminals[terminal];
-        if here.attachments.len() < WANTED.min(here.relays.len()) && here.next_try <= now {
+        let leaves = here.leave_at.is_some_and(|at| at <= now);
+        let counts = |one: &&Attachment| {
+            let drains = here.draining.contains(&relay_name(one.relay));
+            one.leaves_at.is_none() && !(leaves && drains)
+        };
+        let missing = here.attachments.iter().filter(counts).count() < WANTED;
+        if missing && here.next_try <= now {
             self.attach(terminal);
         }
     }
@@ -636,6 +663,9 @@ impl World {
             .enumerate()
             .filter(|(_, relay)| here.attachments.iter().all(|one| one.relay != **relay));
         let failures = |relay: &usize| here.failures.get(relay).copied().unwrap_or_default();
+        // Beside an attachment that stands, a relay that drains is of no use.
+        let alone = here.attachments.is_empty();
+        let free = free.filter(|(_, relay)| alone || !here.draining.contains(&relay_name(**relay)));
         let best = free.min_by_key(|(n, relay)| (failures(relay), *n));
         let Some(relay) = best.map(|(_, relay)| *relay) else { return };
         let host = &self.net.hosts[here.host];
@@ -653,6 +683,7 @@ impl World {
             seen_as: None,
             heard: now,
             doubted: None,
+            leaves_at: None,
             stream: Stream::default(),
         });
         self.up(terminal, id, Up::Hello);

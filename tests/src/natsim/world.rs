@@ -49,6 +49,8 @@ pub(super) enum Up {
     Say(u64, ToRelay),
     /// All that the relay said before this number is there.
     Heard(u64),
+    /// Lets the attachment go.
+    Bye,
     /// Answers a challenge: this address is the terminal's.
     Echo,
 }
@@ -87,6 +89,10 @@ pub(super) enum Event {
     Between { relays: (usize, usize), to: (usize, AttachId), message: Box<ToTerminal> },
     /// The others notice that a relay, or the way between two, is gone.
     Noticed(usize, usize),
+    /// Relays tell each other which of them drain.
+    Gossip,
+    /// A relay that ended starts again.
+    Start(usize),
     /// The end-to-end handshake of a session is over.
     Proven(SessionId),
     /// What is due at a terminal's paths.
@@ -133,9 +139,10 @@ impl World {
     pub fn new(seed: u64, relays: usize) -> World {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut net = Net::new(SmallRng::seed_from_u64(rng.random()));
-        let mesh = Mesh::new(relays, &mut net);
+        let start = Instant::now();
+        let mesh = Mesh::new(relays, &mut net, start);
         World {
-            start: Instant::now(),
+            start,
             now: Duration::ZERO,
             net,
             mesh,
@@ -227,6 +234,8 @@ impl World {
             Event::Relayed { relay, to, payload } => self.pass_down(relay, to, payload),
             Event::Between { relays, to, message } => self.passed_on(relays, to, *message),
             Event::Noticed(a, b) => self.noticed(a, b),
+            Event::Gossip => self.gossip(),
+            Event::Start(relay) => self.start_again(relay),
             Event::Proven(session) => self.proven(session),
             Event::Due(terminal) => self.due(terminal),
             Event::Tick(terminal) => self.tick(terminal),

@@ -284,6 +284,13 @@ impl Session {
             self.drop_surplus(&best, now, t);
             return;
         };
+        if self.is_full() {
+            // What data left a moment ago is still the peer's.
+            if self.kept_until().is_some_and(|at| at > now) {
+                return;
+            }
+            self.give_way(&best, t);
+        }
         let times = self.ask.asked.entry(ends.clone()).or_default();
         *times = times.saturating_add(1);
         self.ask.again_at.get_or_insert(now + ASK_AGAIN);
@@ -419,6 +426,19 @@ impl Session {
         avoid.retain(|relay| known.insert(relay.clone()));
         avoid.truncate(limits::ROUTE_RELAYS);
         Some((missing.clone(), avoid))
+    }
+
+    /// Before one more path is asked for, the caller gives up one that it does not want: the callee, to whom all look
+    /// alike, might take one that is needed.
+    fn give_way(&mut self, best: &[Ends], t: &mut Terminal<'_>) {
+        let spare = self.paths.iter().filter(|(id, path)| {
+            let wanted = best.iter().any(|ends| has_ends(path, ends));
+            **id != self.current && !path.is_direct() && !wanted
+        });
+        let spare = spare.min_by_key(|(id, path)| (!self.is_leaving(path, t.standing), **id));
+        if let Some(id) = spare.map(|(id, _)| *id) {
+            self.give_up(id, RefusalCode::Moved, t);
+        }
     }
 
     /// Once the paths that there should be are proven, others go; data that takes one of them moves first, and the peer's,

@@ -2,7 +2,7 @@
 //!
 //! The table tells each relay which others drain, and each relay its terminals. A path that was made before is left within
 //! [`DRAIN_JITTER`]; one that is made later takes such a relay only where there is no other way, and stays until there is:
-//! it is asked now and then. An end of a path is left here only where the terminal at that end is attached elsewhere
+//! it is asked for ever more seldom. An end of a path is left here only where the terminal at that end is attached elsewhere
 //! too; where not, its attachment moves first, and the path follows.
 
 use std::collections::BTreeSet;

@@ -648,14 +648,22 @@ impl Session {
         self.paths.values().filter(|path| !path.is_direct()).count()
     }
 
-    /// Makes room for one more relayed path, so that a relay never sees too many.
+    /// Whether it has as many relayed paths as it should, and none of them went quiet.
+    pub(super) fn is_full(&self) -> bool {
+        let quiet = |path: &Path| !path.is_direct() && path.suspect_since.is_some();
+        self.relayed() >= limits::PATHS_PER_SESSION - 1 && !self.paths.values().any(quiet)
+    }
+
+    /// Makes room for one more relayed path, so that a relay never sees too many. Which of them are needed the caller knows;
+    /// what it gave up may come to the callee after the next one, so the callee keeps one more.
     pub(super) fn make_room(&mut self, t: &mut Terminal<'_>) {
-        while self.relayed() >= limits::PATHS_PER_SESSION - 1 {
+        let most = limits::PATHS_PER_SESSION - usize::from(self.is_caller());
+        while self.relayed() >= most {
             let oldest = self
                 .paths
                 .iter()
                 .filter(|(id, path)| **id != self.current && !path.is_direct())
-                .min_by_key(|(id, path)| (path.works(), **id))
+                .min_by_key(|(id, path)| (path.works(), !self.is_leaving(path, t.standing), **id))
                 .map(|(id, _)| *id);
             match oldest {
                 Some(id) => self.give_up(id, RefusalCode::Moved, t),

@@ -822,6 +822,40 @@ fn a_relay_at_both_ends_may_die_at_any_moment() {
     assert!(slowest < Duration::from_secs(3), "{slowest:?}");
 }
 
+/// Attachments change faster than paths do, as when several relays drain in turn: the callee keeps what the caller uses,
+/// and a path that was just made is not given up for the next.
+#[test]
+fn paths_that_are_made_in_a_hurry_do_not_push_each_other_out() {
+    let mut asked = 0;
+    for ms in (40..700).step_by(20) {
+        let mut world = World::new(30 + ms, false);
+        world.run(Duration::from_secs(5), true);
+        let before = world.asked;
+        let names = [["r5", "r7", "r9"], ["r6", "r8", "ra"]];
+        for (round, end) in (0..3).flat_map(|round| [(round, CALLER), (round, CALLEE)]) {
+            let mut attached = world.ends[end].attached.clone();
+            attached.push((AttachId(round as u64 + 3), names[end][round]));
+            world.ends[end].attached.clone_from(&attached);
+            world.tell_attachments(end);
+            let known = attached[attached.len() - 3].1;
+            world.draining.insert(relay(known));
+            let draining: Vec<String> = world.draining.iter().map(ToString::to_string).collect();
+            tell_draining(&mut world, &draining.iter().map(String::as_str).collect::<Vec<_>>());
+            let until = world.now + Duration::from_millis(ms);
+            while world.now < until {
+                world.run(Duration::from_millis(5), true);
+                let current = world.ends[CALLER].current;
+                let call = current == PathId::Relayed(Generation::CALL);
+                let known = call || world.ends[CALLEE].installed.contains_key(&current);
+                assert!(known, "{ms} ms: {}", world.state());
+            }
+        }
+        asked = asked.max(world.asked - before);
+    }
+    println!("{asked} more paths at most");
+    assert!(asked <= 9, "{asked} more paths");
+}
+
 /// Tells both ends which relays drain.
 fn tell_draining(world: &mut World, names: &[&str]) {
     world.draining = names.iter().map(|name| relay(name)).collect();

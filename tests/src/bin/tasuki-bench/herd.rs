@@ -27,7 +27,7 @@ use tasuki_proto::rows::{self, AccountRow, AttachmentRole};
 use tasuki_proto::version::{Alpn, PROTOCOL, SOFTWARE};
 use tasuki_proto::{LoginEpoch, RelayId, RelayName, TerminalId, limits};
 use tasuki_relay::io::store::{IssuedCertificate, Mark, Rows, Store, StoreError};
-use tasuki_terminal::core::login::{ATTACH_TIMEOUT, BACKOFF_MAX, BACKOFF_MIN};
+use tasuki_terminal::core::login::{ATTACH_TIMEOUT, BACKOFF_MAX, BACKOFF_MIN, HASTE};
 use tokio::sync::{Semaphore, watch};
 
 use crate::helper;
@@ -48,6 +48,9 @@ pub(crate) struct Flags {
     /// Where the relay listens.
     #[arg(long)]
     relay: SocketAddr,
+    /// Where they log in when that relay is lost: NAME=ADDRESS.
+    #[arg(long)]
+    other: Vec<String>,
     /// Terminals.
     #[arg(long)]
     count: usize,
@@ -56,7 +59,8 @@ pub(crate) struct Flags {
     sockets: usize,
 }
 
-/// Answers `{}` when the accounts are written; then the commands `login AT_ONCE SECONDS`, `alive` and `leave`.
+/// Answers `{}` when the accounts are written; then the commands `login AT_ONCE SECONDS`, `alive` and `leave`; and
+/// after `anew`, `lost SECONDS`, answered when the first attachment is lost, and `again SECONDS`, when all that were lost are back.
 pub(crate) fn run(flags: &Flags) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -69,7 +73,13 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
                     let (at_once, limit) = rest.split_once(' ').context("AT_ONCE SECONDS")?;
                     herd.log_in(at_once.parse()?, Duration::from_secs(limit.parse()?)).await?
                 }
+                Some(("lost", limit)) => herd.wait_lost(Duration::from_secs(limit.parse()?)).await,
+                Some(("again", limit)) => herd.again(Duration::from_secs(limit.parse()?)).await,
                 None if command == "alive" => herd.alive(),
+                None if command == "anew" => {
+                    herd.count_anew();
+                    json!({})
+                }
                 None if command == "leave" => herd.leave().await,
                 _ => bail!("unknown command: {command}"),
             };
@@ -155,10 +165,16 @@ struct Terminal {
     endpoint: Endpoint,
 }
 
-struct Shared {
-    relay: SocketAddr,
-    relay_name: NodeName,
+/// A relay, and who it has to be.
+struct Known {
+    address: SocketAddr,
+    name: NodeName,
     server: String,
+}
+
+struct Shared {
+    /// The one that all log in to, and those for who lost it.
+    relays: Vec<Known>,
     clock: Clock,
     tries: AtomicU64,
     logged_in: AtomicUsize,
@@ -180,11 +196,17 @@ impl Herd {
         let clock = Clock::system(0);
         let own = Identity::load(&flags.relay_data)?.context("no identity")?;
         let relay: RelayName = own.relay_name().context("not a relay's directory")?.clone();
-        let relay_name = NodeName::Relay(relay);
+        let known = |name: RelayName, address| {
+            let name = NodeName::Relay(name);
+            Known { address, server: name.dns_name(own.mesh()), name }
+        };
+        let mut relays = vec![known(relay, flags.relay)];
+        for other in &flags.other {
+            let (name, address) = other.split_once('=').context("--other NAME=ADDRESS")?;
+            relays.push(known(RelayName::new(name)?, address.parse()?));
+        }
         let shared = Shared {
-            relay: flags.relay,
-            server: relay_name.dns_name(own.mesh()),
-            relay_name,
+            relays,
             clock: clock.clone(),
             tries: AtomicU64::new(0),
             logged_in: AtomicUsize::new(0),
@@ -208,7 +230,6 @@ impl Herd {
     /// Logs everybody in, `at_once` at a time, each as often as it takes; who is not in within `limit` is counted as
     /// missing.
     async fn log_in(&self, at_once: usize, limit: Duration) -> Result<Value> {
-        let begun = Instant::now();
         let shared = &self.shared;
         shared.stay.send_replace(true);
         shared.tries.store(0, Ordering::Relaxed);
@@ -218,6 +239,25 @@ impl Herd {
         for terminal in &self.terminals {
             tokio::spawn(live(terminal.clone(), shared.clone(), gate.clone()));
         }
+        Ok(self.all_in(limit).await)
+    }
+
+    /// Waits until an attachment is lost.
+    async fn wait_lost(&self, limit: Duration) -> Value {
+        let begun = Instant::now();
+        while self.shared.lost.load(Ordering::Relaxed) == 0 && begun.elapsed() < limit {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.alive()
+    }
+
+    /// Waits until all are logged in a second time, at other relays.
+    async fn again(&self, limit: Duration) -> Value {
+        self.all_in(limit).await
+    }
+
+    async fn all_in(&self, limit: Duration) -> Value {
+        let (begun, shared) = (Instant::now(), &self.shared);
         while shared.logged_in.load(Ordering::Relaxed) < self.terminals.len()
             && begun.elapsed() < limit
         {
@@ -226,7 +266,7 @@ impl Herd {
         let took = begun.elapsed().as_secs_f64();
         let mut times = lock(&shared.times).clone();
         times.sort_unstable();
-        Ok(json!({
+        json!({
             "logged_in": times.len(),
             "all_in_s": took,
             "tries": shared.tries.load(Ordering::Relaxed),
@@ -234,7 +274,18 @@ impl Herd {
             "p99_ms": percentile(&times, 0.99),
             "max_ms": times.last(),
             "last_error": *lock(&shared.last_error),
-        }))
+        })
+    }
+
+    /// Who is lost from here on counts anew, and comes back.
+    fn count_anew(&self) {
+        let shared = &self.shared;
+        for counter in [&shared.tries, &shared.lost] {
+            counter.store(0, Ordering::Relaxed);
+        }
+        shared.logged_in.store(0, Ordering::Relaxed);
+        lock(&shared.times).clear();
+        lock(&shared.last_error).clear();
     }
 
     fn alive(&self) -> Value {
@@ -257,17 +308,33 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One terminal: tries until it is logged in, as an agent does, and stays until told to leave or cut off.
+/// One terminal: tries until it is logged in, as an agent does, and stays until told to leave. One that is cut off
+/// logs in elsewhere, where it knows of other relays.
 async fn live(terminal: Arc<Terminal>, shared: Arc<Shared>, gate: Arc<Semaphore>) {
-    let mut stay = shared.stay.subscribe();
     let Ok(permit) = gate.acquire_owned().await else { return };
+    let Some(attached) = log_in(&terminal, &shared, &shared.relays[..1]).await else { return };
+    drop(permit);
+    let mut attached = attached;
+    while stay(&shared, attached).await && shared.relays.len() > 1 {
+        // After the loss of all attachments an agent tries within this time.
+        let wait = HASTE.mul_f64(rand::rng().random_range(0.0..1.0));
+        tokio::time::sleep(wait).await;
+        let Some(again) = log_in(&terminal, &shared, &shared.relays[1..]).await else { return };
+        attached = again;
+    }
+}
+
+/// Logs in to any of these relays; `None` when told to leave.
+async fn log_in(terminal: &Terminal, shared: &Shared, relays: &[Known]) -> Option<Attached> {
     let (begun, mut failures) = (Instant::now(), 0_u32);
+    let stay = shared.stay.subscribe();
     let attached = loop {
         if !*stay.borrow() {
-            return;
+            return None;
         }
         shared.tries.fetch_add(1, Ordering::Relaxed);
-        match tokio::time::timeout(ATTACH_TIMEOUT, attach(&terminal, &shared)).await {
+        let relay = &relays[rand::rng().random_range(0..relays.len())];
+        match tokio::time::timeout(ATTACH_TIMEOUT, attach(terminal, shared, relay)).await {
             Ok(Ok(attached)) => break attached,
             Ok(Err(error)) => *lock(&shared.last_error) = format!("{error:#}"),
             Err(_) => *lock(&shared.last_error) = format!("nothing in {ATTACH_TIMEOUT:?}"),
@@ -277,36 +344,44 @@ async fn live(terminal: Arc<Terminal>, shared: Arc<Shared>, gate: Arc<Semaphore>
         let jitter = rand::rng().random_range(0.75..1.25);
         tokio::time::sleep(wait.mul_f64(jitter)).await;
     };
-    drop(permit);
     lock(&shared.times).push(begun.elapsed().as_millis() as u64);
     shared.logged_in.fetch_add(1, Ordering::Relaxed);
-    shared.alive.fetch_add(1, Ordering::Relaxed);
+    Some(attached)
+}
+
+/// Stays logged in until told to leave or cut off; whether it was cut off.
+async fn stay(shared: &Shared, attached: Attached) -> bool {
     let (connection, mut send, mut recv) = attached;
-    tokio::select! {
+    let mut stay = shared.stay.subscribe();
+    shared.alive.fetch_add(1, Ordering::Relaxed);
+    let lost = tokio::select! {
         () = async { drop(stay.wait_for(|stay| !stay).await) } => {
             let logout = ToRelay::Logout(tasuki_proto::control::Logout {});
             let _ = send.write_chunk(logout.to_envelope().to_bytes()).await;
             let _ = tokio::time::timeout(ATTACH_TIMEOUT, connection.closed()).await;
             connection.close(0_u32.into(), b"");
+            false
         }
         // Whatever a relay says to an idle terminal is read and let go.
         _ = async { while let Ok(Some(_)) = recv.read_chunk(usize::MAX, true).await {} } => {
             shared.lost.fetch_add(1, Ordering::Relaxed);
             let why = connection.close_reason().map(|reason| reason.to_string());
             *lock(&shared.last_error) = why.unwrap_or_else(|| "the stream ended".into());
+            true
         }
-    }
+    };
     shared.alive.fetch_sub(1, Ordering::Relaxed);
+    lost
 }
 
 type Attached = (Connection, SendStream, RecvStream);
 
 /// Handshake, proof of who the relay is, log-in.
-async fn attach(terminal: &Terminal, shared: &Shared) -> Result<Attached> {
+async fn attach(terminal: &Terminal, shared: &Shared, relay: &Known) -> Result<Attached> {
     let config = terminal.config.clone();
-    let connection = terminal.endpoint.connect_with(config, shared.relay, &shared.server)?.await?;
+    let connection = terminal.endpoint.connect_with(config, relay.address, &relay.server)?.await?;
     let (own, now) = (terminal.cell.get(), shared.clock.now_secs());
-    identify_connection(&connection, &own, Some(&shared.relay_name), &|_| false, now)
+    identify_connection(&connection, &own, Some(&relay.name), &|_| false, now)
         .map_err(|code| anyhow!("{code}"))?;
     let (mut send, mut recv) = connection.open_bi().await?;
     let instance = rand::rng().random_range(1..u64::MAX);

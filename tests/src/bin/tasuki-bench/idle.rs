@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let quiet = Duration::from_secs(options.secs.unwrap_or(20));
     let site = Site::new(false, 1)?;
     let mesh = relay_for_a_crowd(&site);
-    let mut herd = gather(&mesh, flags.terminals, flags.sockets)?;
+    let mut herd = gather(&mesh, flags.terminals, flags.sockets, &[])?;
     let relay = mesh.relay("r1");
     let pid = [relay.pid().unwrap_or_default()];
     let before = settled(|| relay.rss());
@@ -80,8 +80,13 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
         .with("lost_attachments", number(&alive, "lost")?))
 }
 
-/// Registers terminals at the one relay of the mesh, which restarts for it.
-pub(crate) fn gather(mesh: &Mesh, terminals: usize, sockets: usize) -> Result<Helper> {
+/// Registers terminals at the relay r1 of the mesh, which restarts for it. When that one dies, they know of `others`.
+pub(crate) fn gather(
+    mesh: &Mesh,
+    terminals: usize,
+    sockets: usize,
+    others: &[&str],
+) -> Result<Helper> {
     let relay = mesh.relay("r1");
     relay.signal(Signal::Terminate);
     let begun = Instant::now();
@@ -94,6 +99,10 @@ pub(crate) fn gather(mesh: &Mesh, terminals: usize, sockets: usize) -> Result<He
     let (terminals, sockets) = (terminals.to_string(), sockets.to_string());
     let arguments =
         ["--relay-data", &data, "--relay", &listen, "--count", &terminals, "--sockets", &sockets];
+    let others = others
+        .iter()
+        .flat_map(|name| ["--other".to_owned(), format!("{name}={}", mesh.relay(name).listen())]);
+    let arguments = arguments.into_iter().map(str::to_owned).chain(others);
     let mut herd = Helper::start("herd", arguments, None, &mesh.path("herd.log"))?;
     herd.hear(REGISTER)?;
     relay.start();

@@ -30,6 +30,7 @@ mod side;
 mod site;
 mod storm;
 mod table;
+mod versions;
 mod wan;
 
 use anyhow::{Result, bail};
@@ -83,6 +84,8 @@ enum Verb {
     Chaos(chaos::Flags),
     /// Which path a call takes between NATs of each kind, and how soon it is direct.
     Nat(nat::Flags),
+    /// Relays and agents of another build beside those of this one: calls, a rolling upgrade under a transfer.
+    Versions(versions::Flags),
     /// Two terminals call each other at the same instant: exactly one session each time (D3, D4).
     Glare(glare::Flags),
     /// Calls, for `call`.
@@ -103,9 +106,9 @@ enum Verb {
     Http(http::Flags),
 }
 
-const NAMES: [&str; 16] = [
-    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "chaos", "nat",
-    "glare", "gossip", "line", "table", "http", "wan",
+const NAMES: [&str; 17] = [
+    "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "chaos", "versions",
+    "nat", "glare", "gossip", "line", "table", "http", "wan",
 ];
 
 fn main() -> Result<()> {
@@ -125,6 +128,7 @@ fn main() -> Result<()> {
         Verb::Failover(flags) => procs::guarded(move || failover::run(&options, &flags))?,
         Verb::Chaos(flags) => procs::guarded(move || chaos::run(&options, &flags))?,
         Verb::Nat(flags) => procs::guarded(move || nat::run(&options, &flags))?,
+        Verb::Versions(flags) => procs::guarded(move || versions::run(&options, &flags))?,
         Verb::Glare(flags) => procs::guarded(move || glare::run(&flags))?,
         Verb::Gossip(flags) => gossip::run(&options, &flags)?,
         Verb::Wan(flags) => procs::guarded(move || wan::run(&options, &flags))?,

@@ -66,7 +66,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let site = Site::new(false, 1)?;
     let services = Services::start(&site, false)?;
     let mut mesh = relay_for_a_crowd(&site);
-    let herd = gather(&mesh, flags.terminals, 8)?;
+    let herd = gather(&mesh, flags.terminals, 8, &[])?;
     let callers = start_callers(&site, &mut mesh, 1)?.callers;
     let (sink, meter) = sink();
     mesh.add_terminal(

@@ -138,12 +138,30 @@ impl Ours {
     }
 }
 
-/// One relay that lets thousands of terminals in from the one address that they share.
+/// What lets thousands of terminals in from the one address that they share.
+const FOR_A_CROWD: [&str; 8] = [
+    "--address-connections",
+    "1000000",
+    "--address-handshakes",
+    "1000000",
+    "--address-rate",
+    "1000000",
+    "--address-burst",
+    "1000000",
+];
+
+/// One relay that lets thousands of terminals in.
 pub(crate) fn relay_for_a_crowd(site: &Site) -> Mesh {
-    const MANY: &str = "1000000";
-    let flags =
-        ["--address-connections", "--address-handshakes", "--address-rate", "--address-burst"];
-    start_line(site, 1, &flags.map(|flag| [flag, MANY]).concat())
+    start_line(site, 1, &FOR_A_CROWD)
+}
+
+/// Relays that are linked with each other, each for thousands of terminals.
+pub(crate) fn relays_for_a_crowd(names: &[&str]) -> Mesh {
+    let relays = names.iter().map(|name| {
+        let others: Vec<&str> = names.iter().copied().filter(|other| other != name).collect();
+        RelaySpec::new(name).links(&[&others.join(",")]).run_flags(&FOR_A_CROWD)
+    });
+    relays.fold(MeshSpec::new(), MeshSpec::relay).start()
 }
 
 /// Relays r1, r2, ..., each linked with the next.

@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -34,6 +34,7 @@ pub struct Relay {
     /// Its status endpoint.
     pub api: StatusApi,
     pub(super) process: Mutex<Option<Process>>,
+    program: Mutex<PathBuf>,
     /// Goes after the process.
     disk: Option<Disk>,
 }
@@ -58,8 +59,9 @@ impl Relay {
             line.set_both(impairment);
             line
         });
+        let program = spec.program.clone().unwrap_or_else(|| Bins::find().relay.clone());
         let advertise = line.as_ref().map_or(listen, Forwarder::address);
-        let mut command = command_in(namespace.as_ref(), &Bins::find().relay);
+        let mut command = command_in(namespace.as_ref(), &program);
         command.arg("--data").arg(&data);
         match token {
             None => command.args(["init", "--mesh", "lab"]),
@@ -77,8 +79,8 @@ impl Relay {
         run(command.args(&spec.init_flags), VERB).ok();
         let api = StatusApi { address: status, namespace };
         let (name, registrar) = (spec.name.clone(), token.is_none());
-        let process = Mutex::new(None);
-        Relay { name, spec, registrar, data, log, listen, line, api, process, disk }
+        let (process, program) = (Mutex::new(None), Mutex::new(program));
+        Relay { name, spec, registrar, data, log, listen, line, api, process, program, disk }
     }
 
     /// Its name.
@@ -118,9 +120,15 @@ impl Relay {
     }
 
     fn command(&self) -> Command {
-        let mut command = command_in(self.api.namespace.as_ref(), &Bins::find().relay);
+        let program = self.program.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut command = command_in(self.api.namespace.as_ref(), program);
         command.arg("--data").arg(&self.data);
         command
+    }
+
+    /// Runs this program from its next start on.
+    pub fn set_program(&self, program: &Path) {
+        program.clone_into(&mut self.program.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Starts its process and waits for `/healthz`; how long that took.

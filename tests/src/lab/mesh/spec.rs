@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
 use super::{Mesh, QUICK_SILENCE};
 use crate::lab::forwarder::Impairment;
@@ -20,6 +21,7 @@ pub struct RelaySpec {
     pub(super) host: Option<(Namespace, IpAddr)>,
     pub(super) other_family: Option<IpAddr>,
     pub(super) disk: Option<u64>,
+    pub(super) program: Option<PathBuf>,
 }
 
 impl RelaySpec {
@@ -35,7 +37,14 @@ impl RelaySpec {
             host: None,
             other_family: None,
             disk: None,
+            program: None,
         }
+    }
+
+    /// Runs this program, of another version, from the beginning.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
     }
 
     /// Links with these and no others.
@@ -95,6 +104,7 @@ pub struct TerminalSpec {
     pub(super) run_flags: Vec<String>,
     pub(super) namespace: Option<Namespace>,
     pub(super) starts: bool,
+    pub(super) program: Option<PathBuf>,
 }
 
 impl TerminalSpec {
@@ -107,7 +117,14 @@ impl TerminalSpec {
             run_flags: Vec::new(),
             namespace: None,
             starts: true,
+            program: None,
         }
+    }
+
+    /// Runs this program, of another version, from the beginning.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
     }
 
     /// Attaches to these relays and no others.

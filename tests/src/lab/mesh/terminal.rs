@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -27,6 +27,7 @@ pub struct Terminal {
     pub(super) data: PathBuf,
     pub(super) log: PathBuf,
     pub(super) process: Mutex<Option<Process>>,
+    program: Mutex<PathBuf>,
     /// Verbs that stay, counted for the names of their logs.
     pub(super) verbs: AtomicU32,
 }
@@ -42,6 +43,7 @@ impl Terminal {
             data,
             log,
             process: Mutex::new(None),
+            program: Mutex::new(spec.program.unwrap_or_else(|| Bins::find().agent.clone())),
             verbs: AtomicU32::new(0),
         };
         terminal.verb(&["enroll", token]).ok();
@@ -60,9 +62,15 @@ impl Terminal {
 
     /// `tasuki-agent` on its data directory.
     pub fn command(&self) -> Command {
-        let mut command = command_in(self.namespace.as_ref(), &Bins::find().agent);
+        let program = self.program.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut command = command_in(self.namespace.as_ref(), program);
         command.arg("--data").arg(&self.data);
         command
+    }
+
+    /// Runs this program from here on.
+    pub fn set_program(&self, program: &Path) {
+        program.clone_into(&mut self.program.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Starts its agent.
