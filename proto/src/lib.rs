@@ -19,6 +19,7 @@ pub mod record;
 pub mod refusal;
 pub mod rows;
 pub mod session;
+pub mod traces;
 pub mod version;
 pub mod view;
 

@@ -218,6 +218,12 @@ pub const REVOKED_KEYS_TOLD: usize = 4096;
 pub const STORE_BACKLOG: usize = 4096;
 /// Rows and sessions written in one go; what waits longer is written next.
 pub const STORE_BATCH: usize = 1024;
+/// Spans that wait for the collector of traces; further ones are dropped and counted.
+pub const TRACE_QUEUE: usize = 4096;
+/// Spans in one message to the collector; the rest goes into the next.
+pub const TRACE_BATCH: usize = 512;
+/// How long the collector may take for one message; beyond: its spans are dropped and counted.
+pub const TRACE_TIME: Duration = Duration::from_secs(5);
 /// Bytes of the first message of a session's stream; beyond: the stream is reset.
 pub const SESSION_MESSAGE_BYTES: usize = 8 * 1024;
 /// Bytes of an answer on a session's stream; beyond: the stream is given up.

@@ -16,6 +16,7 @@ use tasuki_proto::control::RelayContact;
 use tasuki_proto::enrolment::{keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, NodeName};
 use tasuki_proto::net::{EndpointKeys, Periods};
+use tasuki_proto::traces::Traces;
 use tasuki_proto::{Refusal, RelayName, limits};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -140,13 +141,14 @@ impl Running {
             Arc::new(move || making.hello()),
             context.clone(),
         ));
+        let traces = Traces::start(config.traces.clone(), "tasuki-relay", shown_name.as_str());
         let admin = Admin::new(admin);
         let service = Service {
             events: Events::start(admin.clone(), shown_name),
             admin,
             token,
             revoker: Arc::new(Revoking(registrar.clone(), way.clone())),
-            metrics: Vec::new(),
+            metrics: vec![Arc::new(traces.clone())],
         };
         tokio::spawn(keep_watchdog(service.admin.clone()));
         let (stopped, stop) = watch::channel(false);
@@ -161,7 +163,7 @@ impl Running {
         tokio::spawn(keep_mark(store.clone(), clock, context.identity.clone()));
         tokio::spawn(keep_contacts(data, contacts.subscribe()));
         let parts = (endpoints.clone(), switch.clone());
-        let driver = Driver::new(core, context, parts, hello, way, store, contacts);
+        let driver = Driver::new(core, context, parts, hello, way, (store, traces), contacts);
         tracing::info!(
             listen = %switch.socket().local_addr()?,
             status = %format_args!("{scheme}://{}", config.status),

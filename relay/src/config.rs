@@ -16,6 +16,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use tasuki_proto::traces::{Endpoint, TracesConfig};
 use tasuki_proto::{MeshName, RelayName, limits};
 
 use crate::core::admission::PerAddress;
@@ -108,6 +109,8 @@ pub struct Layer {
     pub address_rate: Option<u32>,
     /// Connections that one address begins at once.
     pub address_burst: Option<u32>,
+    /// Where traces go.
+    pub traces: Option<TracesConfig>,
 }
 
 /// Everything that is wrong with the settings, in one line.
@@ -204,6 +207,7 @@ impl Layer {
             address_handshakes: reader.take("address_handshakes"),
             address_rate: reader.take("address_rate"),
             address_burst: reader.take("address_burst"),
+            traces: reader.take("traces"),
         };
         reader.finish();
         layer
@@ -244,6 +248,7 @@ impl Layer {
             address_handshakes: self.address_handshakes.or(lower.address_handshakes),
             address_rate: self.address_rate.or(lower.address_rate),
             address_burst: self.address_burst.or(lower.address_burst),
+            traces: self.traces.or(lower.traces),
         }
     }
 
@@ -335,6 +340,8 @@ pub struct RelayConfig {
     pub periods: Periods,
     /// Limits.
     pub limits: Limits,
+    /// Where traces go.
+    pub traces: Option<Endpoint>,
 }
 
 /// How long things may take.
@@ -419,6 +426,7 @@ impl RelayConfig {
                 ("keep_alive_s", self.periods.keep_alive != wanted.periods.keep_alive),
                 ("idle_s", self.periods.idle != wanted.periods.idle),
                 ("stop_s", self.periods.stop != wanted.periods.stop),
+                ("traces", self.traces != wanted.traces),
             ]),
         }
     }
@@ -471,6 +479,7 @@ impl RelayConfig {
             links: layer.links.unwrap_or_default(),
             periods,
             limits,
+            traces: layer.traces.map(|traces| traces.endpoint),
         })
     }
 }

@@ -12,6 +12,7 @@ use tasuki_proto::enrolment::{Enrolled, keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, write_private};
 use tasuki_proto::limits;
 use tasuki_proto::net::Periods;
+use tasuki_proto::traces::Traces;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -92,7 +93,9 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
     let contacts = load_relays(&data)?;
     let (kept_contacts, keeping) = watch::channel(contacts.clone());
     tokio::spawn(keep_contacts(data, keeping));
+    let name = cell.get().terminal_id().map(ToString::to_string).unwrap_or_default();
     Ok(driver::Settings {
+        traces: Traces::start(config.traces.clone(), "tasuki-agent", &name),
         identity: cell,
         clock,
         contacts,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tasuki_proto::session::{INBOX, PING};
+use tasuki_proto::traces::{self, TracesConfig};
 use tasuki_proto::{RelayName, ServiceName, TerminalId, limits};
 
 use crate::core::access::{AccessRules, Allowed};
@@ -125,6 +126,8 @@ pub struct Config {
     pub idle: Duration,
     /// How long a session whose paths are all lost waits for another.
     pub resume: Duration,
+    /// Where traces go.
+    pub traces: Option<traces::Endpoint>,
 }
 
 /// The configuration as it is written: in a file, and by flags.
@@ -157,6 +160,8 @@ pub struct RawConfig {
     pub idle: Option<u64>,
     /// Seconds that a session waits for a path after all of its paths were lost.
     pub resume: Option<u64>,
+    /// `endpoint = "http://HOST:PORT"`.
+    pub traces: Option<TracesConfig>,
 }
 
 /// A word or a list of words.
@@ -278,6 +283,7 @@ impl RawConfig {
             keep_alive,
             idle,
             resume,
+            traces: self.traces.clone().map(|traces| traces.endpoint),
         })
     }
 

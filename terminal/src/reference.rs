@@ -14,7 +14,7 @@ pub struct Setting {
 }
 
 /// All settings, in the order of the documentation.
-pub const SETTINGS: [Setting; 12] = {
+pub const SETTINGS: [Setting; 13] = {
     const fn setting(
         key: &'static str,
         flag: &'static str,
@@ -85,6 +85,12 @@ pub const SETTINGS: [Setting; 12] = {
             "--resume",
             "60",
             "s: how long a session whose paths are all lost waits for another; at most 80",
+        ),
+        setting(
+            "traces",
+            "",
+            "off",
+            "a table: `endpoint = \"http://127.0.0.1:4318\"`; where traces of sessions go, over OTLP (HTTP, JSON)",
         ),
     ]
 };

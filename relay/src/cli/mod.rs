@@ -12,6 +12,7 @@ pub mod query;
 mod run;
 mod take;
 mod token;
+mod top;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -87,6 +88,11 @@ enum Verb {
     BecomeRegistrar(take::TakeArgs),
     /// Check this machine, the data directory and the relay, and say what to do
     Check(check::CheckArgs),
+    /// Show the mesh at a glance in this terminal, as it changes: relays, terminals, sessions, counters
+    #[command(
+        after_help = "Example: tasuki-relay top\nKeys:    1-4 or Tab change the view, / searches, ? shows all, q quits"
+    )]
+    Top,
     #[command(flatten)]
     Query(query::Query),
     #[command(flatten)]
@@ -139,6 +145,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Verb::Restore(args) => backup::restore(&global, &args).await,
             Verb::BecomeRegistrar(args) => take::take(&global, args).await,
             Verb::Check(args) => check::run(&global, args).await,
+            Verb::Top => top::run(&global).await,
             Verb::Query(query) => query::run(&global, query).await,
             Verb::Act(act) => act::run(&global, act).await,
             Verb::Run(_) => Ok(()),

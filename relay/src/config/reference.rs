@@ -133,5 +133,11 @@ pub fn settings() -> Vec<Setting> {
             &number(limits::CONNECTS_AT_ONCE_PER_ADDRESS),
             "new connections at once of one remote address",
         ),
+        setting(
+            "traces",
+            "",
+            "off",
+            "a table: `endpoint = \"http://127.0.0.1:4318\"`; where traces of sessions go, over OTLP (HTTP, JSON)",
+        ),
     ]
 }

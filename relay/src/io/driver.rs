@@ -10,8 +10,10 @@ use rand::Rng;
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::frame::NeighbourKey;
 use tasuki_proto::gossip::GossipMessage;
+use tasuki_proto::identity::Identity;
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::net::canonical;
+use tasuki_proto::traces::{Place, Span, Traces};
 use tasuki_proto::{Incarnation, Label, RefusalCode, RelayId, RelayName, limits, version};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -102,6 +104,7 @@ pub struct Driver {
     next_reply: u64,
     contacts: watch::Sender<Vec<RelayContact>>,
     keep: mpsc::Sender<Keep>,
+    traces: Traces,
     /// The core said that the process may end.
     over: bool,
 }
@@ -118,7 +121,7 @@ impl Driver {
         (endpoints, switch): (Endpoints, Arc<Switch>),
         hello: Arc<HelloMaker>,
         way: Arc<Way>,
-        store: store::Store,
+        (store, traces): (store::Store, Traces),
         contacts: watch::Sender<Vec<RelayContact>>,
     ) -> Self {
         let (keep, kept) = mpsc::channel(limits::STORE_BACKLOG);
@@ -137,6 +140,7 @@ impl Driver {
             next_reply: 1,
             contacts,
             keep,
+            traces,
             over: false,
         }
     }
@@ -333,7 +337,11 @@ impl Driver {
                     self.contacts.send_replace(contacts);
                 }
                 Output::Registrar(name, link) => self.set_way(name, link),
-                Output::Finished(finished) => self.keep(Keep::Session(finished)).await,
+                Output::Finished(finished) => {
+                    let identity = self.context.identity.get();
+                    self.traces.note(|| span(&finished, &identity));
+                    self.keep(Keep::Session(finished)).await;
+                }
                 Output::End => self.over = true,
                 Output::ExpectKnock(label) => {
                     let events = self.context.events.clone();
@@ -497,6 +505,31 @@ async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+/// What this relay saw of a session.
+fn span(finished: &Finished, own: &Identity) -> Span {
+    let view = &finished.view;
+    let is_callers = own
+        .relay_name()
+        .is_some_and(|name| RelayId::of(&own.mesh_id(), name) == finished.session.edge);
+    let place = if is_callers { Place::CallersRelay } else { Place::Other };
+    Span {
+        session: finished.session,
+        place,
+        began_ms: view.started_at,
+        ended_ms: view.ended_at.unwrap_or(view.started_at),
+        code: finished.code,
+        attributes: vec![
+            ("tasuki.caller", view.caller.as_str().into()),
+            ("tasuki.callee", view.callee.as_str().into()),
+            ("tasuki.service", view.service.as_str().into()),
+            ("tasuki.path", view.path.as_str().into()),
+            ("tasuki.route", view.route.iter().map(RelayName::as_str).collect()),
+            ("tasuki.bytes_to_callee", view.bytes_to_callee.into()),
+            ("tasuki.bytes_to_caller", view.bytes_to_caller.into()),
+        ],
     }
 }
 

@@ -15,6 +15,7 @@ use rand::{Rng, SeedableRng};
 use tasuki_proto::control::{List, Page, RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::identity::{Clock, IdentityCell};
 use tasuki_proto::net::{Periods, canonical};
+use tasuki_proto::traces::{Place, Span, Traces};
 use tasuki_proto::{
     Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId, limits,
     version,
@@ -53,8 +54,30 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The relays of the mesh, to be kept for the next start.
     pub kept_contacts: watch::Sender<Vec<RelayContact>>,
+    /// Where traces of sessions go.
+    pub traces: Traces,
     /// Gets a copy of every byte that control streams carry to relays: for those who want to see what relays are told.
     pub overheard: Option<Arc<Mutex<Vec<u8>>>>,
+}
+
+/// What this terminal saw of a session.
+fn span(session: SessionId, code: RefusalCode, view: &SessionView) -> Span {
+    Span {
+        session,
+        place: Place::Other,
+        began_ms: view.started_at,
+        ended_ms: view.ended_at.unwrap_or(view.started_at),
+        code,
+        attributes: vec![
+            ("tasuki.caller", view.caller.as_str().into()),
+            ("tasuki.callee", view.callee.as_str().into()),
+            ("tasuki.service", view.service.as_str().into()),
+            ("tasuki.path", view.path.into()),
+            ("tasuki.route", view.route.iter().map(RelayName::as_str).collect()),
+            ("tasuki.bytes_to_callee", view.bytes_to_callee.into()),
+            ("tasuki.bytes_to_caller", view.bytes_to_caller.into()),
+        ],
+    }
 }
 
 type Inboxes =
@@ -390,6 +413,7 @@ impl Driver {
                 self.calling.remove(&session);
                 self.paths.handle(paths_core::Input::Closed(session), Instant::now());
                 if let Some(view) = self.sessions.close(session, code, wall_ms()) {
+                    self.settings.traces.note(|| span(session, code, &view));
                     self.ended.push_back(view);
                     while self.ended.len() > limits::ENDED_SESSIONS_SHOWN_BY_AGENT {
                         self.ended.pop_front();

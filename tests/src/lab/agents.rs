@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use tasuki_proto::enrolment::load_relays;
 use tasuki_proto::identity::{Clock, Identity, IdentityCell};
 use tasuki_proto::net::Periods;
+use tasuki_proto::traces::Traces;
 use tasuki_proto::{RelayName, ServiceName};
 use tasuki_terminal::agent::{Agent, Session, Upper};
 use tasuki_terminal::core::access::{AccessRules, Allowed};
@@ -47,6 +48,7 @@ pub async fn start_overheard(
 ) -> Result<Agent> {
     let identity = Identity::load(data)?.context("no identity")?;
     let settings = Settings {
+        traces: Traces::default(),
         identity: IdentityCell::new(identity),
         clock: Clock::system(0),
         contacts: load_relays(data)?,

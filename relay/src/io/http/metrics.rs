@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use tasuki_proto::traces::Traces;
+
 use crate::core::admin::StatusView;
 use crate::core::selftest::Reached;
 
@@ -92,6 +94,16 @@ impl Exposition {
 
 fn seconds(milliseconds: f64) -> f64 {
     milliseconds / 1000.0
+}
+
+impl MetricSource for Traces {
+    fn collect(&self, out: &mut Exposition) {
+        const NAME: &str = "tasuki_trace_spans_total";
+        const HELP: &str = "Spans for the collector of traces: sent to it, or dropped since the queue was full or it did not take them.";
+        let counts = self.counts();
+        out.counter(NAME, HELP, &[("outcome", "sent")], counts.sent());
+        out.counter(NAME, HELP, &[("outcome", "dropped")], counts.dropped());
+    }
 }
 
 impl MetricSource for StatusView {

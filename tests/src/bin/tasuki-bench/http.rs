@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use tasuki_relay::core::{Config, Input, Output, Relay};
 use tasuki_relay::io::http::{
     Admin, AdminCall, AdminToken, Node, Revoker, Security, Service, serve_tcp,
 };
+use tasuki_tests::lab::bins::workspace;
+use tasuki_tests::lab::process;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -36,11 +39,16 @@ pub(crate) struct Flags {
     /// Connections that ask at once, for the number of requests per second.
     #[arg(long, default_value_t = 8)]
     clients: usize,
+    /// Search in the console too: needs node, chromium and `npm ci --prefix tests/console`.
+    #[arg(long)]
+    browser: bool,
 }
 
 const MESH: MeshId = MeshId([5; 16]);
 /// Requests of each kind that are timed by themselves.
 const TIMED: usize = 200;
+/// For all of the browser's searches.
+const BROWSER: Duration = Duration::from_secs(120);
 /// Questions that wait for the core.
 const QUESTIONS: usize = 64;
 
@@ -99,7 +107,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
         let counts = clients.into_iter().map(|one| one.join().map_err(|_| anyhow!("a client"))?);
         counts.sum()
     })?;
-    Ok(Report::default()
+    let report = Report::default()
         .with("terminals", f64::from(flags.terminals))
         .with("first_search_ms", first.as_secs_f64() * 1e3)
         .with("page_of_100_p50_ms", percentile(&pages, 0.5))
@@ -107,7 +115,22 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
         .with("search_p50_ms", percentile(&searches, 0.5))
         .with("search_p99_ms", percentile(&searches, 0.99))
         .with("pages_per_s", answered as f64 / time.as_secs_f64())
-        .with("core_answer_max_ms", slowest.get().as_secs_f64() * 1e3))
+        .with("core_answer_max_ms", slowest.get().as_secs_f64() * 1e3);
+    if flags.browser { searched_in_console(report, address) } else { Ok(report) }
+}
+
+/// Adds what searches in a browser took.
+fn searched_in_console(report: Report, address: SocketAddr) -> Result<Report> {
+    let mut command = Command::new("node");
+    command.current_dir(workspace().join("tests/console"));
+    let done = process::run(command.args(["search.mjs", &format!("http://{address}/")]), BROWSER);
+    ensure!(done.code == 0, "the browser: {}\n{}", done.text(), done.stderr);
+    let text = done.text();
+    let figures: BTreeMap<String, f64> =
+        serde_json::from_str(text.lines().last().unwrap_or_default()).context("no figures")?;
+    Ok(figures
+        .iter()
+        .fold(report, |report, (name, value)| report.with(&format!("console_{name}"), *value)))
 }
 
 fn name(number: u32) -> String {
@@ -228,20 +251,20 @@ fn time(client: &mut Client, mut path: impl FnMut() -> String) -> Result<Vec<f64
 }
 
 /// One connection.
-struct Client {
+pub(crate) struct Client {
     stream: BufReader<TcpStream>,
     body: Vec<u8>,
 }
 
 impl Client {
-    fn connect(address: SocketAddr) -> Result<Client> {
+    pub(crate) fn connect(address: SocketAddr) -> Result<Client> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         Ok(Client { stream: BufReader::new(stream), body: Vec::new() })
     }
 
     /// Asks and reads the whole answer, which has to be a success.
-    fn get(&mut self, path: &str) -> Result<()> {
+    pub(crate) fn get(&mut self, path: &str) -> Result<()> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         self.stream.get_mut().write_all(request.as_bytes())?;
         let (mut line, mut length) = (String::new(), None);

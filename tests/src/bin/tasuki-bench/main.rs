@@ -3,6 +3,7 @@
 //! Each prints what it measured, one figure a line; with `--json` the last line of stdout is one flat object.
 #![allow(clippy::disallowed_methods, reason = "measurements read the clock")]
 
+mod asked;
 mod bench;
 mod bulk;
 mod call;
@@ -104,11 +105,13 @@ enum Verb {
     Table(table::Flags),
     /// The status endpoint of a mesh of 100,000 terminals: pages, searches, requests per second.
     Http(http::Flags),
+    /// A bulk transfer and echoes through a relay that answers 200 requests a second beside them, and that answers none.
+    Asked(asked::Flags),
 }
 
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "bulk", "echo", "connect", "call", "idle", "storm", "mixed", "failover", "chaos", "versions",
-    "nat", "glare", "gossip", "line", "table", "http", "wan",
+    "nat", "glare", "gossip", "line", "table", "http", "asked", "wan",
 ];
 
 fn main() -> Result<()> {
@@ -134,6 +137,7 @@ fn main() -> Result<()> {
         Verb::Wan(flags) => procs::guarded(move || wan::run(&options, &flags))?,
         Verb::Line => line::run_all(&options)?,
         Verb::Table(flags) => table::run(&options, &flags)?,
+        Verb::Asked(flags) => procs::guarded(move || asked::run(&options, &flags))?,
         Verb::Http(flags) => http::run(&options, &flags)?,
         Verb::Bulk(flags) => procs::guarded(move || bulk::run(&options, &flags))?,
         Verb::Echo(flags) => procs::guarded(move || echo::run(&options, &flags))?,
