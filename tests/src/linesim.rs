@@ -28,7 +28,7 @@ const HEADS: usize = 56;
 /// The packets of an Ethernet.
 const PACKET: u16 = 1_444;
 /// What a flow writes at once.
-const BLOCK: [u8; 64 * 1024] = [0; 64 * 1024];
+static BLOCK: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Which controller a flow has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -48,7 +48,7 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let services = Services::start(&site, false)?;
     let mut mesh = relay_for_a_crowd(&site);
     // They have accounts and do not log in.
-    drop(gather(&mesh, flags.terminals, 1)?);
+    drop(gather(&mesh, flags.terminals, 1, &[])?);
     let (sink, meter) = sink();
     let [bulk_to, echo_to] = [sink.address(), services.echo].map(|to| format!("tcp://{to}"));
     // Each with terminals of its own: what they share is the relay.
