@@ -44,7 +44,7 @@ const NEAR: Duration = Duration::from_millis(4);
 /// This long they are not with the bounded window, unless the line is slow or the path became another.
 const NOT_NEAR: Duration = Duration::from_millis(20);
 /// Bytes under way to a near peer, however near.
-const NEAR_BYTES: u64 = 256 * 1024;
+const NEAR_BYTES: u64 = 1024 * 1024;
 /// And what this moves in the least round trip, bytes per millisecond: 10 Gbit/s.
 const NEAR_RATE: u64 = 1_250_000;
 
