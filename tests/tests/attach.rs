@@ -1,9 +1,12 @@
 //! Two attachments of a terminal: which relays it takes, and what happens when they die (C1, architecture 6).
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests act")]
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use tasuki_tests::lab::mesh::Relay;
+use tasuki_tests::lab::mesh::{Relay, Terminal};
+use tasuki_tests::lab::programs::TcpService;
 use tasuki_tests::lab::wait::SOON;
 use tasuki_tests::lab::{Mesh, MeshSpec, RelaySpec, TerminalSpec, eventually};
 
@@ -140,4 +143,36 @@ fn a_draining_relay_is_left_for_another() {
     // An operator cuts an attachment at its relay: the other stands, and it comes back.
     mesh.relay(&standby).verb(&["kick", "a"]).ok();
     wait_both(&mesh, "a", SOON);
+}
+
+/// Calls that ring at the attachment of a process that is gone hear what helps: the next call reaches the new one.
+#[test]
+fn two_agents_that_died_and_restarted_reach_each_other_at_once() {
+    const ROUNDS: u32 = 4;
+    let service = TcpService::echo(None);
+    let url = format!("tcp://{}", service.address());
+    let relays = ["r1", "r2", "r3", "r4"].map(RelaySpec::new).into_iter();
+    let spec = relays.fold(MeshSpec::new(), MeshSpec::relay);
+    let callee = TerminalSpec::new("b").relayed().offers("echo", &url);
+    let mesh = spec.terminal(TerminalSpec::new("a").relayed()).terminal(callee).start();
+    let mut slowest = Duration::ZERO;
+    for round in 0..ROUNDS {
+        let (caller, callee) = (mesh.terminal("a"), mesh.terminal("b"));
+        [caller, callee].into_iter().for_each(Terminal::kill);
+        [caller, callee].into_iter().for_each(Terminal::start);
+        eventually("the agent answers", SOON, || match caller.verb(&["status"]) {
+            done if done.code == 0 => Ok(()),
+            done => Err(done.stderr),
+        });
+        let begun = Instant::now();
+        let (_forward, address) = caller.forward("b/echo");
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut heard = [0; 4];
+        let carried = stream.write_all(b"echo").and_then(|()| stream.read_exact(&mut heard));
+        carried.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        slowest = slowest.max(begun.elapsed());
+    }
+    println!("both restarted, {ROUNDS} times: reached within {slowest:?}");
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
 }

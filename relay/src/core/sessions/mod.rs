@@ -570,7 +570,7 @@ impl Sessions {
                 let (refusal, winner) = (refused.refusal.clone(), refused.winner);
                 self.refuse(hop.prev, id.session, refusal, winner);
             }
-            None => self.refuse(hop.prev, id.session, code.into(), None),
+            None => self.refuse(hop.prev, id.session, of_target(code).into(), None),
         }
     }
 
@@ -637,6 +637,17 @@ fn is_for_good(code: RefusalCode) -> bool {
             | RefusalCode::Revoked
             | RefusalCode::Kicked
     )
+}
+
+/// What a caller hears whose call rang at an attachment that ended with this code: not what its own attachment would.
+fn of_target(code: RefusalCode) -> RefusalCode {
+    match code {
+        // Another one of it stands, or is about to.
+        RefusalCode::Superseded => RefusalCode::PeerLost,
+        RefusalCode::LoggedOut | RefusalCode::Kicked => RefusalCode::TargetLoggedOut,
+        RefusalCode::Revoked => RefusalCode::UnknownTarget,
+        code => code,
+    }
 }
 
 /// What an acceptance says to the neighbour before.

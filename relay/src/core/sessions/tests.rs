@@ -334,6 +334,25 @@ fn the_end_of_a_session_ends_all_its_paths() {
     }
 }
 
+/// What its attachment ended with is the target's own affair: the caller is told what it means for the call.
+#[test]
+fn a_caller_hears_what_became_of_the_target_that_its_call_rang_at() {
+    for (code, heard) in [
+        (RefusalCode::Superseded, RefusalCode::PeerLost),
+        (RefusalCode::LoggedOut, RefusalCode::TargetLoggedOut),
+        (RefusalCode::Kicked, RefusalCode::TargetLoggedOut),
+        (RefusalCode::Revoked, RefusalCode::UnknownTarget),
+        (RefusalCode::PeerLost, RefusalCode::PeerLost),
+    ] {
+        let mut world = World::new();
+        world.call(id(1));
+        world.give(2, Input::Lost(Neighbour::Terminal(CALLEE), code));
+        let ToTerminal::CallRefused(refused) = world.last_to(0) else { panic!("{code}") };
+        assert_eq!(refused.refusal.code, heard);
+        world.assert_gone();
+    }
+}
+
 #[test]
 fn a_session_comes_back_after_its_last_path() {
     let mut world = World::new();
