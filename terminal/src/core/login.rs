@@ -16,7 +16,8 @@
 //!
 //! **Draining.** Within [`DRAIN_JITTER`], at random, a primary whose relay drains becomes the standby, and a standby whose
 //! relay drains is replaced as one that is missing, but stays until another stands. Where there is no other, it is not
-//! left.
+//! left. Who drains is what the relays of the present attachments say ([`drains`]): the word of one that ended ends with
+//! the attachment, since the others may never have heard of its drain, and then have nothing new to tell.
 //!
 //! **Back-off.** Each relay has its own: it doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`] with each failure, is
 //! never shorter than the relay's hint, has jitter, and begins anew only after an attachment that lasted
@@ -46,6 +47,7 @@ use tasuki_proto::{LoginEpoch, Refusal, RefusalCode, RelayName};
 use self::advance::Draining;
 use self::attempt::{Stage, Try};
 use self::relays::Relays;
+pub use self::relays::drains;
 
 mod advance;
 mod attempt;
@@ -70,8 +72,10 @@ pub enum RelayChoice {
 pub enum Input {
     /// The time of [`Login::poll_timeout`] has come.
     Timeout,
-    /// The relays of the mesh: from disk at the start, later from [`tasuki_proto::control::Relays`].
+    /// The relays of the mesh, from disk.
     Contacts(Vec<RelayContact>),
+    /// The relay of this attachment told of the relays of the mesh ([`tasuki_proto::control::Relays`]).
+    Told(AttachId, Vec<RelayContact>),
     /// The relay answered Hello.
     Welcome {
         /// Which try.
@@ -144,6 +148,8 @@ pub enum Output {
     },
     /// The state changed.
     State(State),
+    /// Other relays drain than before: these.
+    Draining(BTreeSet<RelayName>),
 }
 
 /// A standing attachment.
@@ -250,6 +256,7 @@ pub struct Login {
     measure_at: Option<Instant>,
     dwell_until: Option<Instant>,
     shown: State,
+    shown_draining: BTreeSet<RelayName>,
     outputs: VecDeque<Output>,
 }
 
@@ -280,6 +287,7 @@ impl Login {
             measure_at: None,
             dwell_until: None,
             shown: State::LoggedOut,
+            shown_draining: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -289,6 +297,7 @@ impl Login {
         match input {
             Input::Timeout => {}
             Input::Contacts(contacts) => self.relays.learn(contacts),
+            Input::Told(attach, contacts) => self.handle_told(attach, contacts),
             Input::Welcome { attach, epoch, instance, terminals, rtt_us } => {
                 self.handle_welcome(attach, (epoch, instance), (rtt_us, terminals), now);
             }
@@ -367,6 +376,14 @@ impl Login {
             self.relays.forgive();
             self.next_try = None;
         }
+    }
+
+    fn handle_told(&mut self, attach: AttachId, contacts: Vec<RelayContact>) {
+        if let Some(attempt) = self.try_by_id.get_mut(&attach) {
+            let draining = contacts.iter().filter(|relay| relay.draining);
+            attempt.draining = Some(draining.map(|relay| relay.name.clone()).collect());
+        }
+        self.relays.learn(contacts);
     }
 
     fn handle_welcome(
@@ -460,6 +477,11 @@ impl Login {
     }
 
     fn show(&mut self) {
+        let draining = self.relays.draining();
+        if draining != self.shown_draining {
+            self.shown_draining.clone_from(&draining);
+            self.outputs.push_back(Output::Draining(draining));
+        }
         let state = if !self.wanted {
             State::LoggedOut
         } else if let Some(refusal) = &self.parked {

@@ -329,6 +329,10 @@ impl Driver {
                 }
             }
             login::Output::State(state) => self.change_state(state),
+            login::Output::Draining(draining) => {
+                let draining = paths_core::Input::Draining(draining);
+                self.paths.handle(draining, Instant::now());
+            }
         }
     }
 
@@ -582,10 +586,7 @@ impl Driver {
                     kept.clone_from(&relays.relays);
                     changed
                 });
-                let draining = relays.relays.iter().filter(|relay| relay.draining);
-                let draining = draining.map(|relay| relay.name.clone()).collect();
-                self.paths.handle(paths_core::Input::Draining(draining), now);
-                self.login.handle(login::Input::Contacts(relays.relays), now);
+                self.login.handle(login::Input::Told(attach, relays.relays), now);
             }
             ToTerminal::Revoked(revoked) => {
                 for session in self.sessions.with_keys(&revoked.keys) {

@@ -1,5 +1,6 @@
 //! Relays that drain, and end or not: what they say of themselves, how the others hear of it, and how terminals leave.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::Rng;
@@ -7,6 +8,7 @@ use tasuki_proto::control::{RelayContact, Relays, ToTerminal};
 use tasuki_proto::rows::{LinkState, LinksRow, LoadRow};
 use tasuki_proto::{RelayId, RelayName};
 use tasuki_relay::core::routes::{self, Routes};
+use tasuki_terminal::core::login::{AttachId, drains};
 
 use super::mesh::{Mesh, relay_name};
 use super::world::{Down, Event, World};
@@ -242,11 +244,29 @@ impl World {
     }
 
     /// A terminal heard of the relays that drain.
-    pub(super) fn heard_of_relays(&mut self, terminal: usize, relays: &Relays) {
+    pub(super) fn heard_of_relays(&mut self, terminal: usize, by: AttachId, relays: &Relays) {
         let draining = relays.relays.iter().filter(|relay| relay.draining);
         let draining = draining.map(|relay| relay.name.clone()).collect();
-        self.terminals[terminal].draining = draining;
-        let draining = self.terminals[terminal].draining.clone();
+        let mut attachments = self.terminals[terminal].attachments.iter_mut();
+        if let Some(one) = attachments.find(|one| one.id == by) {
+            one.draining = Some(draining);
+        }
+        self.agree_on_draining(terminal);
+    }
+
+    /// Who drains is what the relays say that are attached; while none is, what was said last.
+    pub(super) fn agree_on_draining(&mut self, terminal: usize) {
+        let attachments = self.terminals[terminal].attachments.iter();
+        let said: Vec<_> = attachments
+            .filter_map(|one| Some((relay_name(one.relay), one.draining.clone()?)))
+            .collect();
+        if said.is_empty() {
+            return;
+        }
+        let said: Vec<_> = said.iter().map(|(by, draining)| (by, draining)).collect();
+        let all = (0..self.mesh.len()).map(relay_name);
+        let draining: BTreeSet<RelayName> = all.filter(|relay| drains(relay, &said)).collect();
+        self.terminals[terminal].draining.clone_from(&draining);
         self.give(terminal, tasuki_terminal::core::paths::Input::Draining(draining));
     }
 

@@ -51,6 +51,8 @@ pub(super) struct Attachment {
     doubted: Option<Duration>,
     /// It was replaced, and goes then.
     pub(super) leaves_at: Option<Duration>,
+    /// The relays that drain, as its relay said last.
+    pub(super) draining: Option<BTreeSet<RelayName>>,
     stream: Stream<ToRelay, ToTerminal>,
 }
 
@@ -94,7 +96,7 @@ pub(super) struct Terminal {
     next_try: Duration,
     /// How often trying each relay came to nothing in a row.
     failures: BTreeMap<usize, usize>,
-    /// Relays that drain, as a relay said last; those with an attachment are left from then on.
+    /// Relays that drain, as those said last that are attached; those with an attachment are left.
     pub(super) draining: BTreeSet<RelayName>,
     pub(super) leave_at: Option<Duration>,
     pub(super) sessions: BTreeMap<SessionId, Open>,
@@ -539,7 +541,7 @@ impl World {
                 self.give(terminal, Input::Resuming { attach, resuming });
             }
             ToTerminal::Resumed(resumed) => self.give(terminal, Input::Resumed { attach, resumed }),
-            ToTerminal::Relays(relays) => self.heard_of_relays(terminal, &relays),
+            ToTerminal::Relays(relays) => self.heard_of_relays(terminal, attach, &relays),
             ToTerminal::PathEnded(end) => self.give(terminal, Input::PathEnded(end)),
             ToTerminal::Ended(end) => self.close(terminal, end.session, end.code),
             _ => {}
@@ -551,6 +553,7 @@ impl World {
         self.up(terminal, attach, Up::Bye);
         self.terminals[terminal].attachments.retain(|one| one.id != attach);
         self.attachments_changed(terminal);
+        self.agree_on_draining(terminal);
     }
 
     fn lost(&mut self, terminal: usize, attach: AttachId) {
@@ -565,6 +568,7 @@ impl World {
         if gone.standing {
             self.attachments_changed(terminal);
         }
+        self.agree_on_draining(terminal);
     }
 
     pub(super) fn attachments_changed(&mut self, terminal: usize) {
@@ -684,6 +688,7 @@ impl World {
             heard: now,
             doubted: None,
             leaves_at: None,
+            draining: None,
             stream: Stream::default(),
         });
         self.up(terminal, id, Up::Hello);

@@ -10,7 +10,7 @@ use tasuki_proto::{RefusalCode, RelayName};
 use super::attempt::{Stage, Try, is_better};
 use super::{
     ATTACH_TIMEOUT, Asked, AttachId, CALM, DRAIN_JITTER, DWELL, Login, MEASURE, Output, SCOUT,
-    STABLE, STAGGER, TRIES, TRIES_IN_ALL,
+    STABLE, STAGGER, TRIES, TRIES_IN_ALL, drains,
 };
 
 /// Whether relays with an attachment drain.
@@ -28,6 +28,7 @@ impl Login {
     /// Everything that follows from the state and the time.
     pub(super) fn advance(&mut self, now: Instant) {
         self.expire(now);
+        self.agree_on_draining();
         let is_good = |attempt: &Try| attempt.stood(now).is_some_and(|stood| stood >= STABLE);
         if self.taking_over && self.try_by_id.values().any(is_good) {
             self.taking_over = false;
@@ -54,6 +55,16 @@ impl Login {
         for (attach, code) in over {
             self.outputs.push_back(Output::Detach { attach, code });
             self.handle_failure(attach, code.into(), Duration::ZERO, now);
+        }
+    }
+
+    /// Who drains is what the relays say that are attached; while none is, what was said last.
+    fn agree_on_draining(&mut self) {
+        let said = self.try_by_id.values();
+        let said: Vec<_> =
+            said.filter_map(|attempt| Some((&attempt.relay, attempt.draining.as_ref()?))).collect();
+        if !said.is_empty() {
+            self.relays.set_draining(|relay| drains(relay, &said));
         }
     }
 

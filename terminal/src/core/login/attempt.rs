@@ -1,5 +1,6 @@
 //! One relay from the dial to the end of its attachment, and what it costs to be attached to it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tasuki_proto::rows::AttachmentRole;
@@ -42,6 +43,8 @@ pub(super) struct Try {
     pub(super) stage: Stage,
     /// What the relay knows of it.
     pub(super) told: Option<(LoginEpoch, AttachmentRole)>,
+    /// The relays that drain, as this one said last.
+    pub(super) draining: Option<BTreeSet<RelayName>>,
     /// Takes longer than [`PATIENCE`].
     slow: bool,
     rtt_us: u64,
@@ -51,7 +54,7 @@ pub(super) struct Try {
 impl Try {
     pub(super) fn new(relay: RelayName, now: Instant) -> Self {
         let stage = Stage::Attaching { begun: now };
-        Self { relay, stage, told: None, slow: false, rtt_us: 0, terminals: 0 }
+        Self { relay, stage, told: None, draining: None, slow: false, rtt_us: 0, terminals: 0 }
     }
 
     /// Whether it never stood.

@@ -1,12 +1,21 @@
 //! The relays of the mesh as a terminal knows them, and when each may be tried again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tasuki_proto::RelayName;
 use tasuki_proto::control::RelayContact;
 
 use super::{BACKOFF_MAX, BACKOFF_MIN, RelayChoice};
+
+/// Whether a relay drains, as the relays of the attachments said last, each with those that drain. Each knows best of
+/// itself; of another, that it drains, as soon as one has heard so.
+pub fn drains(relay: &RelayName, said: &[(&RelayName, &BTreeSet<RelayName>)]) -> bool {
+    match said.iter().find(|(by, _)| *by == relay) {
+        Some((_, draining)) => draining.contains(relay),
+        None => said.iter().any(|(_, draining)| draining.contains(relay)),
+    }
+}
 
 #[derive(Debug)]
 struct Relay {
@@ -68,6 +77,18 @@ impl Relays {
 
     pub(super) fn is_draining(&self, name: &RelayName) -> bool {
         self.relay_by_name.get(name).is_some_and(|relay| relay.contact.draining)
+    }
+
+    /// Those that drain.
+    pub(super) fn draining(&self) -> BTreeSet<RelayName> {
+        let draining = self.relay_by_name.iter().filter(|(_, relay)| relay.contact.draining);
+        draining.map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(super) fn set_draining(&mut self, drains: impl Fn(&RelayName) -> bool) {
+        for (name, relay) in &mut self.relay_by_name {
+            relay.contact.draining = drains(name);
+        }
     }
 
     /// Those that may be attached to and are `free`; if `lasting`, without those that drain.

@@ -445,7 +445,8 @@ fn a_draining_relay_is_left_after_another_stands() {
         let all = ["r1", "r2", "r3"].map(str::to_owned);
         all.iter().map(|name| contact(name, draining.contains(&name))).collect::<Vec<_>>()
     };
-    assert_eq!(a.feed(Input::Contacts(contacts(&[&one]))), []);
+    let draining = BTreeSet::from([RelayName::new(&one).unwrap()]);
+    assert_eq!(a.feed(Input::Contacts(contacts(&[&one]))), [Output::Draining(draining)]);
     let told = a.now;
     assert_eq!(a.next_login(), (second, 1, AttachmentRole::Primary));
     assert!(a.now - told <= DRAIN_JITTER);
@@ -483,6 +484,30 @@ fn where_there_is_no_other_relay_a_draining_one_is_not_left() {
     assert_eq!(a.roles(), (Some(one.clone()), Some(two)));
     a.lost(second);
     assert_eq!(a.roles(), (Some(one), None));
+}
+
+/// Two relays are parted, one of them drains, ends and comes back: the other never heard of the drain, so it has nothing to
+/// tell when they are joined again.
+#[test]
+fn a_relay_that_drained_and_ended_is_tried_again_though_no_other_heard_of_its_drain() {
+    let (mut a, (first, one), (second, two)) = on_two(&["r1", "r2"]);
+    let draining = |outputs: Vec<Output>| {
+        outputs.into_iter().rev().find_map(|output| match output {
+            Output::Draining(relays) => Some(relays.len()),
+            _ => None,
+        })
+    };
+    let told = |a: &mut Agent, by, drain: [bool; 2]| {
+        draining(a.feed(Input::Told(by, vec![contact(&one, drain[0]), contact(&two, drain[1])])))
+    };
+    assert_eq!(told(&mut a, first, [false; 2]), None);
+    assert_eq!(told(&mut a, second, [false; 2]), None);
+    assert_eq!(told(&mut a, second, [false, true]), Some(1));
+    // What another says of who speaks for himself counts for nothing.
+    assert_eq!(told(&mut a, first, [false; 2]), None);
+    assert_eq!(draining(a.lost(second)), Some(0));
+    a.feed(Input::LoggedIn(first));
+    assert_eq!(a.next_try().1, two);
 }
 
 #[test]

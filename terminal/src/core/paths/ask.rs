@@ -197,7 +197,7 @@ impl Session {
             }
             path.leaves_at = Some(now + wait);
         }
-        self.make_room(t);
+        self.make_room(now, t);
         self.install(PathId::Relayed(generation), path, t);
     }
 
@@ -242,7 +242,7 @@ impl Session {
         route.truncate(limits::ROUTE_RELAYS);
         let way = Way::Relayed { attach, route };
         let path = Path::new(way, standing.address, (label, resuming.label), now);
-        self.make_room(t);
+        self.make_room(now, t);
         self.install(PathId::Relayed(generation), path, t);
         let accept = control::AcceptPath { session: self.id, generation, label };
         t.out.push_back(Output::Say(attach, ToRelay::AcceptPath(accept)));

@@ -83,6 +83,8 @@ pub(super) struct Session {
     ceiling: Option<u16>,
     pub(super) why: Why,
     pub(super) moved_at: Option<Instant>,
+    /// The path that data took before.
+    pub(super) left: Option<PathId>,
     /// Another path was better since then.
     better_since: Option<(PathId, Instant)>,
     pub(super) peer_relays: Vec<RelayName>,
@@ -121,6 +123,7 @@ impl Session {
             ceiling: None,
             why: Why::First,
             moved_at: None,
+            left: None,
             better_since: None,
             peer_relays: Vec::new(),
             surplus: false,
@@ -258,6 +261,7 @@ impl Session {
         if let Some(left) = self.paths.get_mut(&self.current) {
             left.hurry();
         }
+        self.left = Some(self.current);
         self.current = id;
         self.surplus = false;
         self.epoch = epoch;
@@ -655,15 +659,21 @@ impl Session {
     }
 
     /// Makes room for one more relayed path, so that a relay never sees too many. Which of them are needed the caller knows;
-    /// what it gave up may come to the callee after the next one, so the callee keeps one more.
-    pub(super) fn make_room(&mut self, t: &mut Terminal<'_>) {
+    /// what it gave up may come to the callee after the next one, so the callee keeps one more. The peer's data still takes
+    /// what the caller's left a moment ago.
+    pub(super) fn make_room(&mut self, now: Instant, t: &mut Terminal<'_>) {
         let most = limits::PATHS_PER_SESSION - usize::from(self.is_caller());
+        let kept = self.is_caller() && self.kept_until().is_some_and(|at| at > now);
+        let kept = self.left.filter(|_| kept);
         while self.relayed() >= most {
             let oldest = self
                 .paths
                 .iter()
                 .filter(|(id, path)| **id != self.current && !path.is_direct())
-                .min_by_key(|(id, path)| (path.works(), !self.is_leaving(path, t.standing), **id))
+                .min_by_key(|(id, path)| {
+                    let leaves = self.is_leaving(path, t.standing);
+                    (path.works(), kept == Some(**id), !leaves, **id)
+                })
                 .map(|(id, _)| *id);
             match oldest {
                 Some(id) => self.give_up(id, RefusalCode::Moved, t),

@@ -823,7 +823,7 @@ fn a_relay_at_both_ends_may_die_at_any_moment() {
 }
 
 /// Attachments change faster than paths do, as when several relays drain in turn: the callee keeps what the caller uses,
-/// and a path that was just made is not given up for the next.
+/// the caller what the callee's data still takes, and a path that was just made is not given up for the next.
 #[test]
 fn paths_that_are_made_in_a_hurry_do_not_push_each_other_out() {
     let mut asked = 0;
@@ -848,12 +848,43 @@ fn paths_that_are_made_in_a_hurry_do_not_push_each_other_out() {
                 let call = current == PathId::Relayed(Generation::CALL);
                 let known = call || world.ends[CALLEE].installed.contains_key(&current);
                 assert!(known, "{ms} ms: {}", world.state());
+                // The callee's data follows later, and comes here until then.
+                let theirs = world.ends[CALLEE].current;
+                let call = theirs == PathId::Relayed(Generation::CALL);
+                let known = call || world.ends[CALLER].installed.contains_key(&theirs);
+                assert!(known, "{ms} ms: {}", world.state());
             }
         }
         asked = asked.max(world.asked - before);
     }
     println!("{asked} more paths at most");
     assert!(asked <= 9, "{asked} more paths");
+}
+
+/// An answer comes just after the caller's data moved: what it left is the callee's for a moment yet, and is not what is
+/// given up to make room.
+#[test]
+fn an_answer_does_not_push_out_what_data_just_left() {
+    for (since, gone) in [(Duration::from_millis(2), 1), (Duration::from_secs(1), 0)] {
+        let mut world = World::new(3, false);
+        world.run(Duration::from_secs(5), true);
+        let now = world.now;
+        world.ends[CALLER].paths.with(id(), now, |session, t| {
+            let generations = [0, 1, 2].map(|n| PathId::Relayed(Generation(n)));
+            assert!(session.paths.keys().eq(&generations[..2]));
+            let way = health::Way::Relayed { attach: AttachId(2), route: vec![relay("r2")] };
+            let label = session::Session::label(t);
+            let to = session.paths[&generations[0]].to;
+            let mut path = health::Path::new(way, to, (label, label), now);
+            path.proven = true;
+            session.install(generations[2], path, t);
+            (session.current, session.left) = (generations[2], Some(generations[0]));
+            session.moved_at = Some(now);
+            session.make_room(now + since, t);
+            let left = (0..3).filter(|n| *n != gone).map(|n| generations[n]);
+            assert!(session.paths.keys().copied().eq(left), "after {since:?}");
+        });
+    }
 }
 
 /// Tells both ends which relays drain.

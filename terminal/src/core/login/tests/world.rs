@@ -132,6 +132,7 @@ impl World {
                 assert!(!matches!(state, State::Parked(_)), "there is no other process");
                 self.changes += 1;
             }
+            Output::Draining(_) => {}
         }
     }
 
