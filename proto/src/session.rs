@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(&Begin::Ping(OpenPing {}).to_bytes()[..], b"\0\x03\0\0\0\x05\x01\0\0\0\0");
         assert_eq!(
             &Begin::Lane(OpenLane { pipe: 4, lane: 1, lanes: 8 }).to_bytes()[..],
-            b"\0\x06\0\0\0\x07\x01\0\0\0\x03\x04\x01\x08"
+            b"\0\x06\0\0\0\x08\x01\0\0\0\x03\x04\x01\x08"
         );
         assert_eq!(&Answer::Opened(Opened {}).to_bytes()[..], b"\0\x01\0\0\0\x05\x01\0\0\0\0");
         assert_eq!(
