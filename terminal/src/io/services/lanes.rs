@@ -254,14 +254,18 @@ impl<'a> Outgoing<'a> {
             // Lanes that are there already end as they are dropped, empty.
             asked.abort();
         }
-        for lane in &mut self.lanes {
+        let mut lanes = std::mem::take(&mut self.lanes);
+        for lane in &mut lanes {
             let _ = lane.finish();
         }
-        join_all(self.lanes.iter().map(pipe::delivered)).await;
+        join_all(lanes.iter().map(pipe::delivered)).await;
     }
+}
 
-    /// Breaks the lanes; the stream is the caller's.
-    pub(super) fn reset(&mut self) {
+/// A direction that did not finish is broken, also when its task is cancelled: quinn would end the lanes as if they were
+/// whole. The stream is the caller's.
+impl Drop for Outgoing<'_> {
+    fn drop(&mut self) {
         for lane in &mut self.lanes {
             let _ = lane.reset(pipe::RESET);
         }

@@ -160,11 +160,7 @@ pub(crate) async fn upstream<R: AsyncRead + Unpin>(
     fan: Option<Fan<'_>>,
 ) -> Result<(), Broken> {
     let mut outgoing = Outgoing::new(fan);
-    let read = read_all(reader, send, &mut outgoing).await;
-    if let Err(error) = read {
-        outgoing.reset();
-        return Err(error);
-    }
+    read_all(reader, send, &mut outgoing).await?;
     ended.store(true, Ordering::Relaxed);
     outgoing.finish(send).await;
     Ok(())
