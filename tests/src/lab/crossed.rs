@@ -12,6 +12,7 @@ use tasuki_terminal::core::access::AccessRules;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
+use super::wait::SOON;
 use super::{Mesh, agents};
 
 /// What both call.
@@ -46,10 +47,14 @@ pub struct Pair {
 
 impl Crossed {
     /// Starts the agents of two terminals of the mesh that were enrolled and not started, each at one relay. `open`
-    /// says whether each lets the other in.
+    /// says whether each lets the other in. Both are in the table of every relay then: the relay of one may hear of the
+    /// other's log-in later than the other itself.
     ///
     /// # Errors
     /// When one does not log in.
+    ///
+    /// # Panics
+    /// When a log-in does not reach every relay.
     pub fn start(
         mesh: &Mesh,
         names: [&str; 2],
@@ -64,6 +69,9 @@ impl Crossed {
             runtime.block_on(agents::start(mesh.terminal(names[n]).data(), &relay, rules))
         };
         let agents = [start(0)?, start(1)?];
+        for name in names {
+            mesh.wait_state(name, "logged-in", SOON);
+        }
         let names = [TerminalId::new(names[0])?, TerminalId::new(names[1])?];
         Ok(Self { runtime, pair: Pair { agents, names, service } })
     }
