@@ -15,6 +15,7 @@ use tasuki_tests::lab::netns::nat::NatKind::Symmetric;
 use tasuki_tests::lab::netns::{Namespace, Wan};
 use tasuki_tests::lab::pairs::public_relays;
 use tasuki_tests::lab::paths::DIRECT_WITHIN;
+use tasuki_tests::lab::wait::SOON;
 use tasuki_tests::lab::{TerminalSpec, agents, eventually};
 use tokio::runtime::Runtime;
 
@@ -116,6 +117,10 @@ fn relays_never_see_the_private_addresses_that_peers_exchange() {
     let in_lan = Capture::start(&a.machine);
     let service = ServiceName::new(SERVICE).unwrap();
     let (a, b) = (agent(&mesh, "a", "r1", &service), agent(&mesh, "b", "r2", &service));
+    // Each is logged in at its own relay; the relay of one hears of the other later.
+    for name in ["a", "b"] {
+        mesh.wait_state(name, "logged-in", SOON);
+    }
     let calling = a.agent.clone();
     let call = async move { calling.call(TerminalId::new("b").unwrap(), service).await };
     let session = a.runtime.block_on(a.runtime.spawn(call)).unwrap().unwrap();
