@@ -36,8 +36,8 @@ fn dropped(relay: &Relay, reason: &str) -> u64 {
 
 fn wait_dropped(relay: &Relay, reason: &str, least: u64) {
     eventually(&format!("{least} drops are counted as {reason}"), SOON, || {
-        let count = dropped(relay, reason);
-        if count >= least { Ok(()) } else { Err(format!("{count}")) }
+        let drops = relay.api.json("/api/v1/status")?["drops"].clone();
+        if drops[reason].as_u64() >= Some(least) { Ok(()) } else { Err(drops.to_string()) }
     });
 }
 
@@ -142,14 +142,27 @@ fn an_address_has_so_many_connections_at_such_a_rate() {
             held.push(connect(2).await.unwrap());
         }
         // The ninth is told at once.
-        let begun = Instant::now();
-        let refused = connect(2).await.unwrap_err();
+        let mut begun = Instant::now();
+        let refused = loop {
+            match connect(2).await {
+                Err(refused) => break refused,
+                // Who asks nothing for five seconds is let go: on a slow machine one of the eight already was.
+                Ok(more) => held.push(more),
+            }
+            held.retain(|(connection, _)| connection.close_reason().is_none());
+            assert!(held.len() <= 8, "the ninth gets in");
+            begun = Instant::now();
+        };
         assert!(
             matches!(refused, Some(quinn::ConnectionError::ConnectionClosed(_))),
             "{refused:?}"
         );
-        assert!(begun.elapsed() < SOON / 2, "{:?}", begun.elapsed());
-        assert_eq!(dropped(relay, "address-connections"), 1);
+        let took = begun.elapsed();
+        assert!(took < SOON / 2, "{took:?}");
+        // Who hears nothing for a second asks again, and is counted again.
+        let (counted, again) =
+            (dropped(relay, "address-connections"), took > Duration::from_millis(900));
+        assert!(counted == 1 || (counted > 1 && again), "{counted} after {took:?}");
         connect(3).await.expect("another address gets in");
         for (connection, _) in &held {
             connection.close(0_u32.into(), b"");
@@ -158,11 +171,13 @@ fn an_address_has_so_many_connections_at_such_a_rate() {
             endpoint.wait_idle().await;
         }
         // One after the other, so that only the rate is met; who is not answered asks again and gets in.
+        // Nobody waits for a farewell to be over: on a slow machine that takes as long as the rate asks for.
         let mut rounds = 0;
+        let mut left = Vec::new();
         while dropped(relay, "address-rate") == 0 {
             let (connection, endpoint) = connect(2).await.expect("the rate only delays");
             connection.close(0_u32.into(), b"");
-            endpoint.wait_idle().await;
+            left.push(endpoint);
             rounds += 1;
             assert!(rounds < 60, "the rate is never met");
         }
@@ -407,12 +422,17 @@ fn reflected_replayed_and_foreign_frames_come_to_nothing() {
             let foreign = dropped(relay, "wrong-neighbour");
             let mut frame = [7; 1_000];
             frame[..8].copy_from_slice(&frame::head(FrameKind::Data, incoming.label));
-            let earlier = relay.api.json(&format!("/api/v1/sessions/{id}")).unwrap();
+            // Before the relay's count: what x sends between the two counts as x's own.
             let reflected = liar.lock().unwrap().reflected;
-            for _ in 0..2_000 {
-                y_at.upstream().send(&frame).unwrap();
-            }
-            wait_dropped(relay, "wrong-neighbour", foreign + 1_000);
+            let earlier = relay.api.json(&format!("/api/v1/sessions/{id}")).unwrap();
+            // So few at once that they all wait in the kernel where the relay is slow to take them.
+            eventually("1,000 foreign frames are counted", SOON, || {
+                for _ in 0..50 {
+                    y_at.upstream().send(&frame).unwrap();
+                }
+                let count = dropped(relay, "wrong-neighbour") - foreign;
+                if count >= 1_000 { Ok(()) } else { Err(format!("{count}")) }
+            });
             let later = relay.api.json(&format!("/api/v1/sessions/{id}")).unwrap();
             let passed = counted(&later) - counted(&earlier);
             let most = liar.lock().unwrap().reflected - reflected + 10;
