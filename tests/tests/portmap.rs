@@ -57,8 +57,14 @@ fn becomes_direct(speaks: Speaks) {
     echo.round().unwrap();
     eventually("both relays tell the NAT", SOON, || {
         let status = status(mesh.terminal("b"));
-        let both = (status["nat"].as_str(), status["direct"]["successes"].as_u64());
-        if both == (Some("endpoint-dependent"), Some(1)) { Ok(()) } else { Err(status.to_string()) }
+        let count = |what: &str| status["direct"][what].as_u64().unwrap_or_default();
+        // A path that a slow machine lost is found again.
+        let found = (1..=1 + count("lost")).contains(&count("successes"));
+        if found && status["nat"] == "endpoint-dependent" {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
     });
     // UPnP has a life of its own choice.
     if speaks != Speaks::Upnp {
