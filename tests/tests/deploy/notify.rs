@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tasuki_tests::lab::bins::Bins;
@@ -14,9 +15,10 @@ const VERB: Duration = Duration::from_secs(20);
 /// `WATCHDOG_USEC`: a sign of life each third of it.
 const WATCHDOG_US: &str = "600000";
 
-/// The manager's side of a daemon that it started.
+/// The manager's side of a daemon that it started. It takes what comes at once, as systemd does: the socket holds few
+/// messages, and a daemon waits where it is full.
 struct Manager {
-    socket: UnixDatagram,
+    messages: mpsc::Receiver<String>,
     path: PathBuf,
     heard: Vec<String>,
 }
@@ -24,7 +26,16 @@ struct Manager {
 impl Manager {
     fn new(path: PathBuf) -> Manager {
         let socket = UnixDatagram::bind(&path).unwrap();
-        Manager { socket, path, heard: Vec::new() }
+        let (hear, messages) = mpsc::sync_channel(10_000);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count) = socket.recv(&mut buffer) {
+                if hear.send(String::from_utf8_lossy(&buffer[..count]).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        Manager { messages, path, heard: Vec::new() }
     }
 
     /// Starts a daemon as systemd does: the process that it watches is named to it.
@@ -42,10 +53,7 @@ impl Manager {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no {wanted}: {:?}\n{}", self.heard, process.output());
-            self.socket.set_read_timeout(Some(left)).unwrap();
-            let mut buffer = [0; 4096];
-            let Ok(count) = self.socket.recv(&mut buffer) else { continue };
-            let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            let Ok(text) = self.messages.recv_timeout(left) else { continue };
             let found = text.lines().any(|line| line == wanted);
             self.heard.push(text);
             if found {
