@@ -219,7 +219,7 @@ async fn forward_lives_as_long_as_its_verb() {
     assert!(taken.starts_with("cannot-listen: cannot listen on 127.0.0.1:"), "{taken}");
     drop(client);
     until("its session ended", || lab.mesh.live() == 0).await;
-    assert!(tokio::net::TcpStream::connect(address).await.is_err(), "the port is closed");
+    until("the port is closed", || std::net::TcpStream::connect(address).is_err()).await;
     let mut hopeless = lab.client();
     let refused = request("absent", "127.0.0.1:0".parse().unwrap());
     let error = blocking(move || hopeless.get(&refused).unwrap_err().to_string()).await;
