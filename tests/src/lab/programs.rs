@@ -493,8 +493,10 @@ mod tests {
     #[test]
     fn datagrams_come_back() {
         let echo = UdpEcho::start_in(None);
-        assert_eq!(udp_rounds(echo.address(), 100, 1000, None, LIMIT), 0);
-        assert_eq!(echo.count(), 100);
+        // On a machine that stands still for a moment some are sent twice.
+        let again = u64::from(udp_rounds(echo.address(), 100, 1000, None, LIMIT));
+        let heard = echo.count();
+        assert!((100..=100 + again).contains(&heard), "{heard}, {again} sent twice");
     }
 
     #[test]
