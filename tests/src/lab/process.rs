@@ -4,12 +4,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{PoisonError, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use super::sys;
 use super::wait::{POLL, eventually};
 
+/// Until it runs its program, a new process has copies of all descriptors of this one. Who binds a port to see whether it
+/// is free takes this to write: else a copy may hold the port a moment longer.
+pub(super) static STARTS: RwLock<()> = RwLock::new(());
 /// Lines of a process' log that are shown when a test fails.
 const TAIL_LINES: usize = 40;
 
@@ -318,6 +321,7 @@ fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
 
 fn start(name: &str, command: &mut Command) -> Child {
     command.env("NO_COLOR", "1").env("LC_ALL", "C");
+    let _starts = STARTS.read().unwrap_or_else(PoisonError::into_inner);
     sys::owned(command).spawn().unwrap_or_else(|e| panic!("{name} cannot be started: {e}"))
 }
 

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
 use super::netns::Namespace;
-use super::process::{Process, run, tail};
+use super::process::{Process, STARTS, run, tail};
 use super::wait::{SOON, eventually};
 
 const TICK: Duration = Duration::from_millis(50);
@@ -28,6 +28,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub fn free_port() -> u16 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let start = u64::from(std::process::id()) * 97;
+    let _no_copies = STARTS.write().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..12_000 {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 20_000 + ((start + step) % 12_000) as u16;
