@@ -353,7 +353,13 @@ impl Chaos<'_> {
         if self.names.is_relay(node) {
             self.mesh.relay(node).start();
         } else {
-            self.mesh.terminal(node).start();
+            let terminal = self.mesh.terminal(node);
+            terminal.start();
+            // A verb finds no agent before, and does not wait for one.
+            eventually(&format!("{node} answers"), ENDS, || match terminal.verb(&["status"]) {
+                done if done.code == 0 => Ok(()),
+                done => Err(done.stderr),
+            });
         }
         Ok(())
     }
