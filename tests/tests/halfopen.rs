@@ -82,6 +82,14 @@ impl Running {
         paths::relays(&paths::row(self.mesh.terminal("a"), "b").unwrap())
     }
 
+    /// Waits until the session has a second path: it comes a while after the attachments that it takes.
+    fn wait_for_second_path(&self) {
+        eventually("a second path", LIMIT, || {
+            let row = paths::row(self.mesh.terminal("a"), "b")?;
+            if row["relayed_paths"].as_u64() >= Some(2) { Ok(()) } else { Err(row.to_string()) }
+        });
+    }
+
     fn attached(&self, name: &str) -> Result<Vec<String>, String> {
         let row = self.mesh.registrar().row(name)?;
         let all = row["attachments"].as_array().cloned().unwrap_or_default();
@@ -121,6 +129,7 @@ fn a_terminal_link_that_is_dead_one_way_is_left_and_noticed() {
             2 => Ok(()),
             other => Err(other.to_string()),
         });
+        running.wait_for_second_path();
         running.receiver.wait_for_more(GOES_ON, LIMIT).unwrap();
         let relay = running.route()[0].clone();
         let (from, to) = if outwards { ("a", relay.as_str()) } else { (relay.as_str(), "a") };
@@ -233,6 +242,12 @@ fn a_relay_with_a_full_disk_says_so_and_forwards() {
     assert_eq!(mesh.relay("r2").api.get("/healthz").unwrap().status, 200);
 
     mesh.relay("r2").disk().free();
+    // What was to be written before that has failed once the end of a later session is written.
+    echoes(mesh.terminal("c"), "b/echo");
+    eventually("only the transfer runs", SOON, || {
+        let running = mesh.relay("r2").running_sessions()?;
+        if running.len() == 1 { Ok(()) } else { Err(format!("{running:?}")) }
+    });
     let errors = |mesh: &Mesh| mesh.relay("r2").log_text().matches("ERROR").count();
     let before = errors(&mesh);
     for _ in 0..3 {
