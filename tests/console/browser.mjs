@@ -24,7 +24,7 @@ export class Browser {
     browser.profile = await mkdtemp(join(tmpdir(), "tasuki-console-"));
     browser.context = await chromium.launchPersistentContext(browser.profile, {
       executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-      headless: true, args: FLAGS, viewport: { width, height }, colorScheme,
+      headless: true, args: FLAGS, viewport: { width, height }, colorScheme, timeout: SOON,
     });
     browser.page = browser.context.pages()[0];
     browser.page.setDefaultTimeout(SOON);
@@ -68,9 +68,13 @@ export class Browser {
 
   /** Nothing can be scrolled sideways. */
   async fits(what) {
-    const wide = await this.page.evaluate(() => [document.scrollingElement, ...document.querySelectorAll("main, .view, .scroller")]
-      .filter((element) => element.scrollWidth > element.clientWidth + 1).map((element) => `${element.className || element.tagName} ${element.scrollWidth} > ${element.clientWidth}`));
-    check(wide.length === 0, `${what} can be scrolled sideways: ${wide}`);
+    let wide = [];
+    // The page hears of another size with a later frame.
+    await eventually(() => `${what} can be scrolled sideways: ${wide}`, async () => {
+      wide = await this.page.evaluate(() => [document.scrollingElement, ...document.querySelectorAll("main, .view, .scroller")]
+        .filter((element) => element.scrollWidth > element.clientWidth + 1).map((element) => `${element.className || element.tagName} ${element.scrollWidth} > ${element.clientWidth}`));
+      return wide.length === 0;
+    }, 10_000);
   }
 }
 
@@ -78,13 +82,13 @@ export function check(holds, text) {
   if (!holds) throw new Error(text);
 }
 
-/** Looks until `probe` gives something true. */
+/** Looks until `probe` gives something true; `what` is a text, or makes it when the time is over. */
 export async function eventually(what, probe, limit = SOON) {
   const end = Date.now() + limit;
   for (;;) {
     const found = await probe();
     if (found) return found;
-    check(Date.now() < end, `${what}: not within ${limit} ms`);
+    check(Date.now() < end, `${typeof what === "function" ? what() : what}: not within ${limit} ms`);
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }
