@@ -131,6 +131,15 @@ impl Counts {
     }
 }
 
+/// What became of spans since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Shown {
+    /// Taken by the collector.
+    pub sent: u64,
+    /// Lost: the queue was full, or the collector did not take them.
+    pub dropped: u64,
+}
+
 /// Takes spans, where they are wanted.
 #[derive(Debug, Clone, Default)]
 pub struct Traces {
@@ -154,6 +163,12 @@ impl Traces {
     /// What became of spans.
     pub fn counts(&self) -> &Arc<Counts> {
         &self.counts
+    }
+
+    /// The same to be shown; none where no collector is told.
+    pub fn shown(&self) -> Option<Shown> {
+        let shown = Shown { sent: self.counts.sent(), dropped: self.counts.dropped() };
+        self.queue.is_some().then_some(shown)
     }
 
     /// Notes a span, which is made only where it is wanted.

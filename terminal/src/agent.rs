@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use tasuki_proto::control::Page;
 use tasuki_proto::path::NatKind;
+use tasuki_proto::traces;
 use tasuki_proto::view::TerminalFilter;
 use tasuki_proto::{Refusal, RefusalCode, RelayName, ServiceName, SessionId, TerminalId};
 use tokio::sync::{mpsc, watch};
@@ -188,6 +189,8 @@ pub struct StatusView {
     pub mapped: Option<SocketAddr>,
     /// What was done for direct paths since the start.
     pub direct: DirectCounts,
+    /// What became of traces since the start; none where no collector is told.
+    pub traces: Option<traces::Shown>,
 }
 
 /// One attachment.

@@ -92,4 +92,11 @@ fn a_session_is_one_trace() {
         Some(1.0..) => Ok(()),
         other => Err(format!("{other:?}")),
     });
+    eventually("the agent shows it", SOON, || {
+        let status = mesh.terminal("desk1").verb(&["status", "--json"]).ok().json();
+        match status["traces"]["sent"].as_u64() {
+            Some(1..) => Ok(()),
+            _ => Err(status.to_string()),
+        }
+    });
 }

@@ -69,6 +69,11 @@ pub(crate) fn status(context: &VerbContext, out: &mut dyn Write) -> anyhow::Resu
     let direct = &status["direct"];
     let [tried, found, lost] = ["attempts", "successes", "lost"].map(|field| text(direct, field));
     writeln!(out, "direct     {tried} attempts, {found} found a path, {lost} paths lost")?;
+    if let [Some(sent), Some(dropped)] =
+        ["sent", "dropped"].map(|field| status["traces"][field].as_u64())
+    {
+        writeln!(out, "traces     {sent} sent, {dropped} dropped")?;
+    }
     writeln!(out, "version    {}", text(&status, "version"))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let until = status["certificate_until"].as_u64().unwrap_or(0);

@@ -739,6 +739,7 @@ impl Driver {
             nat: self.nat(),
             mapped: self.port_map.as_ref().and_then(PortMap::mapped),
             direct: self.paths.counts(),
+            traces: self.settings.traces.shown(),
         }
     }
 }

@@ -276,6 +276,7 @@ fn status(id: &TerminalId) -> StatusView {
         nat: tasuki_proto::path::NatKind::Unknown,
         mapped: None,
         direct: crate::core::paths::DirectCounts::default(),
+        traces: None,
     }
 }
 
