@@ -19,7 +19,7 @@ const GOES_ON: u64 = 8_000_000;
 /// The longest that a transfer stands still when a relay that carries it is drained.
 const STALL: Duration = Duration::from_secs(1);
 /// How long SIGTERM drains unless told otherwise (5 s), and what a slow machine adds.
-const STOPPED: Duration = Duration::from_secs(15);
+const STOPPED: Duration = Duration::from_secs(10);
 
 /// One test at a time: they measure times on a machine of few cores.
 fn alone() -> MutexGuard<'static, ()> {

@@ -8,9 +8,10 @@ use tasuki_tests::lab::{MeshSpec, RelaySpec, TerminalSpec, eventually};
 
 /// A log-out or a revocation is in every table within this (issue: on loopback).
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// An agent with [`TerminalSpec::quick_silence`] that dies without a packet is noticed within this: its 3 s of
-/// silence, and a moment for gossip.
-const SILENCE: Duration = Duration::from_secs(6);
+/// An agent with [`TerminalSpec::quick_silence`] that dies without a packet is noticed within this: twice its 3 s of
+/// silence, since they begin anew with the first packet that is sent to it (RFC 9000, section 10.1), and a moment for
+/// gossip.
+const SILENCE: Duration = Duration::from_secs(7);
 /// A relay that dies without a packet is noticed by its neighbours within this.
 const DEAD_RELAY: Duration = Duration::from_secs(35);
 
