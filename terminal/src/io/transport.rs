@@ -22,7 +22,7 @@ const HEADS: u16 = 40 + 8 + HEAD as u16;
 /// usual 1,500 bytes nothing larger is tried.
 const IP_BYTES: RangeInclusive<u16> = 1_500..=9_000;
 /// Where more might fit than does, it is tried this often while packets are sent: up to twelve probes, 36 KB.
-const SEARCH_AGAIN: Duration = Duration::from_secs(5);
+const SEARCH_AGAIN: Duration = Duration::from_secs(1);
 /// quinn ends a connection with more than 1,024 gaps in one stream; a window this large cannot have them.
 pub(super) const STREAM_WINDOW: u32 = 2_359_296;
 /// Bytes in flight on one connection: 100 ms at 1.3 Gbit/s.
