@@ -44,6 +44,8 @@ const ENDPOINT_KEYS: &str = "endpoint.key";
 const ADMIN_TOKEN: &str = "admin.token";
 /// The local socket, in the data directory.
 const SOCKET: &str = "relay.sock";
+/// How much nicer the other threads are than those of the switch.
+const GIVES_WAY: i32 = 7;
 /// How often the clock's high-water mark is kept.
 const MARK_PERIOD: Duration = Duration::from_secs(3600);
 
@@ -103,6 +105,7 @@ impl Running {
         });
         let secret = rand::rng().random();
         let switch = Arc::new(Switch::start(config.listen, threads(), &secret, moved)?);
+        give_way();
         let (records, made) = mpsc::channel(limits::LINK_QUEUE);
         let (admin, asked) = mpsc::channel(limits::TERMINAL_QUEUE);
         tokio::spawn(forward(made, events.clone(), Event::Authority));
@@ -212,6 +215,13 @@ fn core_config(
 
 fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// The calling thread gives way to the switch where processors are short: log-ins, gossip and questions of admins wait
+/// for packets, and not packets for them. Threads that it starts do as it does.
+pub(crate) fn give_way() {
+    // A fifth of the time that a thread of the switch gets (sched(7)). Where it is refused, all are equal.
+    let _ = rustix::process::nice(GIVES_WAY);
 }
 
 /// One thread of the switch for every two processors, at most four.

@@ -68,5 +68,9 @@ pub(super) fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
     let running = source.read()?;
     let log = log::start(&running.log, running.log_format)?;
     let reloader = Reloader { source, running, log };
-    tokio::runtime::Runtime::new()?.block_on(crate::app::run(reloader))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_start(crate::app::give_way)
+        .build()?
+        .block_on(crate::app::run(reloader))
 }

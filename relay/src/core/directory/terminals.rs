@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
 
+use memchr::memmem;
 use tasuki_proto::record::{RecordKind, RecordRef};
 use tasuki_proto::rows::{self, AccountRow, AttachmentRole, AttachmentRow};
 use tasuki_proto::view::{AttachmentView, TerminalFilter, TerminalState, TerminalView};
@@ -226,6 +227,7 @@ impl Directory {
         }
         let limit = limit.clamp(1, limits::PAGE);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let text = filter.text.as_ref().map(|text| memmem::Finder::new(text.as_bytes()));
         let mut items = Vec::new();
         let mut checks = 0;
         let mut range = self.terminals.range::<TerminalId, _>((from, Bound::Unbounded));
@@ -233,7 +235,7 @@ impl Directory {
         for (id, kind) in range.by_ref().take(limits::PAGE_SCAN) {
             last = Some(id);
             let may_match = filter.kind.as_ref().is_none_or(|wanted| **wanted == **kind)
-                && filter.text.as_ref().is_none_or(|text| id.as_str().contains(text.as_str()))
+                && text.as_ref().is_none_or(|text| text.find(id.as_str().as_bytes()).is_some())
                 && filter.state.is_none_or(|state| state == self.state(table, id));
             if !may_match {
                 continue;
