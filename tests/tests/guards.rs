@@ -239,3 +239,29 @@ fn trace(pid: u32, report: &Path) -> tasuki_tests::lab::process::Process {
         &report.with_extension("log"),
     )
 }
+
+/// The name of a thread and how nice it is (proc(5), `stat`).
+fn niceness(stat: &Path) -> Option<(String, i64)> {
+    let text = std::fs::read_to_string(stat).ok()?;
+    let (head, rest) = text.rsplit_once(") ")?;
+    let name = head.split_once('(')?.1.to_owned();
+    // The state is the third field, how nice it is the nineteenth.
+    Some((name, rest.split(' ').nth(16)?.parse().ok()?))
+}
+
+/// Every thread of a relay but those of the switch gives way to these (ADR 34).
+#[test]
+fn control_gives_way_to_packets() {
+    let mesh = MeshSpec::new().relay(RelaySpec::new("r1")).start();
+    let (_, own) = niceness(Path::new("/proc/thread-self/stat")).unwrap();
+    let tasks = format!("/proc/{}/task", mesh.relay("r1").pid().unwrap());
+    let threads: Vec<_> = std::fs::read_dir(tasks)
+        .unwrap()
+        .filter_map(|task| niceness(&task.unwrap().path().join("stat")))
+        .collect();
+    let (packets, others): (Vec<_>, Vec<_>) =
+        threads.into_iter().partition(|(name, _)| name.starts_with("switch-"));
+    assert!(!packets.is_empty() && packets.iter().all(|(_, nice)| *nice == own), "{packets:?}");
+    let give_way = |(_, nice): &(String, i64)| *nice == (own + 7).min(19);
+    assert!(others.len() > 1 && others.iter().all(give_way), "{others:?}");
+}
