@@ -44,8 +44,6 @@ const ENDPOINT_KEYS: &str = "endpoint.key";
 const ADMIN_TOKEN: &str = "admin.token";
 /// The local socket, in the data directory.
 const SOCKET: &str = "relay.sock";
-/// How much nicer the other threads are than those of the switch.
-const GIVES_WAY: i32 = 7;
 /// How often the clock's high-water mark is kept.
 const MARK_PERIOD: Duration = Duration::from_secs(3600);
 
@@ -93,6 +91,9 @@ impl Running {
             format!("status address {}: choose another with --status", config.status)
         })?;
         let token = AdminToken::new(&std::fs::read_to_string(data.join(ADMIN_TOKEN))?)?;
+        let store = Store::open(&data)?;
+        let incarnation = store.begin_incarnation().await?;
+        let clock = Clock::system(store.clock_mark().await?);
         let (inbox, arriving) = mpsc::channel(limits::CORE_INBOX);
         let events = inbox.clone();
         let moving = events.clone();
@@ -102,10 +103,6 @@ impl Running {
         });
         let secret = rand::rng().random();
         let switch = Arc::new(Switch::start(config.listen, threads(), &secret, moved)?);
-        give_way(niceness());
-        let store = Store::open(&data)?;
-        let incarnation = store.begin_incarnation().await?;
-        let clock = Clock::system(store.clock_mark().await?);
         let (records, made) = mpsc::channel(limits::LINK_QUEUE);
         let (admin, asked) = mpsc::channel(limits::TERMINAL_QUEUE);
         tokio::spawn(forward(made, events.clone(), Event::Authority));
@@ -215,18 +212,6 @@ fn core_config(
 
 fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
-
-/// How nice the calling thread is.
-pub(crate) fn niceness() -> i32 {
-    rustix::process::getpriority_process(None).unwrap_or_default()
-}
-
-/// The calling thread gives way to the switch, whose threads are as nice as `switch`, where processors are short: log-ins,
-/// gossip and questions of admins wait for packets, and not packets for them. Threads that it starts do as it does.
-pub(crate) fn give_way(switch: i32) {
-    // A fifth of the time that a thread of the switch gets (sched(7)). Where it is refused, all are equal.
-    let _ = rustix::process::setpriority_process(None, switch + GIVES_WAY);
 }
 
 /// One thread of the switch for every two processors, at most four.

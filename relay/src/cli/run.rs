@@ -68,10 +68,5 @@ pub(super) fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
     let running = source.read()?;
     let log = log::start(&running.log, running.log_format)?;
     let reloader = Reloader { source, running, log };
-    let own = crate::app::niceness();
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .on_thread_start(move || crate::app::give_way(own))
-        .build()?
-        .block_on(crate::app::run(reloader))
+    tokio::runtime::Runtime::new()?.block_on(crate::app::run(reloader))
 }
