@@ -238,12 +238,16 @@ impl World {
 /// Rates are those after `warm` seconds.
 pub fn run(line: Line, controls: &[Control], warm: u64, seconds: u64) -> Vec<Flow> {
     let now = Instant::now();
-    let key = rcgen::generate_simple_self_signed(vec!["peer".to_owned()]).unwrap();
-    let secret = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+    // Signatures of Ed25519 have one length, so that a handshake's packets have too.
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let mut about = rcgen::CertificateParams::new(vec!["peer".to_owned()]).unwrap();
+    about.serial_number = Some(1_u64.into());
+    let certificate = about.self_signed(&key).unwrap().der().clone();
+    let secret = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(key.cert.der().clone()).unwrap();
+    roots.add(certificate.clone()).unwrap();
     let client = ClientConfig::with_root_certificates(Arc::new(roots)).unwrap();
-    let server = ServerConfig::with_single_cert(vec![key.cert.der().clone()], secret).unwrap();
+    let server = ServerConfig::with_single_cert(vec![certificate], secret).unwrap();
     let rng = SmallRng::seed_from_u64(line.seed);
     let mut world = World {
         now,
@@ -264,8 +268,10 @@ pub fn run(line: Line, controls: &[Control], warm: u64, seconds: u64) -> Vec<Flo
                 let mut server = server.clone();
                 server.transport_config(transport(&path, control, world.now, to));
                 let server = (end == 1).then(|| Arc::new(server));
-                let endpoint =
-                    Endpoint::new(Arc::new(EndpointConfig::default()), server, true, None);
+                let seed =
+                    SmallRng::seed_from_u64(line.seed ^ ((flow as u64) << 8 | end as u64)).random();
+                let config = Arc::new(EndpointConfig::default());
+                let endpoint = Endpoint::new(config, server, true, Some(seed));
                 let (connection, stream, timeout, ended) = (None, None, None, None);
                 End { endpoint, connection, stream, timeout, path, received: 0, ended }
             });
