@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use tasuki_proto::{RelayName, SessionId, TerminalId, limits};
+use tasuki_proto::{RefusalCode, RelayName, SessionId, TerminalId, limits};
 use tokio::net::UnixStream;
 
 use super::{Global, local, query, token};
@@ -108,7 +108,15 @@ async fn drain(socket: &Path, how: Drain, json: bool, out: query::Out<'_>) -> Re
     loop {
         let status = match local::ask(socket, "GET", "/api/v1/status", None).await {
             Ok(status) if status["incarnation"] == life => status,
-            Err(error) if UnixStream::connect(socket).await.is_ok() => return Err(error),
+            Err(error) if UnixStream::connect(socket).await.is_ok() => {
+                // It still answers and its core does not: it is about to be gone.
+                let ends = error.to_string().starts_with(RefusalCode::ShuttingDown.word());
+                if how.exit && ends {
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+                return Err(error);
+            }
             // It is gone, or another one runs in its place.
             _ if json => return query::print(out, &format!("{}\n", json!({"ended": true}))),
             _ => return query::print(out, "ended\n"),
