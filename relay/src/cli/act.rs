@@ -12,6 +12,8 @@ use super::{Global, local, query, token};
 
 /// How often a relay that drains is asked who is left.
 const LOOK: Duration = Duration::from_millis(500);
+/// So often it may say that it is about to end: ten seconds.
+const ENDS: u32 = 20;
 
 /// Verbs that act on the running relay.
 #[derive(Debug, Clone, clap::Subcommand)]
@@ -104,14 +106,15 @@ async fn drain(socket: &Path, how: Drain, json: bool, out: query::Out<'_>) -> Re
     };
     let life = local::ask(socket, "GET", "/api/v1/status", None).await?["incarnation"].clone();
     local::ask(socket, "POST", &path, None).await?;
-    let mut shown = Value::Null;
+    let (mut shown, mut ends) = (Value::Null, 0);
     loop {
         let status = match local::ask(socket, "GET", "/api/v1/status", None).await {
             Ok(status) if status["incarnation"] == life => status,
             Err(error) if UnixStream::connect(socket).await.is_ok() => {
                 // It still answers and its core does not: it is about to be gone.
-                let ends = error.to_string().starts_with(RefusalCode::ShuttingDown.word());
-                if how.exit && ends {
+                let is_ending = error.to_string().starts_with(RefusalCode::ShuttingDown.word());
+                ends += 1;
+                if how.exit && is_ending && ends < ENDS {
                     tokio::time::sleep(LOOK).await;
                     continue;
                 }
