@@ -103,6 +103,7 @@ impl Running {
         });
         let secret = rand::rng().random();
         let switch = Arc::new(Switch::start(config.listen, threads(), &secret, moved)?);
+        switch.table.pace.set(config.limits.session_mbit_s);
         let (records, made) = mpsc::channel(limits::LINK_QUEUE);
         let (admin, asked) = mpsc::channel(limits::TERMINAL_QUEUE);
         tokio::spawn(forward(made, events.clone(), Event::Authority));

@@ -101,6 +101,8 @@ pub struct Layer {
     pub terminals: Option<usize>,
     /// Sessions at most.
     pub sessions: Option<usize>,
+    /// Mbit/s of one session in one direction.
+    pub session_mbit_s: Option<u32>,
     /// Connections of one address.
     pub address_connections: Option<u32>,
     /// Handshakes under way of one address.
@@ -203,6 +205,7 @@ impl Layer {
             stop: reader.seconds("stop_s"),
             terminals: reader.take("terminals"),
             sessions: reader.take("sessions"),
+            session_mbit_s: reader.take("session_mbit_s"),
             address_connections: reader.take("address_connections"),
             address_handshakes: reader.take("address_handshakes"),
             address_rate: reader.take("address_rate"),
@@ -244,6 +247,7 @@ impl Layer {
             stop: self.stop.or(lower.stop),
             terminals: self.terminals.or(lower.terminals),
             sessions: self.sessions.or(lower.sessions),
+            session_mbit_s: self.session_mbit_s.or(lower.session_mbit_s),
             address_connections: self.address_connections.or(lower.address_connections),
             address_handshakes: self.address_handshakes.or(lower.address_handshakes),
             address_rate: self.address_rate.or(lower.address_rate),
@@ -362,6 +366,8 @@ pub struct Limits {
     pub terminals: usize,
     /// Sessions over this relay; further ones are refused with `busy`.
     pub sessions: usize,
+    /// How fast a session may be in each direction, Mbit/s; what is more is dropped with `over-rate`.
+    pub session_mbit_s: Option<u32>,
     /// What one address may take of each endpoint.
     pub per_address: PerAddress,
 }
@@ -411,6 +417,7 @@ impl RelayConfig {
                 ("links", self.links != wanted.links),
                 ("terminals", old.terminals != new.terminals),
                 ("sessions", old.sessions != new.sessions),
+                ("session_mbit_s", old.session_mbit_s != new.session_mbit_s),
                 ("address_connections", old_most.connections != new_most.connections),
                 ("address_handshakes", old_most.handshakes != new_most.handshakes),
                 ("address_rate", old_most.per_second != new_most.per_second),
@@ -452,8 +459,12 @@ impl RelayConfig {
         let limits = Limits {
             terminals: layer.terminals.unwrap_or(100_000),
             sessions: layer.sessions.unwrap_or(limits::SESSIONS_PER_RELAY),
+            session_mbit_s: layer.session_mbit_s,
             per_address,
         };
+        if limits.session_mbit_s == Some(0) {
+            errors.push("session_mbit_s: it must be at least 1; leave it out for no limit".into());
+        }
         if limits.sessions > limits::SESSIONS_PER_RELAY {
             errors.push(format!("sessions: at most {}", limits::SESSIONS_PER_RELAY));
         }
@@ -604,9 +615,10 @@ mod tests {
             advertise: Some(vec!["nowhere".into(), "h:0".into()]),
             keep_alive: Some(Duration::from_secs(20)),
             address_burst: Some(0),
+            session_mbit_s: Some(0),
             ..Layer::default()
         };
-        assert_eq!(RelayConfig::resolve(flags, None).unwrap_err().0.len(), 4);
+        assert_eq!(RelayConfig::resolve(flags, None).unwrap_err().0.len(), 5);
     }
 
     #[test]
@@ -623,7 +635,7 @@ mod tests {
         };
         let old = config("");
         assert_eq!(old.changes(&old), Changes::default());
-        let all = "log = \"debug\"\nlinks = [\"r2\"]\nterminals = 1\nsessions = 1\n\
+        let all = "log = \"debug\"\nlinks = [\"r2\"]\nterminals = 1\nsessions = 1\nsession_mbit_s = 1\n\
             address_connections = 1\naddress_handshakes = 1\naddress_rate = 1\naddress_burst = 1\n\
             log_format = \"json\"\nlisten = \"[::1]:1\"\nstatus = \"[::1]:1\"\nkeep_alive_s = 1\n\
             idle_s = 7\nstop_s = 1\nstatus_cert = \"c\"\nstatus_key = \"k\"\n";

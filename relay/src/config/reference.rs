@@ -110,6 +110,12 @@ pub fn settings() -> Vec<Setting> {
             "sessions over this relay, not above the default; further ones are refused with `busy`",
         ),
         reloaded(
+            "session_mbit_s",
+            "",
+            "none",
+            "Mbit/s of one session in each direction through this relay, at least 1; a tenth of a second's may come at once",
+        ),
+        reloaded(
             "address_connections",
             "--address-connections",
             &number(limits::CONNECTIONS_PER_ADDRESS),

@@ -220,6 +220,7 @@ impl Driver {
                 for admission in [&self.context.terminals, &self.context.links] {
                     admission.set_per_address(limits.per_address);
                 }
+                self.switch.table.pace.set(limits.session_mbit_s);
                 let (links, terminals, sessions) =
                     (links.choice(), limits.terminals, limits.sessions);
                 self.give(Input::Settings { links, terminals, sessions });

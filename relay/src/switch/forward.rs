@@ -34,6 +34,8 @@ drops! {
     unknown_label "unknown-label";
     /// The label was given to another neighbour, or this address is not proven.
     wrong_neighbour "wrong-neighbour";
+    /// The session is faster than the operator lets sessions be.
+    over_rate "over-rate";
     /// The next neighbour has proven no address.
     no_address "no-address";
     /// The socket's buffer is full.
@@ -176,7 +178,7 @@ impl Forwarder {
         now_ms: u64,
         sink: &mut impl Sink,
     ) {
-        let count = frames.len().div_ceil(stride);
+        let mut count = frames.len().div_ceil(stride);
         let Some(entry) = self.table.entry(label) else {
             Drops::add(&self.drops.unknown_label, count);
             return;
@@ -198,6 +200,16 @@ impl Forwarder {
             Drops::add(&self.drops.no_address, count);
             return;
         };
+        let due_ns = &entry.counter().due_ns;
+        let passes = self.table.pace.take(due_ns, frames.len(), stride, now_ms * 1_000_000);
+        let frames = &mut frames[..passes];
+        let all = std::mem::replace(&mut count, passes.div_ceil(stride));
+        if count < all {
+            Drops::add(&self.drops.over_rate, all - count);
+            if count == 0 {
+                return;
+            }
+        }
         for datagram in frames.chunks_mut(stride) {
             frame::relabel(datagram, entry.label_out);
         }

@@ -10,11 +10,13 @@
 
 mod forward;
 mod neighbour;
+mod pace;
 mod table;
 mod worker;
 
 pub use forward::{Batch, Drops, Forwarder, Sink, Traffic};
 pub use neighbour::{Address, Neighbour};
+pub use pace::Pace;
 pub use table::{Entry, Heard, Table};
 pub use worker::{Moved, Switch};
 

@@ -9,6 +9,7 @@ use tasuki_proto::Label;
 use tasuki_proto::frame::NeighbourKey;
 
 use super::neighbour::{Address, Neighbour};
+use super::pace::Pace;
 use crate::core::sessions::{Counter, Counters};
 
 /// What happens to frames with a label.
@@ -28,10 +29,14 @@ pub struct Entry {
 
 impl Entry {
     pub(super) fn count(&self, packets: usize, bytes: usize) {
-        let Counter { packets: p, bytes: b } =
-            if self.to_callee { &self.counters.to_callee } else { &self.counters.to_caller };
-        p.fetch_add(packets as u64, Ordering::Relaxed);
-        b.fetch_add(bytes as u64, Ordering::Relaxed);
+        let counter = self.counter();
+        counter.packets.fetch_add(packets as u64, Ordering::Relaxed);
+        counter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Its direction of its session.
+    pub(super) fn counter(&self) -> &Counter {
+        if self.to_callee { &self.counters.to_callee } else { &self.counters.to_caller }
     }
 }
 
@@ -41,6 +46,8 @@ pub type Heard = Box<dyn FnOnce() + Send + Sync>;
 /// The label table. Any thread may read while the driver writes.
 #[derive(Default)]
 pub struct Table {
+    /// How fast a session may be.
+    pub pace: Pace,
     entries: DashMap<Label, Arc<Entry>, FxBuildHasher>,
     /// Neighbours by the handle that our challenges to them carry.
     ours: DashMap<Label, Arc<Neighbour>, FxBuildHasher>,

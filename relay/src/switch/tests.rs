@@ -218,6 +218,20 @@ fn another_relays_challenge_is_answered_only_when_it_is_a_neighbour() {
 }
 
 #[test]
+fn a_session_above_its_rate_loses_the_end_of_a_batch_with_a_reason() {
+    let mut world = World::new();
+    world.table.pace.set(Some(1));
+    // The bucket holds 64 KiB, of which 100 ms give 12,500 bytes back.
+    let batch = data(1, &[7; 992]).repeat(60);
+    assert_eq!(world.give(address(1000), &mut batch.clone(), 1000).forwarded[0].1.len(), 60_000);
+    let seen = world.give(address(1000), &mut batch.clone(), 1000);
+    assert_eq!(seen.forwarded[0].1, data(2, &[7; 992]).repeat(18));
+    assert!(world.give(address(1000), &mut batch.clone(), 1000).forwarded[0].1.len() <= 13_000);
+    assert_eq!(world.counters.to_callee.packets.load(std::sync::atomic::Ordering::Relaxed), 90);
+    assert_eq!(world.dropped("over-rate"), 90);
+}
+
+#[test]
 fn a_removed_label_is_unknown() {
     let mut world = World::new();
     world.table.remove(label(1));

@@ -38,6 +38,8 @@ pub struct Counter {
     pub packets: AtomicU64,
     /// Their bytes, heads included.
     pub bytes: AtomicU64,
+    /// When its token bucket will be full again, ns of the switch's clock.
+    pub due_ns: AtomicU64,
 }
 
 /// Both directions of a session through this relay.
