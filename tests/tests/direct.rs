@@ -21,6 +21,11 @@ const SEED: u64 = 42;
 const PART: u64 = if cfg!(debug_assertions) { 25_000_000 } else { 250_000_000 };
 /// The longest that a transfer stands still when its path changes.
 const STALL: Duration = Duration::from_secs(1);
+/// So many parts are timed, and the best counts.
+const PARTS: usize = 4;
+/// What a session whose path changed moves over a direct path, of what one moves that was never elsewhere. Two of the same
+/// kind differ by up to a fifth.
+const ALIKE: f64 = 0.75;
 /// How soon a path that has become possible again is found.
 const FOUND_AGAIN: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(60);
@@ -283,6 +288,31 @@ impl Running {
         });
     }
 
+    /// Gbit/s over the path that the transfer has at the moment: the best of some parts, since others use the machine too.
+    fn rate(&self) -> f64 {
+        let part = || {
+            let begun = Instant::now();
+            self.receiver.wait_for_more(PART, LIMIT).unwrap();
+            PART as f64 * 8e-9 / begun.elapsed().as_secs_f64()
+        };
+        (0..PARTS).map(|_| part()).fold(0.0, f64::max)
+    }
+
+    /// A transfer in a session of its own, between the same terminals, after the present one has ended.
+    fn anew(self) -> Running {
+        let Running { a, b, mesh, receiver, sender, _forward: before, wan } = self;
+        sender.finish(&receiver, LIMIT).unwrap();
+        drop(before);
+        eventually("the session is over", SOON, || match paths::row(mesh.terminal("a"), "b") {
+            Ok(row) => Err(row.to_string()),
+            Err(_) => Ok(()),
+        });
+        receiver.again();
+        let (_forward, address) = mesh.terminal("a").forward("b/bulk");
+        let sender = Sender::start(Some(&a.machine), address, SEED, u64::MAX).unwrap();
+        Running { a, b, mesh, receiver, sender, _forward, wan }
+    }
+
     /// Begins to look at stalls: what was before does not count.
     fn mark(&self) {
         self.receiver.mark();
@@ -316,6 +346,16 @@ fn a_transfer_goes_on_while_its_path_is_relayed_direct_relayed_direct() {
     running.carries("direct", FOUND_AGAIN);
     let stall = running.stall();
     assert!(stall <= STALL, "{stall:?}");
+    let changed = running.rate();
+    // A session that knows no other path: relayed for its first quarter of a second.
+    let running = running.anew();
+    running.carries("direct", DIRECT_WITHIN);
+    let plain = running.rate();
+    println!(
+        "direct after changes {changed:.2}, directly from the start {plain:.2} Gbit/s: {:.2}",
+        changed / plain
+    );
+    assert!(changed >= plain * ALIKE, "{changed} and {plain} Gbit/s");
     running.finish();
 }
 
