@@ -4,7 +4,8 @@
 //! call here, and another two at every relay, so a [`Runtime`] of ours runs the tasks of quinn: it polls a
 //! connection's task as long as that goes on by itself, collects the frames in a [`Run`] meanwhile, and sends
 //! them with one call when the task rests or the run is full. Nothing waits: a turn ends before its thread does
-//! anything else.
+//! anything else. And a turn begins after those of the tasks that are ready at the same time: what several of them write
+//! to streams of one connection leaves in one packet.
 
 use std::cell::RefCell;
 use std::io;
@@ -179,6 +180,7 @@ impl quinn::Runtime for Runtime {
             signal: Arc::default(),
             left: None,
             poller: None,
+            last: false,
         });
     }
 
@@ -230,6 +232,8 @@ struct Task {
     /// What the socket did not take at the end of the last turn.
     left: Option<Run>,
     poller: Option<Pin<Box<dyn UdpPoller>>>,
+    /// It went behind all tasks that were ready when it was woken.
+    last: bool,
 }
 
 impl Future for Task {
@@ -237,6 +241,13 @@ impl Future for Task {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        if !this.last {
+            // A task that wakes itself goes to the end of tokio's queue; woken by others it would come next.
+            this.last = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        this.last = false;
         this.signal.set_outer(cx.waker());
         let waker = Waker::from(this.signal.clone());
         let mut inner = Context::from_waker(&waker);
@@ -268,6 +279,7 @@ impl Future for Task {
         );
         if rested.is_err() {
             this.signal.state.store(RESTING, Ordering::Release);
+            this.last = true;
             cx.waker().wake_by_ref();
         }
         Poll::Pending

@@ -122,6 +122,42 @@ async fn what_a_task_sends_leaves_at_the_end_of_its_turn() {
     assert_eq!(received(&relay), 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_several_tasks_write_at_the_same_time_is_one_turn() {
+    let (_relay, session) = world();
+    let (turns, waker) = (Arc::new(AtomicUsize::new(0)), Arc::<Mutex<Option<Waker>>>::default());
+    let task = {
+        let (turns, waker) = (turns.clone(), waker.clone());
+        poll_fn(move |cx| {
+            turns.fetch_add(1, Ordering::AcqRel);
+            *waker.lock().unwrap() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+    };
+    Runtime(session.0.clone()).spawn(Box::pin(task));
+    wait_for(|| waker.lock().unwrap().is_some()).await;
+    let (ready, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
+    let writers: Vec<_> = (0..8)
+        .map(|_| {
+            let (ready, go, waker) = (ready.clone(), go.clone(), waker.clone());
+            tokio::spawn(async move {
+                let go = go.notified();
+                ready.fetch_add(1, Ordering::AcqRel);
+                go.await;
+                let now = waker.lock().unwrap().clone().unwrap();
+                now.wake();
+            })
+        })
+        .collect();
+    wait_for(|| ready.load(Ordering::Acquire) == 8).await;
+    // From a task of the same thread, as when the network made them ready together.
+    tokio::spawn(async move { go.notify_waiters() }).await.unwrap();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    wait_for(|| turns.load(Ordering::Acquire) == 2).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_wake_up_is_lost_and_a_busy_task_lets_others_run() {
     let (_relay, session) = world();
