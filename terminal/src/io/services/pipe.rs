@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tasuki_proto::codec::Envelope;
-use tasuki_proto::session::{Answer, Begin};
+use tasuki_proto::session::{Answer, Begin, Opened};
 use tasuki_proto::{Refusal, RefusalCode, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -20,6 +20,8 @@ pub(crate) const RESET: VarInt = VarInt::from_u32(1);
 const FIRST_READ: usize = 4 * 1024;
 /// Reads that fill their memory get twice as much, up to this.
 const LARGEST_READ: usize = 256 * 1024;
+/// What a service says within this time goes out with the word that its stream is open.
+const FIRST_BYTES: Duration = Duration::from_millis(5);
 /// Chunks (about a packet each) that go to a local socket in one system call.
 pub(crate) const CHUNKS: usize = 64;
 
@@ -284,8 +286,22 @@ pub(crate) fn wait_for_verdict(up: Result<(), Broken>) -> Result<(), Broken> {
     }
 }
 
-/// Runs both directions of a stream that this side serves, until both ended. When it fails both directions
-/// are reset.
+/// Says that a stream is open, together with what the service says soon: in one packet where the service is quick. The
+/// opener waits for it with nothing, and what it has written goes to the service meanwhile.
+async fn say_opened<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    send: &mut SendStream,
+) -> Result<(), Broken> {
+    let mut buffer = BytesMut::with_capacity(FIRST_READ);
+    buffer.extend_from_slice(&Answer::Opened(Opened {}).to_bytes());
+    if let Ok(read) = tokio::time::timeout(FIRST_BYTES, reader.read_buf(&mut buffer)).await {
+        read.map_err(Broken::Local)?;
+    }
+    Ok(send.write_chunk(buffer.freeze()).await?)
+}
+
+/// Runs both directions of a stream that this side serves, and says that it is open, until both ended. When it fails both
+/// directions are reset.
 ///
 /// # Errors
 /// [`Broken`].
@@ -301,11 +317,11 @@ where
     W: AsyncWrite + Unpin,
 {
     let ended = AtomicBool::new(false);
-    let result = tokio::try_join!(
-        upstream(reader, send, &ended, fan),
-        downstream(recv, writer, &ended, fan)
-    )
-    .map(|_| ());
+    let up = async {
+        say_opened(reader, send).await?;
+        upstream(reader, send, &ended, fan).await
+    };
+    let result = tokio::try_join!(up, downstream(recv, writer, &ended, fan)).map(|_| ());
     if result.is_err() {
         reset(send, recv);
     }

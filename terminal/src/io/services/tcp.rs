@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
-use tasuki_proto::session::{Answer, Begin, Opened};
+use tasuki_proto::session::Begin;
 use tasuki_proto::{Refusal, RefusalCode, limits};
 use tokio::net::TcpStream;
 
@@ -59,17 +59,8 @@ pub(crate) async fn serve(
             return pipe::refuse(&mut send, &mut recv, refusal).await;
         }
     };
-    let result = match pipe::say(&mut send, &Answer::Opened(Opened {})).await {
-        Ok(()) => {
-            let (mut reader, mut writer) = carried.tcp.split();
-            pipe::run_served(&mut reader, &mut writer, &mut send, &mut recv, Some(fan)).await
-        }
-        Err(error) => {
-            pipe::reset(&mut send, &mut recv);
-            Err(error)
-        }
-    };
-    match result {
+    let (mut reader, mut writer) = carried.tcp.split();
+    match pipe::run_served(&mut reader, &mut writer, &mut send, &mut recv, Some(fan)).await {
         Ok(()) => carried.whole = true,
         Err(error) => tracing::debug!(%endpoint, %error, "connection broke"),
     }
