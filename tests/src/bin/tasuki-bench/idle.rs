@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use tasuki_tests::lab::Mesh;
+use tasuki_tests::lab::mesh::Relay;
 use tasuki_tests::lab::process::Signal;
 use tasuki_tests::lab::wait::{POLL, SOON};
 
@@ -80,6 +81,19 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
         .with("lost_attachments", number(&alive, "lost")?))
 }
 
+/// Lets a relay end by itself.
+pub(crate) fn stop(relay: &Relay) -> Result<()> {
+    relay.signal(Signal::Terminate);
+    let begun = Instant::now();
+    while relay.is_running() {
+        ensure!(begun.elapsed() < SOON, "the relay {} does not stop", relay.name());
+        std::thread::sleep(POLL);
+    }
+    // Nothing is left to kill, but its place is free for the next start.
+    relay.kill();
+    Ok(())
+}
+
 /// Registers terminals at the relay r1 of the mesh, which restarts for it. When that one dies, they know of `others`.
 pub(crate) fn gather(
     mesh: &Mesh,
@@ -88,13 +102,7 @@ pub(crate) fn gather(
     others: &[&str],
 ) -> Result<Helper> {
     let relay = mesh.relay("r1");
-    relay.signal(Signal::Terminate);
-    let begun = Instant::now();
-    while relay.is_running() {
-        ensure!(begun.elapsed() < SOON, "the relay does not stop");
-        std::thread::sleep(POLL);
-    }
-    relay.kill();
+    stop(relay)?;
     let (data, listen) = (relay.data().display().to_string(), relay.listen().to_string());
     let (terminals, sockets) = (terminals.to_string(), sockets.to_string());
     let arguments =
