@@ -105,7 +105,7 @@ enum Verb {
     Table(table::Flags),
     /// The status endpoint of a mesh of 100,000 terminals: pages, searches, requests per second.
     Http(http::Flags),
-    /// A bulk transfer and echoes through a relay that answers 200 requests a second beside them, and that answers none.
+    /// A bulk transfer and echoes through a relay that answers questions, bears slow clients or fills another's table.
     Asked(asked::Flags),
 }
 
