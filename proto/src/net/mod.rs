@@ -1,12 +1,14 @@
 //! UDP sockets that quinn and the switch share, and the QUIC settings that both kinds of node have in common.
 #![allow(clippy::disallowed_methods, reason = "this room acts: it owns sockets")]
 
+mod batch;
 mod cid;
 mod hops;
 mod queue;
 mod quic;
 mod udp;
 
+pub use batch::run_in_batches;
 pub(crate) use cid::initial;
 pub use cid::{CidClass, class_of};
 pub use hops::send_within;

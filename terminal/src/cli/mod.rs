@@ -240,6 +240,7 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
     let threads = std::thread::available_parallelism().map_or(1, |count| (count.get() / 2).max(1));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.min(MOST_THREADS))
+        .on_thread_start(tasuki_proto::net::run_in_batches)
         .enable_all()
         .build()?;
     let result = runtime.block_on(work);
