@@ -243,30 +243,45 @@ fn trace(pid: u32, report: &Path) -> tasuki_tests::lab::process::Process {
     )
 }
 
-/// The name of a thread and how nice it is (proc(5), `stat`).
-fn niceness(stat: &Path) -> Option<(String, i64)> {
+/// The name of a thread, how nice it is, and its scheduling policy (proc(5), `stat`).
+fn scheduling(stat: &Path) -> Option<(String, i64, i64)> {
     let text = std::fs::read_to_string(stat).ok()?;
     let (head, rest) = text.rsplit_once(") ")?;
     let name = head.split_once('(')?.1.to_owned();
-    // The state is the third field, how nice it is the nineteenth.
-    Some((name, rest.split(' ').nth(16)?.parse().ok()?))
+    // The state is the third field, how nice it is the nineteenth, the policy the 41st.
+    let field = |number: usize| rest.split(' ').nth(number - 3)?.parse().ok();
+    Some((name, field(19)?, field(41)?))
 }
 
-/// The threads of a relay's switch come before its other ones (ADR 34), which are as nice as the relay was started.
+fn threads_of(pid: u32) -> Vec<(String, i64, i64)> {
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .filter_map(|task| scheduling(&task.unwrap().path().join("stat")))
+        .collect()
+}
+
+/// `SCHED_BATCH` and `SCHED_OTHER` (sched(7)).
+const BATCH: i64 = 3;
+const OTHER: i64 = 0;
+
+/// The threads of a relay's switch come before its other ones (ADR 34), which are as nice as the relay was started. Who moves
+/// packets takes no processor away from a thread that runs.
 #[test]
 fn packets_come_before_control() {
-    let mesh = MeshSpec::new().relay(RelaySpec::new("r1")).start();
-    let (_, own) = niceness(Path::new("/proc/thread-self/stat")).unwrap();
-    let tasks = format!("/proc/{}/task", mesh.relay("r1").pid().unwrap());
-    let threads: Vec<_> = std::fs::read_dir(tasks)
-        .unwrap()
-        .filter_map(|task| niceness(&task.unwrap().path().join("stat")))
-        .collect();
+    let mesh = MeshSpec::new().relay(RelaySpec::new("r1")).terminal(TerminalSpec::new("a")).start();
+    let (_, own, _) = scheduling(Path::new("/proc/thread-self/stat")).unwrap();
+    let threads = threads_of(mesh.relay("r1").pid().unwrap());
     let (packets, others): (Vec<_>, Vec<_>) =
-        threads.into_iter().partition(|(name, _)| name.starts_with("switch-"));
+        threads.into_iter().partition(|(name, ..)| name.starts_with("switch-"));
     // Without the right to it they stay.
     let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     let ahead = if is_root { (own - 7).max(-20) } else { own };
-    assert!(!packets.is_empty() && packets.iter().all(|(_, nice)| *nice == ahead), "{packets:?}");
-    assert!(others.len() > 1 && others.iter().all(|(_, nice)| *nice == own), "{others:?}");
+    let first = |thread: &(String, i64, i64)| (thread.1, thread.2) == (ahead, BATCH);
+    let then = |thread: &(String, i64, i64)| (thread.1, thread.2) == (own, OTHER);
+    assert!(!packets.is_empty() && packets.iter().all(first), "{packets:?}");
+    assert!(others.len() > 1 && others.iter().all(then), "{others:?}");
+    // An agent's threads move packets too.
+    let agent = threads_of(mesh.terminal("a").pid().unwrap());
+    let workers: Vec<_> = agent.iter().filter(|(name, ..)| name.starts_with("tokio")).collect();
+    assert!(!workers.is_empty() && workers.iter().all(|thread| thread.2 == BATCH), "{agent:?}");
 }
