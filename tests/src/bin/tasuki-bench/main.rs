@@ -95,6 +95,9 @@ enum Verb {
     /// Terminals, for `idle` and `storm`.
     #[command(hide = true)]
     Herd(herd::Flags),
+    /// Hands TCP connections on, for `connect` and its like.
+    #[command(hide = true)]
+    Splice(peers::splice::Flags),
     /// Gossip of 50 relays in the simulator: copies of an update, convergence, a healed partition (P9, P10).
     Gossip(gossip::Flags),
     /// One TCP stream over a long or lossy line: real agents and a real relay.
@@ -124,6 +127,7 @@ fn main() -> Result<()> {
         }
         Verb::Caller(flags) => return caller::run(&flags),
         Verb::Herd(flags) => return herd::run(&flags),
+        Verb::Splice(flags) => return peers::splice::run(&flags),
         Verb::Call(flags) => procs::guarded(move || call::run(&options, &flags))?,
         Verb::Idle(flags) => procs::guarded(move || idle::run(&options, &flags))?,
         Verb::Mixed(flags) => procs::guarded(move || mixed::run(&options, &flags))?,

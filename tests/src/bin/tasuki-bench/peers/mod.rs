@@ -2,6 +2,7 @@
 
 mod iroh;
 mod rathole;
+pub(crate) mod splice;
 mod ssh;
 
 use std::path::PathBuf;
@@ -44,7 +45,8 @@ impl Peers {
         if flags.wants("no_tunnel") {
             peers.sides.push(no_tunnel(site, services));
         }
-        let starts: [(&str, Start); 6] = [
+        let starts: [(&str, Start); 7] = [
+            ("splice", splice::start),
             ("ssh_r", |site, services| ssh::start(site, services, false)),
             ("ssh_rl", |site, services| ssh::start(site, services, true)),
             ("rathole", |site, services| rathole::start(site, services, rathole::Transport::Plain)),
