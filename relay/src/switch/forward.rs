@@ -137,10 +137,10 @@ impl Forwarder {
                 continue;
             }
             at = match frame::parse(datagram) {
-                Some((FrameKind::Data | FrameKind::Probe, label)) => {
+                Some((kind @ (FrameKind::Data | FrameKind::Probe), label)) => {
                     let end = frame::run_end(batch.bytes, at, stride);
                     let frames = &mut batch.bytes[at..end];
-                    self.data(label, batch.source, batch.ecn, frames, stride, now_ms, sink);
+                    self.data((kind, label), batch.source, batch.ecn, frames, stride, now_ms, sink);
                     end
                 }
                 Some((FrameKind::Knock, label)) => {
@@ -170,7 +170,7 @@ impl Forwarder {
     #[allow(clippy::too_many_arguments, reason = "a batch, taken apart once per run")]
     fn data(
         &self,
-        label: Label,
+        (kind, label): (FrameKind, Label),
         source: Address,
         ecn: Option<EcnCodepoint>,
         frames: &mut [u8],
@@ -201,7 +201,8 @@ impl Forwarder {
             return;
         };
         let due_ns = &entry.counter().due_ns;
-        let passes = self.table.pace.take(due_ns, frames.len(), stride, now_ms * 1_000_000);
+        let (shape, probe) = ((frames.len(), stride), kind == FrameKind::Probe);
+        let passes = self.table.pace.take(due_ns, shape, probe, now_ms * 1_000_000);
         let frames = &mut frames[..passes];
         let all = std::mem::replace(&mut count, passes.div_ceil(stride));
         if count < all {
