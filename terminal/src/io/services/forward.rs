@@ -213,6 +213,7 @@ async fn carry(tcp: TcpStream, begin: Begin, mut current: Current) -> Option<Ref
         match tcp::carry(tcp, fan, &begin).await {
             Ok(()) => return None,
             Err((Broken::Refused(refusal), _)) => return Some(refusal),
+            Err((_, None)) => return None,
             Err((_, back)) => waiting = back,
         }
         // The session was over before anything was carried: the next one will do.

@@ -103,6 +103,29 @@ async fn fifty_megabytes_come_back_as_they_were() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_a_service_resets_keep_no_place() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mesh = Mesh::new();
+    let port = listener.local_addr().unwrap().port();
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &exposing(port)));
+    let forwarded = forwarded(&a, Protocol::Tcp, "b", "echo").await;
+    // More than a forwarded port may have at a time.
+    for number in 0..=limits::FORWARD_CONNECTIONS {
+        let mut client = TcpStream::connect(forwarded.address).await.unwrap();
+        let (mut server, _) = tokio::time::timeout(Duration::from_secs(10), listener.accept())
+            .await
+            .unwrap_or_else(|_| panic!("connection {number} does not come"))
+            .unwrap();
+        // It stands at every end before it breaks.
+        server.write_all(b"!").await.unwrap();
+        within(client.read_u8()).await.unwrap();
+        super::tcp::reset_on_close(&server);
+        drop(server);
+        within(client.read_u8()).await.unwrap_err();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_direction_ends_by_itself() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mesh = Mesh::new();
