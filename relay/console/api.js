@@ -30,11 +30,11 @@ export function setToken(value) {
 }
 
 /** A response of the relay, whatever its status. Gives up when nothing came for a while. */
-export async function request(method, path, { headers = {}, withToken = false, signal, stays = false } = {}) {
+export async function request(method, path, { headers = {}, bearer = null, signal, stays = false } = {}) {
   const patience = new AbortController();
   const timer = setTimeout(() => patience.abort(), ANSWER_MS);
   const fields = { ...headers };
-  if (withToken && token()) fields.Authorization = `Bearer ${token()}`;
+  if (bearer) fields.Authorization = `Bearer ${bearer}`;
   try {
     const response = await fetch(path, {
       method,
@@ -69,18 +69,18 @@ export async function problem(response) {
 export async function read(path, options = {}) {
   // Another read may learn that the token is needed while this one is under way without it.
   const had = readsNeedToken;
-  let answer = await request("GET", path, { ...options, withToken: had });
+  let answer = await request("GET", path, { ...options, bearer: had ? token() : null });
   if (answer.response.status === 401 && !had && token()) {
     readsNeedToken = true;
-    answer = await request("GET", path, { ...options, withToken: true });
+    answer = await request("GET", path, { ...options, bearer: token() });
   }
   if (!answer.response.ok) throw await problem(answer.response);
   return options.stays ? answer.response : answer.body;
 }
 
-/** Something that changes the mesh. */
-export async function act(path) {
-  const { response, body } = await request("POST", path, { withToken: true });
+/** Something that changes the mesh, or only tries a token. */
+export async function act(path, bearer = token()) {
+  const { response, body } = await request("POST", path, { bearer });
   if (!response.ok) throw await problem(response);
   return body;
 }

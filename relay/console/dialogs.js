@@ -46,12 +46,12 @@ export async function askForToken(why = null) {
     const check = async (event) => {
       event.preventDefault();
       submit.disabled = true;
-      logIn(field.value.trim());
+      const word = field.value.trim();
       try {
-        await act("/api/v1/login");
+        await act("/api/v1/login", word);
+        logIn(word);
         close(true);
       } catch (error) {
-        logIn(null);
         note.textContent = error instanceof ApiError && error.status === 401
           ? "This relay does not take that token." : error.message;
         field.select();
