@@ -69,7 +69,10 @@ pub fn endpoint_at(from: Ipv4Addr, data: Option<&Path>, alpn: Alpn) -> Endpoint 
     let runtime = quinn::default_runtime().expect("called within tokio");
     let mut endpoint = Endpoint::new(settings, None, socket, runtime).expect("an endpoint");
     let class = if alpn == Alpn::Link { CidClass::Links } else { CidClass::Terminals };
-    let transport = quinn::TransportConfig::default();
+    // As small as a terminal's: quinn gives a connection up whose stream holds more than 1,024 pieces that nobody reads,
+    // and a peer that is to be silent must not end by itself.
+    let mut transport = quinn::TransportConfig::default();
+    transport.stream_receive_window((64_u32 * 1024).into());
     endpoint.set_default_client_config(client_config(Arc::new(crypto), class, transport));
     endpoint
 }
