@@ -25,6 +25,9 @@
 //! the direction of the pipe's own stream at any time; its bytes go on in the lanes, 65,536 in each in turn from lane 0,
 //! and are over where a lane ends. Lanes that are not used end empty.
 //!
+//! **Pauses.** Who cannot hand on what comes on a pipe opens a stream that begins with [`PausePipe`]; until it ends the
+//! other side sends nothing more on the pipe or its lanes. It carries nothing else and has no answer.
+//!
 //! **Flow.** The stream is the flow's life line: it carries nothing behind the answer, and its end is the flow's
 //! end. The packets are QUIC datagrams (RFC 9221): a variable-length integer (RFC 9000, section 16), then the
 //! payload. The integer is the flow's number times two, plus one from the server to the opener. Flow numbers
@@ -114,6 +117,13 @@ pub struct OpenLane {
     pub lanes: u8,
 }
 
+/// The opener cannot hand on what comes on a pipe of bytes: a pause, until the stream ends (**Pauses**).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausePipe {
+    /// The number of the pipe's own QUIC stream (RFC 9000, section 2.1).
+    pub pipe: u64,
+}
+
 /// The sender has sent everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finish {
@@ -155,6 +165,8 @@ crate::messages! {
         5 => Part(Part),
         /// One more stream for a pipe of bytes.
         6 => Lane(OpenLane),
+        /// Nothing more on a pipe of bytes while this stream is open.
+        7 => Pause(PausePipe),
     }
 }
 
@@ -225,15 +237,15 @@ crate::messages! {
 }
 
 impl Begin {
-    /// The service by which the stream is authorised; `None` for a segment or a lane, which belongs to an authorised
-    /// offer or stream of the same session.
+    /// The service by which the stream is authorised; `None` for a segment, a lane or a pause, which belongs to an
+    /// authorised offer or stream of the same session.
     pub fn service(&self) -> Option<ServiceName> {
         match self {
             Begin::Bytes(open) => Some(open.service.clone()),
             Begin::Flow(open) => Some(open.service.clone()),
             Begin::Ping(_) => ServiceName::new(PING).ok(),
             Begin::Offer(_) => ServiceName::new(INBOX).ok(),
-            Begin::Part(_) | Begin::Lane(_) => None,
+            Begin::Part(_) | Begin::Lane(_) | Begin::Pause(_) => None,
         }
     }
 
@@ -368,6 +380,10 @@ mod tests {
         assert_eq!(
             &Begin::Lane(OpenLane { pipe: 4, lane: 1, lanes: 8 }).to_bytes()[..],
             b"\0\x06\0\0\0\x08\x01\0\0\0\x03\x04\x01\x08"
+        );
+        assert_eq!(
+            &Begin::Pause(PausePipe { pipe: 4 }).to_bytes()[..],
+            b"\0\x07\0\0\0\x06\x01\0\0\0\x01\x04"
         );
         assert_eq!(&Answer::Opened(Opened {}).to_bytes()[..], b"\0\x01\0\0\0\x05\x01\0\0\0\0");
         assert_eq!(

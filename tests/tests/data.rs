@@ -3,7 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use tasuki_tests::lab::forwarder::Impairment;
@@ -16,6 +17,12 @@ use tasuki_tests::lab::{MeshSpec, RelaySpec, TerminalSpec, eventually};
 const MB: usize = 1_000_000;
 /// For a transfer by debug builds that share two cores.
 const LONG: Duration = Duration::from_secs(120);
+
+/// How many bytes, and their SHA-256.
+fn summary(bytes: &[u8]) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, bytes);
+    format!("{} {}", bytes.len(), data_encoding::HEXLOWER.encode(hash.as_ref()))
+}
 
 /// The main job on r1-r2-r3 (r1 and r3 not linked): 100 MB by scp through `ProxyCommand tasuki-agent dial`, curl
 /// from a web server, iperf3 and a UDP echo through `forward`, and `send`, in five sessions at once; then `ping`.
@@ -116,8 +123,7 @@ fn half_closes_cross_and_forwards_stay() {
         )
         .start();
     let payload = vec![7; 3 * MB];
-    let hash = ring::digest::digest(&ring::digest::SHA256, &payload);
-    let want = format!("{} {}", payload.len(), data_encoding::HEXLOWER.encode(hash.as_ref()));
+    let want = summary(&payload);
 
     // From the caller, by dial and by forward: the answer comes only after the end of the input.
     let mut dial = mesh.terminal("a").dial("b/digest");
@@ -199,4 +205,55 @@ fn a_forward_takes_many_connections() {
     // Closed or reset, but not left hanging.
     assert!(matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_)));
     assert!(!forward.output().contains("panicked"));
+}
+
+/// Small messages for a service that stands still: quinn gives a connection up whose stream holds too many pieces, so
+/// their sender has to wait, and the session goes on when the service does.
+#[test]
+fn small_messages_wait_for_a_service_that_stands_still() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let still = TcpService::start(None, move |mut stream| {
+        let _ = wait.lock().unwrap().recv();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all)?;
+        stream.write_all(summary(&all).as_bytes())
+    });
+    let mesh = MeshSpec::line(&["r1", "r2"])
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
+        .terminal(
+            TerminalSpec::new("b")
+                .relayed()
+                .at(&["r2"])
+                .offers("still", &format!("tcp://{}", still.address())),
+        )
+        .start();
+    let mut dial = mesh.terminal("a").dial("b/still");
+    let sent = AtomicUsize::new(0);
+    let mut all = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Nothing has moved for two seconds: everything between is full, or waits.
+            let (mut before, mut since) = (0, Instant::now());
+            while since.elapsed() < Duration::from_secs(2) {
+                std::thread::sleep(Duration::from_millis(100));
+                let now = sent.load(Ordering::SeqCst);
+                if now != before {
+                    (before, since) = (now, Instant::now());
+                }
+            }
+            println!("{before} bytes wait");
+            go.send(()).unwrap();
+        });
+        for number in 0..30_000_u32 {
+            // One in three is larger: quinn keeps such a row apart.
+            let message = vec![number as u8; if number % 3 == 0 { 1_000 } else { 100 }];
+            dial.write(&message).unwrap();
+            sent.fetch_add(message.len(), Ordering::SeqCst);
+            all.extend_from_slice(&message);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    });
+    dial.close_stdin();
+    assert_eq!(String::from_utf8_lossy(&dial.read_to_end(LONG).unwrap()), summary(&all));
 }

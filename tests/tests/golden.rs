@@ -569,6 +569,7 @@ fn session_messages() {
         }),
         "begin-part" => Begin::Part(session::Part { transfer: 7, index: 1 }),
         "begin-lane" => Begin::Lane(session::OpenLane { pipe: 4, lane: 1, lanes: 8 }),
+        "begin-pause" => Begin::Pause(session::PausePipe { pipe: 4 }),
     });
     family!("session-closing", Some("session"), Closing {
         "closing-finish" => Closing::Finish(session::Finish { root: [5; 32] }),

@@ -28,6 +28,7 @@ use crate::agent::{Agent, Session};
 use crate::config::Protocol;
 use crate::io::services::Services;
 use crate::io::services::forward::{Forward, ForwardError, ForwardEvent, wait_for_end};
+use crate::io::services::pause::{Backlog, Pausable};
 use crate::io::services::ping::Pinger;
 use crate::io::services::pipe::{self, Broken, CHUNKS};
 
@@ -330,7 +331,7 @@ impl Daemon {
         let opened = session.connection.open_bi().await;
         let (send, recv) = opened.map_err(|_| Refusal::from(RefusalCode::PeerLost))?;
         self.result(out, &()).await?;
-        carry(reader, out, send, recv, false).await
+        carry(reader, out, &session, (send, recv), false).await
     }
 
     async fn dial(
@@ -344,7 +345,7 @@ impl Daemon {
         let begin = Begin::Bytes(OpenBytes { service });
         let opened = pipe::open(&session.connection, &begin).await;
         let (send, recv) = opened.map_err(Broken::refusal)?;
-        carry(reader, out, send, recv, true).await
+        carry(reader, out, &session, (send, recv), true).await
     }
 }
 
@@ -382,14 +383,16 @@ async fn forward_for(
 async fn carry(
     reader: &mut OwnedReadHalf,
     out: &mut Out,
-    mut send: SendStream,
-    mut recv: RecvStream,
+    session: &Session,
+    (mut send, mut recv): (SendStream, RecvStream),
     answered: bool,
 ) -> Result<(), Failed> {
+    let mut pausable = session.lanes.pauses.pausable(send.id());
+    let mut backlog = Backlog::new(recv.id(), Some(&session.connection));
     let ended = Notify::new();
     let delivered = pipe::delivered(&send);
     let up = async {
-        pipe::wait_for_verdict(framed_upstream(reader, &mut send).await)?;
+        pipe::wait_for_verdict(framed_upstream(reader, &mut send, &mut pausable).await)?;
         ended.notify_one();
         hang_up(reader).await;
         Err(Broken::Local(ErrorKind::UnexpectedEof.into()))
@@ -399,7 +402,7 @@ async fn carry(
             pipe::read_opened(&mut recv).await?;
             out.say(kind::RESULT, &()).await.map_err(Broken::Local)?;
         }
-        framed_downstream(&mut recv, out).await?;
+        framed_downstream(&mut recv, out, &mut backlog).await?;
         ended.notified().await;
         delivered.await;
         Ok(())
@@ -421,7 +424,11 @@ async fn carry(
 }
 
 /// Takes data envelopes apart as they arrive, without waiting for whole ones.
-async fn framed_upstream(reader: &mut OwnedReadHalf, send: &mut SendStream) -> Result<(), Broken> {
+async fn framed_upstream(
+    reader: &mut OwnedReadHalf,
+    send: &mut SendStream,
+    pausable: &mut Pausable<'_>,
+) -> Result<(), Broken> {
     let unsound = || Broken::Local(ErrorKind::InvalidData.into());
     let mut buffer = BytesMut::new();
     let mut left = 0;
@@ -429,6 +436,7 @@ async fn framed_upstream(reader: &mut OwnedReadHalf, send: &mut SendStream) -> R
         if left > 0 && !buffer.is_empty() {
             let piece = buffer.split_to(buffer.len().min(left)).freeze();
             left -= piece.len();
+            pausable.ready().await;
             send.write_chunk(piece).await?;
         } else if left == 0 && buffer.len() >= Envelope::HEAD {
             let (kind, length) = (buffer.get_u16(), buffer.get_u32() as usize);
@@ -451,15 +459,21 @@ async fn framed_upstream(reader: &mut OwnedReadHalf, send: &mut SendStream) -> R
     }
 }
 
-async fn framed_downstream(recv: &mut RecvStream, out: &mut Out) -> Result<(), Broken> {
+async fn framed_downstream(
+    recv: &mut RecvStream,
+    out: &mut Out,
+    backlog: &mut Backlog<'_>,
+) -> Result<(), Broken> {
     let mut batch: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-    while let Some(count) = recv.read_chunks(&mut batch[1..]).await? {
+    while let Some(count) = backlog.read(recv.read_chunks(&mut batch[1..])).await? {
+        backlog.took(&batch[1..=count]);
         let length: usize = batch[1..=count].iter().map(Bytes::len).sum();
         let mut head = BytesMut::with_capacity(Envelope::HEAD);
         head.extend_from_slice(&kind::DATA.to_be_bytes());
         head.extend_from_slice(&(length as u32).to_be_bytes());
         batch[0] = head.freeze();
-        pipe::write_chunks(&mut out.0, &mut batch[..=count]).await.map_err(Broken::Local)?;
+        let write = pipe::write_chunks(&mut out.0, &mut batch[..=count]);
+        backlog.write(write).await.map_err(Broken::Local)?;
     }
     let end = Envelope { kind: kind::END, body: Bytes::new() };
     out.0.write_all(&end.to_bytes()).await.map_err(Broken::Local)

@@ -22,6 +22,7 @@ use tokio::io::AsyncWrite;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinHandle;
 
+use super::pause::{Backlog, Pausable, Pauses};
 use super::pipe::{self, Broken, CHUNKS};
 use crate::io::transport::STREAM_WINDOW;
 
@@ -38,7 +39,7 @@ const LONG: Duration = Duration::from_millis(15);
 /// How often a direction asks for lanes.
 const TRIES: u8 = 3;
 
-fn number(stream: StreamId) -> u64 {
+pub(super) fn number(stream: StreamId) -> u64 {
     VarInt::from(stream).into_inner()
 }
 
@@ -51,13 +52,17 @@ struct Lane {
     recv: RecvStream,
 }
 
-/// Where lanes that the peer opened find their pipe; one for each session.
+/// Where streams that the peer opened for a pipe find it; one for each session.
 #[derive(Debug, Default)]
-pub(crate) struct Desk(Mutex<HashMap<u64, mpsc::Sender<Lane>>>);
+pub(crate) struct Desk {
+    pipes: Mutex<HashMap<u64, mpsc::Sender<Lane>>>,
+    /// Where pauses find the direction that they are for.
+    pub(crate) pauses: Pauses,
+}
 
 impl Desk {
     fn pipes(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Lane>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pipes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands a lane to its pipe, and says so to the peer.
@@ -125,7 +130,11 @@ impl<'a> Incoming<'a> {
     }
 
     /// The pipe's own stream ended: what the lanes carry follows.
-    pub(super) async fn rest<W: AsyncWrite + Unpin>(self, writer: &mut W) -> Result<(), Broken> {
+    pub(super) async fn rest<W: AsyncWrite + Unpin>(
+        self,
+        writer: &mut W,
+        backlog: &mut Backlog<'_>,
+    ) -> Result<(), Broken> {
         let Some(mut given) = self.given else { return Ok(()) };
         let mut lanes = BTreeMap::new();
         while let Ok(lane) = given.lanes.try_recv() {
@@ -141,11 +150,13 @@ impl<'a> Incoming<'a> {
         for at in (0..lanes.len()).cycle() {
             let mut left = BLOCK;
             while left > 0 {
-                let count = read(&mut lanes[at], &mut chunks, &mut left).await?;
+                let count = backlog.read(read(&mut lanes[at], &mut chunks, &mut left)).await?;
                 if count == 0 {
                     return Ok(());
                 }
-                pipe::write_chunks(writer, &mut chunks[..count]).await.map_err(Broken::Local)?;
+                let chunks = &mut chunks[..count];
+                backlog.took(chunks);
+                backlog.write(pipe::write_chunks(writer, chunks)).await.map_err(Broken::Local)?;
             }
         }
         Ok(())
@@ -177,6 +188,7 @@ async fn read(
 #[derive(Debug)]
 pub(super) struct Outgoing<'a> {
     fan: Option<Fan<'a>>,
+    pausable: Option<Pausable<'a>>,
     moved: u64,
     /// When it began with what it moves before it is looked at again.
     since: Option<Instant>,
@@ -188,9 +200,10 @@ pub(super) struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    pub(super) fn new(fan: Option<Fan<'a>>) -> Self {
+    pub(super) fn new(pipe: StreamId, fan: Option<Fan<'a>>) -> Self {
+        let pausable = fan.map(|fan| fan.desk.pauses.pausable(pipe));
         let (asked, lanes) = (None, Vec::new());
-        Self { fan, moved: 0, since: None, tries: 0, asked, lanes, at: 0, left: BLOCK }
+        Self { fan, pausable, moved: 0, since: None, tries: 0, asked, lanes, at: 0, left: BLOCK }
     }
 
     /// Sends bytes by the stream, or the lanes.
@@ -199,6 +212,9 @@ impl<'a> Outgoing<'a> {
         send: &mut SendStream,
         bytes: Bytes,
     ) -> Result<(), Broken> {
+        if let Some(pausable) = &mut self.pausable {
+            pausable.ready().await;
+        }
         if let Some(asked) = self.asked.take_if(|asked| asked.is_finished())
             && let Ok(Some(lanes)) = asked.await
         {

@@ -6,6 +6,7 @@
 pub(crate) mod forward;
 pub(crate) mod inbox;
 pub(crate) mod lanes;
+pub(crate) mod pause;
 pub(crate) mod ping;
 pub(crate) mod pipe;
 pub(crate) mod tcp;
@@ -225,7 +226,11 @@ impl Services {
         let wanted = match begin {
             Begin::Bytes(_) => Protocol::Tcp,
             Begin::Flow(_) => Protocol::Udp,
-            Begin::Ping(_) | Begin::Offer(_) | Begin::Part(_) | Begin::Lane(_) => return Ok(None),
+            Begin::Ping(_)
+            | Begin::Offer(_)
+            | Begin::Part(_)
+            | Begin::Lane(_)
+            | Begin::Pause(_) => return Ok(None),
         };
         let endpoint = self.exposed.get(&service).filter(|endpoint| endpoint.protocol == wanted);
         endpoint.map(Some).ok_or_else(|| {
@@ -248,6 +253,7 @@ impl Services {
                 tcp::serve(endpoint, send, recv, fan).await;
             }
             (Begin::Lane(lane), _) => session.lanes.serve(lane, send, recv).await,
+            (Begin::Pause(pause), _) => session.lanes.pauses.serve(pause, send, recv).await,
             (Begin::Flow(open), Some(endpoint)) => {
                 udp::serve(&session.flows, open.flow, endpoint, send, recv).await;
             }

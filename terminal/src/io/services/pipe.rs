@@ -12,6 +12,7 @@ use tasuki_proto::{Refusal, RefusalCode, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::lanes::{Fan, Incoming, Outgoing};
+use super::pause::Backlog;
 
 /// The application error code of a stream that was reset since the connection behind it was.
 pub(crate) const RESET: VarInt = VarInt::from_u32(1);
@@ -161,7 +162,7 @@ pub(crate) async fn upstream<R: AsyncRead + Unpin>(
     ended: &AtomicBool,
     fan: Option<Fan<'_>>,
 ) -> Result<(), Broken> {
-    let mut outgoing = Outgoing::new(fan);
+    let mut outgoing = Outgoing::new(send.id(), fan);
     read_all(reader, send, &mut outgoing).await?;
     ended.store(true, Ordering::Relaxed);
     outgoing.finish(send).await;
@@ -203,15 +204,18 @@ pub(crate) async fn downstream<W: AsyncWrite + Unpin>(
     fan: Option<Fan<'_>>,
 ) -> Result<(), Broken> {
     let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
+    let mut backlog = Backlog::new(recv.id(), fan.map(|fan| fan.connection));
     let mut incoming = fan.map(Incoming::new);
-    while let Some(count) = recv.read_chunks(&mut chunks).await? {
+    while let Some(count) = backlog.read(recv.read_chunks(&mut chunks)).await? {
+        let chunks = &mut chunks[..count];
+        backlog.took(chunks);
         if let Some(incoming) = &mut incoming {
-            incoming.moved(recv.id(), chunks[..count].iter().map(Bytes::len).sum());
+            incoming.moved(recv.id(), chunks.iter().map(Bytes::len).sum());
         }
-        write_chunks(writer, &mut chunks[..count]).await.map_err(Broken::Local)?;
+        backlog.write(write_chunks(writer, chunks)).await.map_err(Broken::Local)?;
     }
     if let Some(incoming) = incoming {
-        incoming.rest(writer).await?;
+        incoming.rest(writer, &mut backlog).await?;
     }
     let end =
         if ended.load(Ordering::Relaxed) { writer.flush().await } else { writer.shutdown().await };

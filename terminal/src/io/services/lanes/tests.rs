@@ -75,7 +75,7 @@ async fn carried(after: usize, knows: bool) -> usize {
     let receiver = tokio::spawn(receive(there, knows));
     let mut sender = Sender::begin(here).await;
     let data = pattern(BEFORE + after);
-    let mut outgoing = Outgoing::new(None);
+    let mut outgoing = Outgoing::new(sender.send.id(), None);
     within(sender.send(&data, &desk, &mut outgoing)).await;
     let lanes = outgoing.lanes.len();
     within(outgoing.finish(&mut sender.send)).await;
@@ -109,7 +109,7 @@ async fn a_broken_direction_never_looks_whole() {
     let desk = there.lanes.clone();
     let receiver = tokio::spawn(receive(there, true));
     let mut sender = Sender::begin(here).await;
-    let mut outgoing = Outgoing::new(None);
+    let mut outgoing = Outgoing::new(sender.send.id(), None);
     within(sender.send(&pattern(BEFORE + 3 * BLOCK), &desk, &mut outgoing)).await;
     assert_eq!(outgoing.lanes.len(), usize::from(LANES));
     // As when the other direction failed and its task is cancelled.
