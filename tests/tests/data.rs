@@ -257,3 +257,49 @@ fn small_messages_wait_for_a_service_that_stands_still() {
     dial.close_stdin();
     assert_eq!(String::from_utf8_lossy(&dial.read_to_end(LONG).unwrap()), summary(&all));
 }
+
+/// Connections whose readers stand still, as a player's that has enough: others of the same session go on.
+#[test]
+fn connections_that_nobody_reads_do_not_hold_up_others() {
+    let either = TcpService::start(None, |mut stream| {
+        let mut first = [0];
+        stream.read_exact(&mut first)?;
+        let block = vec![first[0]; 64 * 1024];
+        loop {
+            match first[0] {
+                0 => stream.write_all(&block)?,
+                byte => {
+                    stream.write_all(&[byte])?;
+                    stream.read_exact(&mut first)?;
+                }
+            }
+        }
+    });
+    let mesh = MeshSpec::line(&["r1", "r2"])
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
+        .terminal(
+            TerminalSpec::new("b")
+                .relayed()
+                .at(&["r2"])
+                .offers("either", &format!("tcp://{}", either.address())),
+        )
+        .start();
+    let (_forward, address) = mesh.terminal("a").forward("b/either");
+    let connect = |first: u8| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(&[first]).unwrap();
+        stream
+    };
+    let still: Vec<TcpStream> = (0..20).map(|_| connect(0)).collect();
+    // Until nothing moves any more.
+    std::thread::sleep(Duration::from_secs(5));
+    let mut echo = connect(1);
+    for round in 1..=100 {
+        let mut back = [0];
+        echo.read_exact(&mut back).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        echo.write_all(&[round]).unwrap();
+    }
+    assert_eq!(mesh.relay("r1").running_sessions().unwrap().len(), 1, "over one session");
+    drop(still);
+}

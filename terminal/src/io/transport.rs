@@ -26,7 +26,7 @@ const SEARCH_AGAIN: Duration = Duration::from_secs(1);
 /// quinn ends a connection with more than 1,024 gaps in one stream; a window this large cannot have them.
 pub(super) const STREAM_WINDOW: u32 = 2_359_296;
 /// Bytes in flight on one connection: 100 ms at 1.3 Gbit/s.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+pub(super) const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// One acknowledgement covers so many packets of a bulk transfer (draft-ietf-quic-ack-frequency); lost or disordered
 /// ones are told of at once, the last ones after 25 ms.
 const ACK_PACKETS: u32 = 10;

@@ -27,10 +27,12 @@ use super::{
 use crate::agent::{Agent, Session};
 use crate::config::Protocol;
 use crate::io::services::Services;
+use crate::io::services::backlog::Backlog;
 use crate::io::services::forward::{Forward, ForwardError, ForwardEvent, wait_for_end};
-use crate::io::services::pause::{Backlog, Pausable};
+use crate::io::services::lanes::Fan;
+use crate::io::services::pause::Pausable;
 use crate::io::services::ping::Pinger;
-use crate::io::services::pipe::{self, Broken, CHUNKS};
+use crate::io::services::pipe::{self, Broken};
 
 /// The group whose members may use the system's daemon.
 const GROUP: &str = "tasuki";
@@ -388,7 +390,8 @@ async fn carry(
     answered: bool,
 ) -> Result<(), Failed> {
     let mut pausable = session.lanes.pauses.pausable(send.id());
-    let mut backlog = Backlog::new(recv.id(), Some(&session.connection));
+    let fan = Fan { connection: &session.connection, desk: &session.lanes };
+    let backlog = Backlog::new(recv.id(), fan, data_head);
     let ended = Notify::new();
     let delivered = pipe::delivered(&send);
     let up = async {
@@ -402,7 +405,9 @@ async fn carry(
             pipe::read_opened(&mut recv).await?;
             out.say(kind::RESULT, &()).await.map_err(Broken::Local)?;
         }
-        framed_downstream(&mut recv, out, &mut backlog).await?;
+        backlog.hand_on(&mut recv, &mut out.0).await?;
+        let end = Envelope { kind: kind::END, body: Bytes::new() };
+        out.0.write_all(&end.to_bytes()).await.map_err(Broken::Local)?;
         ended.notified().await;
         delivered.await;
         Ok(())
@@ -459,24 +464,12 @@ async fn framed_upstream(
     }
 }
 
-async fn framed_downstream(
-    recv: &mut RecvStream,
-    out: &mut Out,
-    backlog: &mut Backlog<'_>,
-) -> Result<(), Broken> {
-    let mut batch: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-    while let Some(count) = backlog.read(recv.read_chunks(&mut batch[1..])).await? {
-        backlog.took(&batch[1..=count]);
-        let length: usize = batch[1..=count].iter().map(Bytes::len).sum();
-        let mut head = BytesMut::with_capacity(Envelope::HEAD);
-        head.extend_from_slice(&kind::DATA.to_be_bytes());
-        head.extend_from_slice(&(length as u32).to_be_bytes());
-        batch[0] = head.freeze();
-        let write = pipe::write_chunks(&mut out.0, &mut batch[..=count]);
-        backlog.write(write).await.map_err(Broken::Local)?;
-    }
-    let end = Envelope { kind: kind::END, body: Bytes::new() };
-    out.0.write_all(&end.to_bytes()).await.map_err(Broken::Local)
+/// What stands before so many bytes of data towards a verb.
+fn data_head(bytes: usize) -> Bytes {
+    let mut head = BytesMut::with_capacity(Envelope::HEAD);
+    head.extend_from_slice(&kind::DATA.to_be_bytes());
+    head.extend_from_slice(&(bytes as u32).to_be_bytes());
+    head.freeze()
 }
 
 #[cfg(test)]

@@ -18,12 +18,12 @@ use futures_util::future::join_all;
 use quinn::{Connection, RecvStream, SendStream, StreamId, VarInt};
 use tasuki_proto::session::{Answer, Begin, OpenLane, Opened};
 use tasuki_proto::{Refusal, RefusalCode};
-use tokio::io::AsyncWrite;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinHandle;
 
-use super::pause::{Backlog, Pausable, Pauses};
-use super::pipe::{self, Broken, CHUNKS};
+use super::backlog::{Holdings, Source};
+use super::pause::{Pausable, Pauses};
+use super::pipe::{self, Broken};
 use crate::io::transport::STREAM_WINDOW;
 
 /// Streams that a pipe gets: with their windows the connection's is filled.
@@ -58,6 +58,8 @@ pub(crate) struct Desk {
     pipes: Mutex<HashMap<u64, mpsc::Sender<Lane>>>,
     /// Where pauses find the direction that they are for.
     pub(crate) pauses: Pauses,
+    /// What waits for local ends.
+    pub(super) holdings: Holdings,
 }
 
 impl Desk {
@@ -105,37 +107,37 @@ pub(crate) struct Fan<'a> {
     pub(crate) desk: &'a Arc<Desk>,
 }
 
-/// The receiving direction of a pipe.
+/// The receiving direction of a pipe: its own stream, then the lanes that it was given.
 #[derive(Debug)]
 pub(super) struct Incoming<'a> {
-    fan: Fan<'a>,
+    recv: &'a mut RecvStream,
+    desk: &'a Arc<Desk>,
     moved: usize,
     given: Option<Given>,
+    lanes: Vec<RecvStream>,
+    at: usize,
+    left: usize,
 }
 
 impl<'a> Incoming<'a> {
-    pub(super) fn new(fan: Fan<'a>) -> Self {
-        Self { fan, moved: 0, given: None }
+    pub(super) fn new(recv: &'a mut RecvStream, desk: &'a Arc<Desk>) -> Self {
+        Self { recv, desk, moved: 0, given: None, lanes: Vec::new(), at: 0, left: BLOCK }
     }
 
     /// So many bytes arrived on the pipe's own stream.
-    pub(super) fn moved(&mut self, pipe: StreamId, bytes: usize) {
+    fn moved(&mut self, bytes: usize) {
         self.moved += bytes;
         if self.moved >= READY && self.given.is_none() {
             let (sender, lanes) = mpsc::channel(LANES.into());
-            let (desk, pipe) = (self.fan.desk.clone(), number(pipe));
+            let (desk, pipe) = (self.desk.clone(), number(self.recv.id()));
             desk.pipes().insert(pipe, sender);
             self.given = Some(Given { desk, pipe, lanes });
         }
     }
 
-    /// The pipe's own stream ended: what the lanes carry follows.
-    pub(super) async fn rest<W: AsyncWrite + Unpin>(
-        self,
-        writer: &mut W,
-        backlog: &mut Backlog<'_>,
-    ) -> Result<(), Broken> {
-        let Some(mut given) = self.given else { return Ok(()) };
+    /// The pipe's own stream ended: the lanes whose bytes follow.
+    fn take_lanes(&mut self) -> Vec<RecvStream> {
+        let Some(mut given) = self.given.take() else { return Vec::new() };
         let mut lanes = BTreeMap::new();
         while let Ok(lane) = given.lanes.try_recv() {
             lanes.insert(lane.number, lane);
@@ -143,23 +145,27 @@ impl<'a> Incoming<'a> {
         drop(given);
         // The sender uses none before all were answered, and all are here that were.
         if lanes.values().next().is_none_or(|lane| lanes.len() != usize::from(lane.of)) {
-            return Ok(());
+            return Vec::new();
         }
-        let mut lanes: Vec<RecvStream> = lanes.into_values().map(|lane| lane.recv).collect();
-        let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-        for at in (0..lanes.len()).cycle() {
-            let mut left = BLOCK;
-            while left > 0 {
-                let count = backlog.read(read(&mut lanes[at], &mut chunks, &mut left)).await?;
-                if count == 0 {
-                    return Ok(());
-                }
-                let chunks = &mut chunks[..count];
-                backlog.took(chunks);
-                backlog.write(pipe::write_chunks(writer, chunks)).await.map_err(Broken::Local)?;
+        lanes.into_values().map(|lane| lane.recv).collect()
+    }
+}
+
+impl Source for Incoming<'_> {
+    async fn next(&mut self, chunks: &mut [Bytes]) -> Result<Option<usize>, Broken> {
+        if self.lanes.is_empty() {
+            if let Some(count) = self.recv.read_chunks(chunks).await? {
+                self.moved(chunks[..count].iter().map(Bytes::len).sum());
+                return Ok(Some(count));
             }
+            self.lanes = self.take_lanes();
         }
-        Ok(())
+        let Some(lane) = self.lanes.get_mut(self.at) else { return Ok(None) };
+        let count = read(lane, chunks, &mut self.left).await?;
+        if self.left == 0 {
+            (self.at, self.left) = ((self.at + 1) % self.lanes.len(), BLOCK);
+        }
+        Ok((count > 0).then_some(count))
     }
 }
 
@@ -187,8 +193,8 @@ async fn read(
 /// The sending direction of a pipe: its own stream, and lanes where it gets them.
 #[derive(Debug)]
 pub(super) struct Outgoing<'a> {
-    fan: Option<Fan<'a>>,
-    pausable: Option<Pausable<'a>>,
+    fan: Fan<'a>,
+    pausable: Pausable<'a>,
     moved: u64,
     /// When it began with what it moves before it is looked at again.
     since: Option<Instant>,
@@ -200,8 +206,8 @@ pub(super) struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    pub(super) fn new(pipe: StreamId, fan: Option<Fan<'a>>) -> Self {
-        let pausable = fan.map(|fan| fan.desk.pauses.pausable(pipe));
+    pub(super) fn new(pipe: StreamId, fan: Fan<'a>) -> Self {
+        let pausable = fan.desk.pauses.pausable(pipe);
         let (asked, lanes) = (None, Vec::new());
         Self { fan, pausable, moved: 0, since: None, tries: 0, asked, lanes, at: 0, left: BLOCK }
     }
@@ -212,9 +218,7 @@ impl<'a> Outgoing<'a> {
         send: &mut SendStream,
         bytes: Bytes,
     ) -> Result<(), Broken> {
-        if let Some(pausable) = &mut self.pausable {
-            pausable.ready().await;
-        }
+        self.pausable.ready().await;
         if let Some(asked) = self.asked.take_if(|asked| asked.is_finished())
             && let Ok(Some(lanes)) = asked.await
         {
@@ -247,20 +251,20 @@ impl<'a> Outgoing<'a> {
         self.moved = 0;
         let now = Instant::now();
         let since = self.since.replace(now);
-        let Some(fan) = self.fan.filter(|_| self.tries < TRIES && self.asked.is_none()) else {
+        if self.tries == TRIES || self.asked.is_some() {
             return;
-        };
-        let rtt = fan.connection.rtt();
+        }
+        let rtt = self.fan.connection.rtt();
         // Half of what the window moves.
         let windows = u32::try_from(BULK / u64::from(STREAM_WINDOW)).unwrap_or(1) + 1;
         if rtt >= LONG && since.is_some_and(|since| now - since <= rtt * windows * 2) {
-            self.ask(fan, pipe);
+            self.ask(pipe);
         }
     }
 
-    fn ask(&mut self, fan: Fan<'_>, pipe: u64) {
+    fn ask(&mut self, pipe: u64) {
         self.tries += 1;
-        self.asked = Some(tokio::spawn(open(fan.connection.clone(), pipe)));
+        self.asked = Some(tokio::spawn(open(self.fan.connection.clone(), pipe)));
     }
 
     /// The direction is over: its stream and lanes end, and the lanes' last bytes arrive.

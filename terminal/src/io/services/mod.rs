@@ -3,6 +3,7 @@
 //! A task per session takes its streams and datagrams, authorises each stream by (peer, service) and serves it,
 //! whichever side called, since calls that meet become one session (D3).
 
+pub(crate) mod backlog;
 pub(crate) mod forward;
 pub(crate) mod inbox;
 pub(crate) mod lanes;

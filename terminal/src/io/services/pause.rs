@@ -1,18 +1,11 @@
-//! Pauses: who cannot hand on what comes on a pipe lets its sender wait (decision 37).
+//! Pauses: the sender of a pipe waits while its receiver wants no more ([`super::backlog`], decision 37).
 //!
-//! quinn gives a whole connection up when one stream holds more than 1,024 pieces of different sizes that nobody reads,
-//! with or without gaps. A stream's window ([`crate::io::transport`]) keeps full packets below that, but not small
-//! messages, each in a packet of its own, for a service that stands still. So the receiver opens a stream that says
-//! [`PausePipe`], and ends it once it has read all that came. Nothing on the way of the bytes waits for it. A peer that
-//! knows no pauses refuses them, and sends on.
+//! The receiver opens a stream that says [`PausePipe`], and ends it when the sender may go on. Nothing on the way of the
+//! bytes waits for it. A peer that knows no pauses refuses them, and sends on.
 
 use std::collections::HashMap;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, StreamId};
 use tasuki_proto::RefusalCode;
 use tasuki_proto::session::{Begin, PausePipe};
@@ -21,15 +14,6 @@ use tokio::task::JoinSet;
 
 use super::lanes::number;
 use super::pipe;
-
-/// The local end takes nothing for this long: a pause.
-const BLOCKED: Duration = Duration::from_millis(50);
-/// A stream's window holds no more pieces of this size than quinn takes.
-const PIECE: usize = 1_152;
-/// So many smaller pieces in a row that were already there when they were read: a pause, where they are not few among
-/// larger ones.
-const SMALL: usize = 512;
-const FEW: usize = 4;
 
 /// Directions that their receivers may pause; one for each session.
 #[derive(Debug, Default)]
@@ -55,6 +39,12 @@ impl Pauses {
         };
         let _paused = Paused::new(count);
         let _ = recv.read_chunk(1, true).await;
+    }
+
+    /// Whether a direction is paused now.
+    #[cfg(test)]
+    pub(crate) fn any(&self) -> bool {
+        self.pipes().values().any(|count| *count.borrow() > 0)
     }
 }
 
@@ -95,65 +85,48 @@ impl Drop for Pausable<'_> {
     }
 }
 
-/// The receiving direction of a pipe: how far the local end is behind.
+/// A pause that the receiver asks for; it ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Backlog<'a> {
-    connection: Option<&'a Connection>,
-    pipe: u64,
-    pieces: usize,
-    small: usize,
-    pause: Option<JoinSet<()>>,
+pub(super) struct Pause {
+    _task: JoinSet<()>,
 }
 
-impl<'a> Backlog<'a> {
-    pub(crate) fn new(pipe: StreamId, connection: Option<&'a Connection>) -> Self {
-        Self { connection, pipe: number(pipe), pieces: 0, small: 0, pause: None }
-    }
-
-    /// Reads; where it has to wait, nothing is left and the sender may go on.
-    pub(crate) async fn read<T>(&mut self, read: impl Future<Output = T>) -> T {
-        let mut read = pin!(read);
-        poll_fn(|context| {
-            let polled = read.as_mut().poll(context);
-            if polled.is_pending() {
-                (self.pieces, self.small, self.pause) = (0, 0, None);
-            }
-            polled
-        })
-        .await
-    }
-
-    /// These were read.
-    pub(crate) fn took(&mut self, chunks: &[Bytes]) {
-        self.pieces += chunks.len();
-        self.small += chunks.iter().filter(|chunk| chunk.len() < PIECE).count();
-        if self.small >= SMALL && self.small * FEW >= self.pieces {
-            self.pause();
-        }
-    }
-
-    /// Hands on what was read.
-    pub(crate) async fn write<T>(&mut self, write: impl Future<Output = T>) -> T {
-        let mut write = pin!(write);
-        if let Ok(written) = tokio::time::timeout(BLOCKED, write.as_mut()).await {
-            return written;
-        }
-        self.pause();
-        write.await
-    }
-
-    fn pause(&mut self) {
-        let (None, Some(connection)) = (&self.pause, self.connection) else { return };
-        let (connection, pipe) = (connection.clone(), self.pipe);
-        let task = async move {
+impl Pause {
+    /// Asks the peer to send nothing more on `pipe`.
+    pub(super) fn new(connection: &Connection, pipe: u64) -> Self {
+        let connection = connection.clone();
+        let mut task = JoinSet::new();
+        task.spawn(async move {
             let begin = Begin::Pause(PausePipe { pipe });
             let Ok((_send, mut recv)) = pipe::open(&connection, &begin).await else { return };
-            // It ends when this task does, or was refused.
+            // It is refused, or ends with this task.
             let _ = recv.read_chunk(1, true).await;
-        };
-        self.pause.insert(JoinSet::new()).spawn(task);
+        });
+        Self { _task: task }
     }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::io::testing::{Wire, pair, within};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn pauses_overlap_and_end_with_their_streams() {
+        let (here, _there) = pair(&Wire::new(), "a", "b", "bulk").await;
+        let (send, _recv) = here.connection.open_bi().await.unwrap();
+        let mut pausable = here.lanes.pauses.pausable(send.id());
+        let count = here.lanes.pauses.pipes()[&number(send.id())].clone();
+        let (first, second) = (Paused::new(count.clone()), Paused::new(count));
+        drop(first);
+        assert!(here.lanes.pauses.any());
+        let waited = tokio::time::timeout(Duration::from_millis(50), pausable.ready()).await;
+        assert!(waited.is_err(), "one still stands");
+        drop(second);
+        within(pausable.ready()).await;
+        drop(pausable);
+        assert!(here.lanes.pauses.pipes().is_empty(), "the pipe left its place");
+    }
+}

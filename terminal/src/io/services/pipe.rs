@@ -11,8 +11,8 @@ use tasuki_proto::session::{Answer, Begin, Opened};
 use tasuki_proto::{Refusal, RefusalCode, limits};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::backlog::{self, Backlog};
 use super::lanes::{Fan, Incoming, Outgoing};
-use super::pause::Backlog;
 
 /// The application error code of a stream that was reset since the connection behind it was.
 pub(crate) const RESET: VarInt = VarInt::from_u32(1);
@@ -151,7 +151,7 @@ pub(crate) fn delivered(send: &SendStream) -> impl Future<Output = ()> + Send + 
     }
 }
 
-/// Carries bytes from `reader` to the stream, with lanes where there is a `fan`, until the reader ends, then ends the
+/// Carries bytes from `reader` to the stream, with lanes where they help, until the reader ends, then ends the
 /// stream's direction, and says so in `ended`.
 ///
 /// # Errors
@@ -160,7 +160,7 @@ pub(crate) async fn upstream<R: AsyncRead + Unpin>(
     reader: &mut R,
     send: &mut SendStream,
     ended: &AtomicBool,
-    fan: Option<Fan<'_>>,
+    fan: Fan<'_>,
 ) -> Result<(), Broken> {
     let mut outgoing = Outgoing::new(send.id(), fan);
     read_all(reader, send, &mut outgoing).await?;
@@ -201,22 +201,10 @@ pub(crate) async fn downstream<W: AsyncWrite + Unpin>(
     recv: &mut RecvStream,
     writer: &mut W,
     ended: &AtomicBool,
-    fan: Option<Fan<'_>>,
+    fan: Fan<'_>,
 ) -> Result<(), Broken> {
-    let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-    let mut backlog = Backlog::new(recv.id(), fan.map(|fan| fan.connection));
-    let mut incoming = fan.map(Incoming::new);
-    while let Some(count) = backlog.read(recv.read_chunks(&mut chunks)).await? {
-        let chunks = &mut chunks[..count];
-        backlog.took(chunks);
-        if let Some(incoming) = &mut incoming {
-            incoming.moved(recv.id(), chunks.iter().map(Bytes::len).sum());
-        }
-        backlog.write(write_chunks(writer, chunks)).await.map_err(Broken::Local)?;
-    }
-    if let Some(incoming) = incoming {
-        incoming.rest(writer, &mut backlog).await?;
-    }
+    let backlog = Backlog::new(recv.id(), fan, backlog::plain);
+    backlog.hand_on(&mut Incoming::new(recv, fan.desk), writer).await?;
     let end =
         if ended.load(Ordering::Relaxed) { writer.flush().await } else { writer.shutdown().await };
     end.map_err(Broken::Local)
@@ -263,7 +251,7 @@ pub(crate) async fn run_opened<R, W>(
     writer: &mut W,
     send: &mut SendStream,
     recv: &mut RecvStream,
-    fan: Option<Fan<'_>>,
+    fan: Fan<'_>,
 ) -> Result<(), Broken>
 where
     R: AsyncRead + Unpin,
@@ -314,7 +302,7 @@ pub(crate) async fn run_served<R, W>(
     writer: &mut W,
     send: &mut SendStream,
     recv: &mut RecvStream,
-    fan: Option<Fan<'_>>,
+    fan: Fan<'_>,
 ) -> Result<(), Broken>
 where
     R: AsyncRead + Unpin,

@@ -60,7 +60,7 @@ pub(crate) async fn serve(
         }
     };
     let (mut reader, mut writer) = carried.tcp.split();
-    match pipe::run_served(&mut reader, &mut writer, &mut send, &mut recv, Some(fan)).await {
+    match pipe::run_served(&mut reader, &mut writer, &mut send, &mut recv, fan).await {
         Ok(()) => carried.whole = true,
         Err(error) => tracing::debug!(%endpoint, %error, "connection broke"),
     }
@@ -82,7 +82,7 @@ pub(crate) async fn carry(
     };
     let mut carried = Carried::new(tcp);
     let (mut reader, mut writer) = carried.tcp.split();
-    let result = pipe::run_opened(&mut reader, &mut writer, &mut send, &mut recv, Some(fan)).await;
+    let result = pipe::run_opened(&mut reader, &mut writer, &mut send, &mut recv, fan).await;
     carried.whole = result.is_ok();
     result.map_err(|error| (error, None))
 }

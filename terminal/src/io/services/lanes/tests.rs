@@ -35,7 +35,7 @@ async fn receive(session: Session, knows: bool) -> (Vec<u8>, Result<(), Broken>)
     let (mut sink, ended) = (std::io::Cursor::new(Vec::new()), AtomicBool::new(false));
     let fan = Fan { connection: &session.connection, desk: &session.lanes };
     let result = tokio::select! {
-        result = pipe::downstream(&mut recv, &mut sink, &ended, Some(fan)) => result,
+        result = pipe::downstream(&mut recv, &mut sink, &ended, fan) => result,
         () = serve_lanes => unreachable!("it waits for ever"),
     };
     assert!(session.lanes.pipes().is_empty(), "the pipe left its place");
@@ -60,8 +60,7 @@ impl Sender {
         let (before, after) = data.split_at(BEFORE);
         outgoing.write(&mut self.send, Bytes::copy_from_slice(before)).await.unwrap();
         until("ready for lanes", || !receiver.pipes().is_empty()).await;
-        let fan = Fan { connection: &self.session.connection, desk: &self.session.lanes };
-        outgoing.ask(fan, number(self.send.id()));
+        outgoing.ask(number(self.send.id()));
         until("answered", || outgoing.asked.as_ref().is_some_and(JoinHandle::is_finished)).await;
         for part in after.chunks(100_000) {
             outgoing.write(&mut self.send, Bytes::copy_from_slice(part)).await.unwrap();
@@ -75,7 +74,9 @@ async fn carried(after: usize, knows: bool) -> usize {
     let receiver = tokio::spawn(receive(there, knows));
     let mut sender = Sender::begin(here).await;
     let data = pattern(BEFORE + after);
-    let mut outgoing = Outgoing::new(sender.send.id(), None);
+    let session = sender.session.clone();
+    let fan = Fan { connection: &session.connection, desk: &session.lanes };
+    let mut outgoing = Outgoing::new(sender.send.id(), fan);
     within(sender.send(&data, &desk, &mut outgoing)).await;
     let lanes = outgoing.lanes.len();
     within(outgoing.finish(&mut sender.send)).await;
@@ -109,7 +110,9 @@ async fn a_broken_direction_never_looks_whole() {
     let desk = there.lanes.clone();
     let receiver = tokio::spawn(receive(there, true));
     let mut sender = Sender::begin(here).await;
-    let mut outgoing = Outgoing::new(sender.send.id(), None);
+    let session = sender.session.clone();
+    let fan = Fan { connection: &session.connection, desk: &session.lanes };
+    let mut outgoing = Outgoing::new(sender.send.id(), fan);
     within(sender.send(&pattern(BEFORE + 3 * BLOCK), &desk, &mut outgoing)).await;
     assert_eq!(outgoing.lanes.len(), usize::from(LANES));
     // As when the other direction failed and its task is cancelled.
