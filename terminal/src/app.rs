@@ -35,6 +35,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// # Errors
 /// When the data directory is not usable, in use, or without an identity.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    tasuki_proto::net::allow_files();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let ipc = IpcListener::bind(&config.data, config::is_root()).map_err(|error| {

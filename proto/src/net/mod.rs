@@ -3,6 +3,7 @@
 
 mod batch;
 mod cid;
+mod files;
 mod hops;
 mod queue;
 mod quic;
@@ -11,6 +12,7 @@ mod udp;
 pub use batch::run_in_batches;
 pub(crate) use cid::initial;
 pub use cid::{CidClass, class_of};
+pub use files::allow_files;
 pub use hops::send_within;
 pub use queue::{Inbox, Packet, QueueSocket};
 pub use quic::{

@@ -67,6 +67,7 @@ pub(super) fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
     let source = Source { flags: flags.or(global.layer()), file: global.config.clone() };
     let running = source.read()?;
     let log = log::start(&running.log, running.log_format)?;
+    tasuki_proto::net::allow_files();
     let reloader = Reloader { source, running, log };
     tokio::runtime::Runtime::new()?.block_on(crate::app::run(reloader))
 }

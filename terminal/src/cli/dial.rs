@@ -21,7 +21,7 @@ pub(crate) fn run(context: &VerbContext, place: Place) -> anyhow::Result<()> {
 /// Carries `source` to the service and what comes back to `sink`, which is dropped at its end.
 ///
 /// # Errors
-/// The refusal, at once, also while `source` stays open.
+/// The refusal, at once, also while `source` stays open; [`ClientError::Output`] when `sink` takes no more.
 pub fn carry(
     mut client: Client,
     place: Place,
@@ -37,8 +37,8 @@ pub fn carry(
         match client.hear() {
             Ok(Reply::Data(bytes)) => {
                 if let Some(sink) = &mut sink {
-                    sink.write_all(&bytes)?;
-                    sink.flush()?;
+                    let written = sink.write_all(&bytes).and_then(|()| sink.flush());
+                    written.map_err(ClientError::Output)?;
                 }
             }
             Ok(Reply::End) => sink = None,

@@ -21,7 +21,7 @@ use clap::{Args, Parser, Subcommand};
 use tasuki_proto::{ServiceName, TerminalId};
 
 use crate::config::{self, ConfigErrors, RawConfig, SYSTEM_DATA};
-use crate::io::ipc::client::Client;
+use crate::io::ipc::client::{Client, ClientError};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -165,10 +165,12 @@ pub fn main() -> ExitCode {
                 lines.iter().for_each(|line| eprintln!("error: {line}"));
                 return ExitCode::from(2);
             }
-            let broken_pipe = error
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
-            if !broken_pipe {
+            let output = match error.downcast_ref() {
+                Some(ClientError::Output(error)) => Some(error),
+                _ => error.downcast_ref::<std::io::Error>(),
+            };
+            // Who reads the output has enough, as `head`.
+            if output.is_none_or(|error| error.kind() != std::io::ErrorKind::BrokenPipe) {
                 eprintln!("error: {error:#}");
             }
             ExitCode::from(1)

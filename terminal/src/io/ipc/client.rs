@@ -26,6 +26,9 @@ pub enum ClientError {
     /// The daemon went away, or is of another version.
     #[error("agent-lost: {0}: see whether 'tasuki-agent run' still runs, in the same version")]
     Lost(io::Error),
+    /// Where a stream's bytes go took no more.
+    #[error("output-failed: {0}: what standard output leads to takes no more")]
+    Output(io::Error),
     /// The daemon refused or failed.
     #[error("{}", .0.message)]
     Failed(Failure),

@@ -23,6 +23,8 @@ use crate::core::retry::{Retry, Verdict};
 
 /// Connections that the kernel keeps while this side is busy.
 const BACKLOG: u32 = 1024;
+/// How often it is said that connections cannot be accepted, while they cannot.
+const WARN_AGAIN: Duration = Duration::from_secs(10);
 
 /// What a forwarded port has to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +127,7 @@ impl Forward {
     async fn accept(&self, listener: TcpListener, current: Current) -> std::io::Error {
         let mut connections: JoinSet<Option<Refusal>> = JoinSet::new();
         let begin = Begin::Bytes(OpenBytes { service: self.service.clone() });
+        let mut warned: Option<Instant> = None;
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -136,7 +139,10 @@ impl Forward {
                     }
                     // Out of files, or the client left already: the listener itself is sound.
                     Err(error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
+                        if warned.is_none_or(|warned| warned.elapsed() >= WARN_AGAIN) {
+                            warned = Some(Instant::now());
+                            tracing::warn!(%error, port = %self.listen, "connections cannot be accepted");
+                        }
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },

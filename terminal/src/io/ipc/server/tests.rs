@@ -174,6 +174,25 @@ async fn dial_carries_bytes_and_each_end_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dial_whose_reader_has_enough_blames_its_output() {
+    let (listener, config) = exposing().await;
+    let lab = Lab::new(&config);
+    let (input, holder) = held_open();
+    let (sink, stdout) = held_open();
+    drop(stdout);
+    let (client, place) = (lab.client(), "b/echo".parse().unwrap());
+    let verb = tokio::task::spawn_blocking(move || dial::carry(client, place, input, sink));
+    let (mut server, _) = tokio::time::timeout(DEADLINE, listener.accept()).await.unwrap().unwrap();
+    server.write_all(b"hello").await.unwrap();
+    let error = tokio::time::timeout(DEADLINE, verb).await.unwrap().unwrap().unwrap_err();
+    let ClientError::Output(error) = error else { panic!("{error}") };
+    assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+    // As the end of the process.
+    drop(holder);
+    until("its session ended", || lab.mesh.live() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dial_whose_verb_was_killed_resets_the_service() {
     let (listener, config) = exposing().await;
     let lab = Lab::new(&config);
