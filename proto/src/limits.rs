@@ -239,7 +239,9 @@ pub const DIRECT_PATHS: usize = 12;
 pub const SOCKET_EVENTS: usize = 4096;
 /// Bytes that a terminal holds of one session for programs that do not read them; beyond, it reads no more for those.
 /// Senders wait long before.
-pub const SESSION_UNREAD_BYTES: usize = 48 * 1024 * 1024;
+pub const SESSION_UNREAD_BYTES: usize = 192 * 1024 * 1024;
+/// As [`SESSION_UNREAD_BYTES`], of all sessions.
+pub const UNREAD_BYTES: usize = 256 * 1024 * 1024;
 /// How long a stream may take to say what it is for; then it is reset.
 pub const STREAM_BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Paths of a session whose congestion control is remembered; of others it begins anew.

@@ -25,8 +25,9 @@
 //! the direction of the pipe's own stream at any time; its bytes go on in the lanes, 65,536 in each in turn from lane 0,
 //! and are over where a lane ends. Lanes that are not used end empty.
 //!
-//! **Pauses.** Who cannot hand on what comes on a pipe opens a stream that begins with [`PausePipe`]; until it ends the
-//! other side sends nothing more on the pipe or its lanes. It carries nothing else and has no answer.
+//! **Pauses.** Who cannot hand on what comes on a pipe opens a stream that begins with [`PausePipe`]. The other side
+//! resets its direction of the stream with code 2, since there may be no window for an answer, and writes nothing more to
+//! the pipe or its lanes until the stream ends.
 //!
 //! **Flow.** The stream is the flow's life line: it carries nothing behind the answer, and its end is the flow's
 //! end. The packets are QUIC datagrams (RFC 9221): a variable-length integer (RFC 9000, section 16), then the

@@ -3,8 +3,8 @@
 //! Bytes that nobody reads stay in quinn, and there they harm others: they use up the connection's window, so that a few
 //! connections which stand still stop all others of the session, and quinn gives the whole connection up when one stream
 //! holds more than 1,024 pieces of different sizes. So who hands a pipe on reads on while the local end is blocked, into
-//! memory of its own, and lets the sender wait ([`super::pause`]) once that is enough. A local end that keeps up has
-//! none of this.
+//! memory of its own. Once that is the pipe's share it lets the sender wait ([`super::pause`]), and reads what was on its
+//! way. A local end that keeps up has none of this.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -43,6 +43,9 @@ const LONG: Duration = Duration::from_millis(100);
 const SHARED: usize = 32 * 1024 * 1024;
 const LEAST: usize = 16 * 1024;
 
+/// What the pipes of this process hold.
+static UNREAD: AtomicUsize = AtomicUsize::new(0);
+
 /// What the pipes of a session hold.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
@@ -68,6 +71,7 @@ impl<'a> Queue<'a> {
     fn push(&mut self, mut bytes: &[u8]) {
         self.bytes += bytes.len();
         self.all.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        UNREAD.fetch_add(bytes.len(), Ordering::Relaxed);
         while !bytes.is_empty() {
             if self.last.capacity() == self.last.len() {
                 self.close();
@@ -89,6 +93,12 @@ impl<'a> Queue<'a> {
 
     fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+
+    /// Whether there is memory for what was sent before the sender waited.
+    fn may_grow(&self) -> bool {
+        self.all.bytes.load(Ordering::Relaxed) < limits::SESSION_UNREAD_BYTES
+            && UNREAD.load(Ordering::Relaxed) < limits::UNREAD_BYTES
     }
 
     /// What this pipe may hold before its sender waits.
@@ -121,6 +131,7 @@ impl<'a> Queue<'a> {
             };
             self.bytes -= written;
             self.all.bytes.fetch_sub(written, Ordering::Relaxed);
+            UNREAD.fetch_sub(written, Ordering::Relaxed);
             while let Some(first) = self.blocks.front_mut() {
                 let step = written.min(first.len());
                 first.advance(step);
@@ -139,6 +150,7 @@ impl Drop for Queue<'_> {
     fn drop(&mut self) {
         self.all.pipes.fetch_sub(1, Ordering::Relaxed);
         self.all.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        UNREAD.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -242,16 +254,24 @@ impl<'a> Backlog<'a> {
             queue.push(&std::mem::take(chunk));
         }
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-        let (mut pause, mut end) = (None, None);
+        let (mut pause, mut end): (Option<Pause>, _) = (None, None);
         loop {
             let share = queue.share(self.fan.connection.rtt());
-            if queue.bytes > share && end.is_none() {
+            let is_more = queue.bytes > share;
+            if is_more && end.is_none() {
                 pause.get_or_insert_with(|| Pause::new(self.fan.connection, self.pipe));
             } else if queue.bytes <= share / 2 {
                 pause = None;
             }
-            let may_read = end.is_none()
-                && queue.all.bytes.load(Ordering::Relaxed) < limits::SESSION_UNREAD_BYTES;
+            // What is on its way stays in quinn until the sender waits: it is bounded there.
+            let is_settled = pause.as_ref().is_some_and(Pause::is_settled);
+            let may_read = end.is_none() && if is_settled { queue.may_grow() } else { !is_more };
+            let settled = async {
+                match &mut pause {
+                    Some(pause) if !is_settled => pause.settled().await,
+                    _ => std::future::pending().await,
+                }
+            };
             let read = tokio::select! {
                 biased;
                 written = poll_fn(|context| queue.poll_write(writer, context)) => {
@@ -262,6 +282,7 @@ impl<'a> Backlog<'a> {
                     return end.unwrap_or(Ok(false));
                 }
                 read = source.next(&mut chunks), if may_read => read,
+                () = settled => continue,
             };
             match read {
                 Ok(Some(count)) => {

@@ -1,12 +1,14 @@
 //! Pauses: the sender of a pipe waits while its receiver wants no more ([`super::backlog`], decision 37).
 //!
-//! The receiver opens a stream that says [`PausePipe`], and ends it when the sender may go on. Nothing on the way of the
-//! bytes waits for it. A peer that knows no pauses refuses them, and sends on.
+//! The receiver opens a stream that says [`PausePipe`], and ends it when the sender may go on. That the sender waits is
+//! said by a reset of the stream's other direction, since what was sent before may have used up the window for words. A
+//! peer that knows no pauses refuses them, and sends on.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use quinn::{Connection, RecvStream, SendStream, StreamId};
+use quinn::{Connection, ReadError, RecvStream, SendStream, StreamId, VarInt};
 use tasuki_proto::RefusalCode;
 use tasuki_proto::session::{Begin, PausePipe};
 use tokio::sync::watch;
@@ -14,6 +16,11 @@ use tokio::task::JoinSet;
 
 use super::lanes::number;
 use super::pipe;
+
+/// The application error code by which a sender says that it waits.
+const STANDS: VarInt = VarInt::from_u32(2);
+/// A sender that does not say so in this time knows no pauses, or has no window to be asked.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Directions that their receivers may pause; one for each session.
 #[derive(Debug, Default)]
@@ -38,6 +45,7 @@ impl Pauses {
             return pipe::refuse(&mut send, &mut recv, RefusalCode::BadRequest.into()).await;
         };
         let _paused = Paused::new(count);
+        let _ = send.reset(STANDS);
         let _ = recv.read_chunk(1, true).await;
     }
 
@@ -88,6 +96,8 @@ impl Drop for Pausable<'_> {
 /// A pause that the receiver asks for; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Pause {
+    since: Instant,
+    answer: watch::Receiver<bool>,
     _task: JoinSet<()>,
 }
 
@@ -95,21 +105,34 @@ impl Pause {
     /// Asks the peer to send nothing more on `pipe`.
     pub(super) fn new(connection: &Connection, pipe: u64) -> Self {
         let connection = connection.clone();
+        let (answered, answer) = watch::channel(false);
         let mut task = JoinSet::new();
         task.spawn(async move {
             let begin = Begin::Pause(PausePipe { pipe });
             let Ok((_send, mut recv)) = pipe::open(&connection, &begin).await else { return };
-            // It is refused, or ends with this task.
-            let _ = recv.read_chunk(1, true).await;
+            if let Err(ReadError::Reset(STANDS)) = recv.read_chunk(1, true).await {
+                answered.send_replace(true);
+            }
+            // It ends with this task.
+            std::future::pending::<()>().await;
         });
-        Self { _task: task }
+        Self { since: Instant::now(), answer, _task: task }
+    }
+
+    /// Whether the sender waits, so that what it sent before is all that still comes, or does not answer.
+    pub(super) fn is_settled(&self) -> bool {
+        *self.answer.borrow() || self.since.elapsed() >= PATIENCE
+    }
+
+    /// Waits until it is settled.
+    pub(super) async fn settled(&mut self) {
+        let left = PATIENCE.saturating_sub(self.since.elapsed());
+        let _ = tokio::time::timeout(left, self.answer.wait_for(|stands| *stands)).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::io::testing::{Wire, pair, within};
 
