@@ -209,8 +209,12 @@ pub const GOSSIP_LOOSE_LIFETIMES: usize = 65_536;
 pub const VERSION_JUMP: u64 = 1 << 40;
 /// The highest incarnation that is believed of an origin of which nothing was known; beyond: dropped and counted.
 pub const FIRST_INCARNATION: u64 = 1 << 56;
-/// Rows that one page of a list looks at; the next page goes on behind them.
+/// Rows that one page of a list looks at, of a search those whose id contains its text; the next page goes on behind
+/// them.
 pub const PAGE_SCAN: usize = 4096;
+/// Bytes of ids that one page of a search looks through, to the end of a block of 16 KiB; the next page goes on behind
+/// them.
+pub const SEARCH_BYTES: usize = 1024 * 1024;
 
 /// Revoked keys told to a terminal in one message; more go into further messages.
 pub const REVOKED_KEYS_TOLD: usize = 4096;

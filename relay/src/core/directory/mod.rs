@@ -8,6 +8,7 @@
 //! only where the relay's id is made from it.
 
 mod kinds;
+mod names;
 mod terminals;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use tasuki_proto::rows::{self, AttachmentRow, LinksRow, LoadRow, RelayAccountRow
 use tasuki_proto::{LoginEpoch, MeshId, RelayId, RelayName, TerminalId};
 
 use self::kinds::Kinds;
+use self::names::Names;
 pub use self::terminals::{Location, Lookup};
 use super::admin::{RelayCounts, RelayLinkView, RelayView, TableView};
 use super::gossip::table::Table;
@@ -89,6 +91,8 @@ pub struct Directory {
     /// Terminals with an account, in the order of lists, with their type. Signatures may wait for their check: both
     /// lead to rows and prove nothing.
     terminals: BTreeMap<TerminalId, Arc<str>>,
+    /// Their ids, for searches.
+    names: Names,
     kinds: Kinds,
     revoked: BTreeSet<KeyFingerprint>,
     /// Rows of the authority that could not be checked since the key of their term is not known.
@@ -105,6 +109,7 @@ impl Directory {
             relays: BTreeMap::new(),
             reachable: BTreeSet::from([me]),
             terminals: BTreeMap::new(),
+            names: Names::new(),
             kinds: Kinds::default(),
             revoked: BTreeSet::new(),
             unproven: BTreeSet::new(),
@@ -166,10 +171,14 @@ impl Directory {
         let held = table.get(RelayId::AUTHORITY, RecordKind::ACCOUNT, row.key());
         let before = match held.filter(|held| !held.is_tombstone()) {
             Some(held) => {
+                self.names.insert(&id);
                 let kind = rows::type_of_account(held.payload()).unwrap_or_default();
                 self.terminals.insert(id, self.kinds.take(&kind))
             }
-            None => self.terminals.remove(&id),
+            None => {
+                self.names.remove(&id);
+                self.terminals.remove(&id)
+            }
         };
         if let Some(before) = before {
             self.kinds.give_back(&before);

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
 
-use memchr::memmem;
 use tasuki_proto::record::{RecordKind, RecordRef};
 use tasuki_proto::rows::{self, AccountRow, AttachmentRole, AttachmentRow};
 use tasuki_proto::view::{AttachmentView, TerminalFilter, TerminalState, TerminalView};
@@ -17,6 +16,8 @@ use crate::core::gossip::table::Table;
 
 /// Signatures that one page of a list checks at most; the next page goes on.
 const CHECKS_PER_PAGE: usize = 64;
+/// Terminals that are passed on the way to the next one found, before it is looked up instead.
+const NEAR: usize = 8;
 
 /// Where a terminal is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,15 @@ pub enum Lookup {
     Unreachable,
     /// Attached here; where it has several current attachments, the primary.
     At(Location),
+}
+
+/// A page of a list, as it fills.
+struct Page<'a> {
+    filter: &'a TerminalFilter,
+    limit: usize,
+    items: Vec<TerminalView>,
+    /// Signatures that were checked for it.
+    checks: usize,
 }
 
 /// A live attachment.
@@ -212,7 +222,8 @@ impl Directory {
     }
 
     /// A page of terminals behind `after`, ordered by id, and where the next page begins. Looks at no more than
-    /// [`limits::PAGE_SCAN`] terminals, so it may hold fewer than `limit` although more follow.
+    /// [`limits::PAGE_SCAN`] terminals, with a text at no more that contain it, among [`limits::SEARCH_BYTES`] of ids;
+    /// so it may hold fewer than `limit` although more follow.
     ///
     /// Only what can match is shown, and only there a signature is checked.
     pub fn list(
@@ -226,33 +237,57 @@ impl Directory {
             return (Vec::new(), None);
         }
         let limit = limit.clamp(1, limits::PAGE);
+        let mut page = Page { filter, limit, items: Vec::new(), checks: 0 };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let text = filter.text.as_ref().map(|text| memmem::Finder::new(text.as_bytes()));
-        let mut items = Vec::new();
-        let mut checks = 0;
         let mut range = self.terminals.range::<TerminalId, _>((from, Bound::Unbounded));
+        if let Some(text) = &filter.text {
+            let mut search = self.names.search(text, after);
+            for name in search.by_ref().take(limits::PAGE_SCAN) {
+                let near = range.by_ref().take(NEAR).find(|(id, _)| id.as_str() >= name);
+                let found = near.or_else(|| {
+                    range = self.terminals.range(TerminalId::new(name).ok()?..);
+                    range.next()
+                });
+                if found.is_some_and(|(id, kind)| self.put_on_page(&mut page, table, id, kind)) {
+                    break;
+                }
+            }
+            let next = search.reached().and_then(|id| TerminalId::new(id).ok());
+            return (page.items, next);
+        }
         let mut last = None;
         for (id, kind) in range.by_ref().take(limits::PAGE_SCAN) {
             last = Some(id);
-            let may_match = filter.kind.as_ref().is_none_or(|wanted| **wanted == **kind)
-                && text.as_ref().is_none_or(|text| text.find(id.as_str().as_bytes()).is_some())
-                && filter.state.is_none_or(|state| state == self.state(table, id));
-            if !may_match {
-                continue;
-            }
-            checks += usize::from(self.is_unchecked(table, id));
-            if let Some(view) = self.terminal_view(table, id)
-                && filter.state.is_none_or(|state| state == view.state)
-                && filter.kind.as_ref().is_none_or(|kind| *kind == view.kind)
-            {
-                items.push(view);
-            }
-            if items.len() == limit || checks == CHECKS_PER_PAGE {
+            if self.put_on_page(&mut page, table, id, kind) {
                 break;
             }
         }
         let next = if range.next().is_some() { last.cloned() } else { None };
-        (items, next)
+        (page.items, next)
+    }
+
+    /// Puts a terminal of this type on a page if it has what is wanted besides a text. Whether the page is full then.
+    fn put_on_page(
+        &self,
+        page: &mut Page<'_>,
+        table: &mut Table,
+        id: &TerminalId,
+        kind: &str,
+    ) -> bool {
+        let filter = page.filter;
+        let may_match = filter.kind.as_ref().is_none_or(|wanted| *wanted == *kind)
+            && filter.state.is_none_or(|state| state == self.state(table, id));
+        if !may_match {
+            return false;
+        }
+        page.checks += usize::from(self.is_unchecked(table, id));
+        if let Some(view) = self.terminal_view(table, id)
+            && filter.state.is_none_or(|state| state == view.state)
+            && filter.kind.as_ref().is_none_or(|kind| *kind == view.kind)
+        {
+            page.items.push(view);
+        }
+        page.items.len() == page.limit || page.checks == CHECKS_PER_PAGE
     }
 
     /// Counts at most [`limits::PAGE_SCAN`] terminals behind `after`, and says where the next part begins.

@@ -10,7 +10,7 @@ use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{
     self, AccountRow, AttachmentRole, AttachmentRow, RelayAccountRow, RelayRow, RevocationRow,
 };
-use tasuki_proto::view::{TerminalFilter, TerminalState};
+use tasuki_proto::view::{TerminalFilter, TerminalState, TerminalView};
 use tasuki_proto::{Incarnation, LoginEpoch, MeshId, RelayId, RelayName, TerminalId, limits};
 
 use super::{Directory, Lookup, Output};
@@ -295,4 +295,49 @@ fn lists_are_ordered_filtered_and_paged() {
     let table = setup.gossip.table_mut();
     let all = setup.directory.list(table, &TerminalFilter::default(), None, limits::PAGE);
     assert_eq!((all.0.len(), all.1), (30, None));
+}
+
+#[test]
+fn a_search_pages_through_the_rows_of_a_list_that_contain_its_text() {
+    let mut setup = Setup::new();
+    for number in 0..300 {
+        let name = format!("t-{number:03}");
+        setup.account(&name, if number % 3 == 0 { "plc" } else { "camera" });
+        if number % 2 == 0 {
+            setup.attached("r2", &name, AttachmentRole::Primary, 1, 0);
+        }
+    }
+    for number in (0..300).step_by(7) {
+        let name = format!("t-{number:03}");
+        setup.arrives(RelayId::AUTHORITY, RecordKind::ACCOUNT, name.as_bytes(), None);
+    }
+    let mut pages = |filter: &TerminalFilter, limit: usize| {
+        let (mut after, mut seen) = (None, Vec::new());
+        loop {
+            let table = setup.gossip.table_mut();
+            let (items, next) = setup.directory.list(table, filter, after.as_ref(), limit);
+            assert!(items.len() <= limit);
+            seen.extend(items);
+            after = next;
+            if after.is_none() {
+                return seen;
+            }
+        }
+    };
+    for kind in [None, Some("plc".to_owned())] {
+        for state in [None, Some(TerminalState::LoggedIn)] {
+            let mut filter = TerminalFilter { state, kind: kind.clone(), text: None };
+            let all = pages(&filter, limits::PAGE);
+            assert!(all.len() > 20);
+            for (text, limit) in ["", "t-", "1", "22", "-2", "t-299", "T", "1\nt"]
+                .into_iter()
+                .flat_map(|text| [1, 7, limits::PAGE].map(|limit| (text, limit)))
+            {
+                let has_text = |view: &&TerminalView| view.id.as_str().contains(text);
+                let expected: Vec<TerminalView> = all.iter().filter(has_text).cloned().collect();
+                filter.text = Some(text.to_owned());
+                assert_eq!(pages(&filter, limit), expected, "{filter:?}, {limit} at once");
+            }
+        }
+    }
 }
