@@ -109,11 +109,13 @@ impl Pause {
         let mut task = JoinSet::new();
         task.spawn(async move {
             let begin = Begin::Pause(PausePipe { pipe });
-            let Ok((_send, mut recv)) = pipe::open(&connection, &begin).await else { return };
-            if let Err(ReadError::Reset(STANDS)) = recv.read_chunk(1, true).await {
+            let mut opened = pipe::open(&connection, &begin).await;
+            if let Ok((_, recv)) = &mut opened
+                && let Err(ReadError::Reset(STANDS)) = recv.read_chunk(1, true).await
+            {
                 answered.send_replace(true);
             }
-            // It ends with this task.
+            // Refused or lost it says nothing more, and it ends with this task.
             std::future::pending::<()>().await;
         });
         Self { since: Instant::now(), answer, _task: task }
