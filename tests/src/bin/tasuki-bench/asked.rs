@@ -1,6 +1,6 @@
 //! What the status endpoint and a newcomer cost the sessions of the same relay: a bulk transfer and echoes through a relay
-//! whose table has many terminals, with nothing beside them, with so many requests a second, with slow clients, and with
-//! a relay that takes the whole table, in turn.
+//! whose table has many terminals, with nothing beside them, with so many requests a second, with as many to another relay
+//! of the machine, with slow clients, and with a relay that takes the whole table, in turn.
 
 mod newcomer;
 mod questions;
@@ -20,7 +20,6 @@ use tasuki_tests::lab::{Mesh, TerminalSpec};
 use self::questions::Questions;
 use crate::Options;
 use crate::flood::{Flood, Meter, Watched, sink};
-use crate::http::Client;
 use crate::idle::gather;
 use crate::ours::relay_for_a_crowd;
 use crate::peers::SideFlags;
@@ -30,12 +29,14 @@ use crate::rounds::{Figures, RoundFlags, percentile};
 use crate::side::{connect, echo};
 use crate::site::{Services, Site};
 
-/// Sides: with nothing beside the sessions, with questions, with slow clients, with a relay that takes the table.
+/// Sides: with nothing beside the sessions, with questions, with questions to a relay that carries nothing (what they
+/// cost a machine that all share), with slow clients, with a relay that takes the table.
 const QUIET: &str = "quiet";
 const ASKED: &str = "asked";
+const ELSEWHERE: &str = "elsewhere";
 const SLOW: &str = "slow";
 const SYNC: &str = "sync";
-const SIDES: [&str; 4] = [QUIET, ASKED, SLOW, SYNC];
+const SIDES: [&str; 5] = [QUIET, ASKED, ELSEWHERE, SLOW, SYNC];
 /// Until the bulk transfer and what is beside it run evenly.
 const RUN_IN: Duration = Duration::from_secs(1);
 /// The least time that a newcomer is measured.
@@ -129,7 +130,7 @@ impl Scene {
         let mut mesh = relay_for_a_crowd(&site);
         // They have accounts and do not log in.
         drop(gather(&mesh, flags.terminals, 1, &[])?);
-        if flags.sides.wants(SYNC) {
+        if [SYNC, ELSEWHERE].iter().any(|side| flags.sides.wants(side)) {
             newcomer::join(&mut mesh)?;
         }
         let (sink, meter) = sink();
@@ -137,9 +138,6 @@ impl Scene {
         let (echoes, echo_at) = session(&mut mesh, "quick", "echo", services.echo);
         let flood = Flood::paced(bulk_at, flags.pace)?;
         meter.wait_for_first(SOON)?;
-        // The first look at each account checks its signature.
-        Client::connect(mesh.relay("r1").api.address)?
-            .get("/api/v1/terminals?q=no-such-terminal")?;
         Ok(Scene {
             flood,
             _forwards: vec![bulk, echoes],
@@ -158,6 +156,10 @@ impl Scene {
     fn measure(&self, side: &str, seed: u64, put: &mut dyn FnMut(&str, f64)) -> Result<()> {
         let pid = [self.mesh.relay("r1").pid().unwrap_or_default()];
         let over = AtomicBool::new(false);
+        if side == ELSEWHERE {
+            newcomer::take_table(&self.mesh)?;
+            newcomer::check_table(&self.mesh)?;
+        }
         let figures = std::thread::scope(|scope| -> Result<_> {
             let beside = || scope.spawn(|| caught(|| self.beside(side, seed, &over)));
             // A newcomer is measured from its start on.
@@ -176,7 +178,7 @@ impl Scene {
             figures.extend(more);
             Ok(figures)
         })?;
-        if side == SYNC {
+        if [SYNC, ELSEWHERE].contains(&side) {
             newcomer::leave(&self.mesh)?;
         }
         let text: Vec<String> =
@@ -188,10 +190,11 @@ impl Scene {
 
     /// What runs beside the sessions until it is over, or by itself; what it says of itself.
     fn beside(&self, side: &str, seed: u64, over: &AtomicBool) -> Result<Named> {
-        let api = self.mesh.relay("r1").api.address;
+        let asked = if side == ELSEWHERE { newcomer::NAME } else { "r1" };
+        let api = self.mesh.relay(asked).api.address;
         let Flags { rate, terminals, slow_clients, .. } = self.flags;
         match side {
-            ASKED if rate > 0 => Questions { api, rate, terminals, seed }.ask(over),
+            ASKED | ELSEWHERE if rate > 0 => Questions { api, rate, terminals, seed }.ask(over),
             SLOW => Ok(slow::dawdle(api, slow_clients, over)),
             SYNC => newcomer::take_table(&self.mesh),
             _ => Ok(Vec::new()),

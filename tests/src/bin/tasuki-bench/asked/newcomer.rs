@@ -11,7 +11,7 @@ use super::Named;
 use crate::idle::stop;
 use crate::procs::cpu_seconds;
 
-const NAME: &str = "r2";
+pub(super) const NAME: &str = "r2";
 /// Until then its table has to be whole.
 const LIMIT: Duration = Duration::from_secs(60);
 /// How often its table is looked at.
@@ -49,6 +49,19 @@ pub(super) fn take_table(mesh: &Mesh) -> Result<Named> {
     }
     let pid = [newcomer.pid().unwrap_or_default()];
     Ok(vec![("rows_s", begun.elapsed().as_secs_f64()), ("newcomer_cpu_s", cpu_seconds(&pid))])
+}
+
+/// Looks at every account, since the first look checks its signature.
+pub(super) fn check_table(mesh: &Mesh) -> Result<()> {
+    let mut after = String::new();
+    loop {
+        let page = mesh.relay(NAME).api.json(&format!("/api/v1/terminals?limit=1000{after}"));
+        let page = page.map_err(|error| anyhow!("{error}"))?;
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => return Ok(()),
+        }
+    }
 }
 
 /// How many accounts its table has.
