@@ -18,6 +18,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use quinn::{RecvStream, StreamId};
 use tasuki_proto::limits;
 use tokio::io::AsyncWrite;
+use tokio::time::{Instant, sleep};
 
 use super::lanes::{Fan, number};
 use super::pause::Pause;
@@ -215,7 +216,7 @@ impl<'a> Backlog<'a> {
                     continue;
                 }
             }
-            if self.catch_up(source, writer, chunks).await? {
+            if self.catch_up(source, writer, chunks, is_behind).await? {
                 break;
             }
         }
@@ -242,12 +243,14 @@ impl<'a> Backlog<'a> {
         self.small >= SMALL && self.small * FEW >= self.pieces
     }
 
-    /// Hands on `chunks` and what comes meanwhile, until nothing waits. Whether the source ended.
+    /// Hands on `chunks`, and what comes while the local end takes nothing or all the time, until nothing waits. Whether
+    /// the source ended.
     async fn catch_up<S: Source, W: AsyncWrite + Unpin>(
         &mut self,
         source: &mut S,
         writer: &mut W,
         chunks: &mut [Bytes],
+        all_the_time: bool,
     ) -> Result<bool, Broken> {
         let mut queue = Queue::new(&self.fan.desk.holdings);
         for chunk in chunks {
@@ -255,6 +258,7 @@ impl<'a> Backlog<'a> {
         }
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         let (mut pause, mut end): (Option<Pause>, _) = (None, None);
+        let (mut is_blocked, mut patience) = (true, pin!(sleep(BLOCKED)));
         loop {
             let share = queue.share(self.fan.connection.rtt());
             let is_more = queue.bytes > share;
@@ -265,7 +269,8 @@ impl<'a> Backlog<'a> {
             }
             // What is on its way stays in quinn until the sender waits: it is bounded there.
             let is_settled = pause.as_ref().is_some_and(Pause::is_settled);
-            let may_read = end.is_none() && if is_settled { queue.may_grow() } else { !is_more };
+            let has_room = if is_settled { queue.may_grow() } else { !is_more };
+            let may_read = end.is_none() && is_blocked && has_room;
             let settled = async {
                 match &mut pause {
                     Some(pause) if !is_settled => pause.settled().await,
@@ -276,13 +281,19 @@ impl<'a> Backlog<'a> {
                 biased;
                 written = poll_fn(|context| queue.poll_write(writer, context)) => {
                     written.map_err(Broken::Local)?;
-                    if !queue.is_empty() {
-                        continue;
+                    if queue.is_empty() {
+                        return end.unwrap_or(Ok(false));
                     }
-                    return end.unwrap_or(Ok(false));
+                    is_blocked = all_the_time;
+                    patience.as_mut().reset(Instant::now() + BLOCKED);
+                    continue;
                 }
                 read = source.next(&mut chunks), if may_read => read,
                 () = settled => continue,
+                () = patience.as_mut(), if !is_blocked => {
+                    is_blocked = true;
+                    continue;
+                }
             };
             match read {
                 Ok(Some(count)) => {
