@@ -309,3 +309,44 @@ fn connections_that_nobody_reads_do_not_hold_up_others() {
         }
     }
 }
+
+/// A program that reads at its own pace, over a line with a long delay: its sender is let wait and goes on in time.
+#[test]
+fn a_slow_reader_on_a_long_line_gets_what_it_takes() {
+    const PIECE: usize = 80_000;
+    const PACE: Duration = Duration::from_millis(20);
+    let flood = TcpService::start(None, |mut stream| {
+        let block = vec![7; 64 * 1024];
+        while stream.write_all(&block).is_ok() {}
+        Ok(())
+    });
+    let mesh = MeshSpec::new()
+        .relay(RelaySpec::new("r1").links(&["r2"]))
+        .relay(
+            RelaySpec::new("r2")
+                .links(&["r1"])
+                .behind(Impairment::delayed(Duration::from_millis(40))),
+        )
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
+        .terminal(
+            TerminalSpec::new("b")
+                .relayed()
+                .at(&["r2"])
+                .offers("flood", &format!("tcp://{}", flood.address())),
+        )
+        .start();
+    let mut dial = mesh.terminal("a").dial("b/flood");
+    dial.read_exact(4 * MB, LONG).unwrap();
+    // Everything between is full, and the sender waits.
+    std::thread::sleep(Duration::from_secs(1));
+    let (begun, mut late) = (Instant::now(), Duration::ZERO);
+    for number in 0..300_u32 {
+        let due = PACE * number;
+        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+        dial.read_exact(PIECE, LONG).unwrap();
+        late = late.max(begun.elapsed().saturating_sub(due));
+    }
+    let rate = (300 * PIECE) as f64 / begun.elapsed().as_secs_f64() / 1e6;
+    println!("{rate:.2} MB/s, late by {late:?} at most");
+    assert!(rate > 0.85 * PIECE as f64 / PACE.as_secs_f64() / 1e6, "{rate} MB/s");
+}
