@@ -12,11 +12,20 @@ use tasuki_tests::lab::process::{Process, Signal};
 use tasuki_tests::lab::programs::{TcpService, hash_file, random_file};
 use tasuki_tests::lab::wait::SOON;
 use tasuki_tests::lab::workload::{Workload, find_file};
-use tasuki_tests::lab::{MeshSpec, RelaySpec, TerminalSpec, eventually};
+use tasuki_tests::lab::{Mesh, MeshSpec, RelaySpec, TerminalSpec, eventually};
 
 const MB: usize = 1_000_000;
 /// For a transfer by debug builds that share two cores.
 const LONG: Duration = Duration::from_secs(120);
+
+/// A service of b at r2, for a at r1.
+fn across(name: &str, service: &TcpService) -> Mesh {
+    let url = format!("tcp://{}", service.address());
+    MeshSpec::line(&["r1", "r2"])
+        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
+        .terminal(TerminalSpec::new("b").relayed().at(&["r2"]).offers(name, &url))
+        .start()
+}
 
 /// How many bytes, and their SHA-256.
 fn summary(bytes: &[u8]) -> String {
@@ -219,15 +228,7 @@ fn small_messages_wait_for_a_service_that_stands_still() {
         stream.read_to_end(&mut all)?;
         stream.write_all(summary(&all).as_bytes())
     });
-    let mesh = MeshSpec::line(&["r1", "r2"])
-        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
-        .terminal(
-            TerminalSpec::new("b")
-                .relayed()
-                .at(&["r2"])
-                .offers("still", &format!("tcp://{}", still.address())),
-        )
-        .start();
+    let mesh = across("still", &still);
     let mut dial = mesh.terminal("a").dial("b/still");
     let sent = AtomicUsize::new(0);
     let mut all = Vec::new();
@@ -275,15 +276,7 @@ fn connections_that_nobody_reads_do_not_hold_up_others() {
             }
         }
     });
-    let mesh = MeshSpec::line(&["r1", "r2"])
-        .terminal(TerminalSpec::new("a").relayed().at(&["r1"]))
-        .terminal(
-            TerminalSpec::new("b")
-                .relayed()
-                .at(&["r2"])
-                .offers("either", &format!("tcp://{}", either.address())),
-        )
-        .start();
+    let mesh = across("either", &either);
     let (_forward, address) = mesh.terminal("a").forward("b/either");
     let connect = |first: u8| {
         let mut stream = TcpStream::connect(address).unwrap();
