@@ -108,11 +108,14 @@ async fn many_that_stand_still_leave_the_window_to_others() {
         });
         still.push((recv, received, up, written));
     }
-    let mut before = (0, 1);
-    while before.0 != before.1 {
-        tokio::time::sleep(WHILE).await;
-        before = (before.1, held(&there));
-    }
+    within(async {
+        let mut before = (0, 1);
+        while before.0 != before.1 {
+            tokio::time::sleep(WHILE).await;
+            before = (before.1, held(&there));
+        }
+    })
+    .await;
     println!("{} bytes are held", held(&there));
     assert!((40 * LEAST..MOST).contains(&held(&there)));
     let (mut stream, _recv) = open(&here).await;
