@@ -182,8 +182,8 @@ impl Services {
                     let (services, session) = (self.clone(), session.clone());
                     let delivered = matches!(*session.hold(), Hold::WhileUsed(_)).then(|| pipe::delivered(&send));
                     streams.spawn(async move {
-                        services.serve_stream(&session, send, recv).await;
-                        if let Some(delivered) = delivered {
+                        let is_said = services.serve_stream(&session, send, recv).await;
+                        if let Some(delivered) = delivered.filter(|_| is_said) {
                             delivered.await;
                         }
                         drop(guard);
@@ -193,24 +193,31 @@ impl Services {
         }
     }
 
+    /// Whether something was said on the stream that has to arrive. What was only reset has not: of that quinn tells
+    /// nothing.
     async fn serve_stream(
         &self,
         session: &Arc<Attended>,
         mut send: SendStream,
         mut recv: RecvStream,
-    ) {
+    ) -> bool {
         let begin = Envelope::read(&mut recv, limits::SESSION_MESSAGE_BYTES);
         let envelope = match tokio::time::timeout(limits::STREAM_BEGIN_TIMEOUT, begin).await {
             Ok(Ok(Some(envelope))) => envelope,
-            _ => return pipe::reset(&mut send, &mut recv),
+            _ => {
+                pipe::reset(&mut send, &mut recv);
+                return false;
+            }
         };
         let begin = match Begin::from_envelope(&envelope) {
             Ok(Some(begin)) => begin,
             _ => {
                 let refusal = Refusal::new(RefusalCode::BadRequest, "stream of an unknown kind");
-                return pipe::refuse(&mut send, &mut recv, refusal).await;
+                pipe::refuse(&mut send, &mut recv, refusal).await;
+                return true;
             }
         };
+        let is_said = !matches!(begin, Begin::Pause(_));
         match self.authorise(&session.peer, &begin) {
             Ok(endpoint) => self.serve(session, begin, endpoint, send, recv).await,
             Err(refusal) => {
@@ -218,6 +225,7 @@ impl Services {
                 pipe::refuse(&mut send, &mut recv, refusal).await;
             }
         }
+        is_said
     }
 
     /// Whether `peer` may do what `begin` asks, and with which address behind it.

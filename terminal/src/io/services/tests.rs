@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tasuki_proto::session::{INBOX, OpenBytes, OpenPing, PING};
+use tasuki_proto::session::{INBOX, OpenBytes, OpenPing, PING, PausePipe};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -312,6 +312,29 @@ async fn the_session_ends_with_its_last_use() {
     })
     .await;
     assert!(within(client.read_u8()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_that_is_over_does_not_hold_the_session() {
+    let mesh = Mesh::new();
+    let (a, b) = (mesh.node("a", ""), mesh.node("b", &exposing(echo_server().await)));
+    let forwarded = forwarded(&a, Protocol::Tcp, "b", "echo").await;
+    let mut client = TcpStream::connect(forwarded.address).await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(within(client.read_u8()).await.unwrap(), b'x');
+    let connection = b.services.attended().values().next().unwrap().connection.clone();
+    for _ in 0..20 {
+        // The first stream that the caller opened.
+        let begin = Begin::Pause(PausePipe { pipe: 0 });
+        let (mut send, mut recv) = within(pipe::open(&connection, &begin)).await.unwrap();
+        send.finish().unwrap();
+        let stands = within(recv.read_chunk(1, true)).await;
+        assert!(matches!(stands, Err(quinn::ReadError::Reset(_))), "{stands:?}");
+    }
+    let begun = Instant::now();
+    drop((client, forwarded));
+    until("the session ended", || mesh.live() == 0).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
