@@ -1,0 +1,1 @@
+//! Names with several addresses, slow look-ups, and renewal over them.

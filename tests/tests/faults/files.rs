@@ -1,0 +1,1 @@
+//! Transfers, inboxes and full disks.

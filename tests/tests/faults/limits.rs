@@ -1,0 +1,1 @@
+//! Limits of forwards: connections, flows, datagram sizes, connections of vanished machines.

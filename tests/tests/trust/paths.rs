@@ -1,0 +1,1 @@
+//! Observers and relays on the path of a session.

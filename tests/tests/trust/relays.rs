@@ -1,0 +1,1 @@
+//! Relays that lie about the table.

@@ -1,0 +1,1 @@
+//! Terminals that exhaust other terminals or relays.
