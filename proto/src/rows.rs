@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, DecodeError, SectionWriter};
 use crate::id::{LoginEpoch, RelayId, RelayName};
-use crate::identity::KeyFingerprint;
+use crate::identity::PublicKey;
 
 /// `row` as a record's payload.
 pub fn payload<T: Serialize>(row: &T) -> bytes::Bytes {
@@ -110,7 +110,7 @@ pub struct AccountRow {
     /// Groups it belongs to.
     pub groups: Vec<String>,
     /// The key enrolled last; `None` while the token is not used.
-    pub key: Option<KeyFingerprint>,
+    pub key: Option<PublicKey>,
     /// When it was registered, ms since 1970.
     pub registered_ms: u64,
 }
@@ -118,8 +118,8 @@ pub struct AccountRow {
 /// A relay that joined ([`crate::record::RecordKind::RELAY_ACCOUNT`], key: its name).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayAccountRow {
-    /// The key enrolled last.
-    pub key: KeyFingerprint,
+    /// The key enrolled last. It signs what the relay says of itself.
+    pub key: PublicKey,
     /// The addresses it advertised when it joined: `HOST:PORT`, UDP.
     pub addresses: Vec<String>,
     /// Whether it has the registrar role.

@@ -24,7 +24,9 @@ use tasuki_proto::control::{self, ToRelay, ToTerminal};
 use tasuki_proto::enrolment::{self, FromRegistrar, ToRegistrar};
 use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
 use tasuki_proto::gossip::{self, GossipMessage};
-use tasuki_proto::identity::{KeyFingerprint, NodeName, Token, TokenFor, TokenId, TokenSecret};
+use tasuki_proto::identity::{
+    KeyFingerprint, NodeName, PublicKey, Token, TokenFor, TokenId, TokenSecret,
+};
 use tasuki_proto::mesh::{self, LinkStream, ToPeer};
 use tasuki_proto::path::{NatKind, PathKey, PathNews, Probe};
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
@@ -302,14 +304,14 @@ fn row_payloads() {
                 kind: "camera".into(),
                 attributes: [("site".to_owned(), "north".to_owned())].into(),
                 groups: vec!["g1".into()],
-                key: Some(fingerprint),
+                key: Some(PublicKey(fingerprint.0)),
                 registered_ms: 1_700_000_000_000,
             },
         ),
         row(
             "relay-account",
             &rows::RelayAccountRow {
-                key: fingerprint,
+                key: PublicKey(fingerprint.0),
                 addresses: vec!["relay.example:4433".into()],
                 registrar: false,
                 registered_ms: 1_700_000_000_000,

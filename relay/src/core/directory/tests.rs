@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use tasuki_proto::gossip::{GossipMessage, Rows, Span};
-use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::identity::{KeyFingerprint, PublicKey};
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{
     self, AccountRow, AttachmentRole, AttachmentRow, RelayAccountRow, RelayRow, RevocationRow,
@@ -242,7 +242,7 @@ fn a_newer_login_elsewhere_is_told() {
 fn relays_are_known_from_accounts_and_by_their_proven_name() {
     let mut setup = Setup::new();
     let account = RelayAccountRow {
-        key: KeyFingerprint([1; 32]),
+        key: PublicKey([1; 32]),
         addresses: vec!["old:1".to_owned()],
         registrar: true,
         registered_ms: 8,

@@ -9,7 +9,7 @@ use tasuki_proto::control::RelayContact;
 use tasuki_proto::enrolment::{Certified, Enrol, Newcomer, Renew, renewal_to_sign};
 use tasuki_proto::identity::{
     CertificateFacts, IdentityError, Issuer, KeyFingerprint, LEAF_LIFE_SECS, NodeKey, NodeName,
-    Token, TokenFor, verify_chain_when_valid,
+    PublicKey, Token, TokenFor, verify_chain_when_valid,
 };
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AccountRow, RelayAccountRow, RevocationRow};
@@ -53,12 +53,6 @@ impl From<IdentityError> for Denial {
     }
 }
 
-/// A certificate that was made.
-pub(super) struct Issued {
-    pub(super) key: KeyFingerprint,
-    pub(super) certificate: IssuedCertificate,
-}
-
 /// The issuer at a moment.
 pub(super) struct Authority {
     pub(super) issuer: Arc<Issuer>,
@@ -76,7 +70,7 @@ impl Authority {
         name: &NodeName,
         public_key: &[u8; 32],
         registrar: bool,
-    ) -> Result<Issued, Denial> {
+    ) -> Result<IssuedCertificate, Denial> {
         if self.issuer.not_after() <= self.now_secs {
             let detail = "the issuer's own; the registrar needs the root key to renew it";
             return Err(Refusal::new(RefusalCode::CertificateExpired, detail).into());
@@ -91,7 +85,7 @@ impl Authority {
             chain: chain.iter().map(|c| c.to_vec()).collect(),
         };
         rows.put_certificate(&facts.key(), name, &certificate)?;
-        Ok(Issued { key: facts.key(), certificate })
+        Ok(certificate)
     }
 
     /// Signs a record with the authority's next version and keeps it.
@@ -163,7 +157,7 @@ impl Authority {
         &self,
         rows: &Rows<'_>,
         name: &RelayName,
-        key: KeyFingerprint,
+        key: PublicKey,
         addresses: Vec<String>,
         registrar: bool,
     ) -> Result<Record, Denial> {
@@ -203,7 +197,7 @@ impl Authority {
                 self.relay(rows, relay)?.map(|row| row.key)
             }
         };
-        match holder {
+        match holder.map(|holder| holder.fingerprint()) {
             Some(holder) if Some(&holder) != key && !Self::is_revoked(rows, &holder)? => {
                 taken("revoke it first to put another machine in its place")
             }
@@ -317,7 +311,8 @@ impl Authority {
         }
         let public_key =
             NodeKey::requested(&newcomer.signing_request).ok_or(RefusalCode::BadRequest)?;
-        let key = KeyFingerprint::of(&public_key);
+        let public_key = PublicKey(public_key);
+        let key = public_key.fingerprint();
         if Self::is_revoked(rows, &key)? {
             return Err(RefusalCode::Revoked.into());
         }
@@ -339,16 +334,18 @@ impl Authority {
             return Err(Refusal::new(RefusalCode::BadRequest, detail).into());
         }
         self.check_name(rows, &newcomer.name, Some(&key))?;
-        let issued = self.issue(rows, &newcomer.name, &public_key, false)?;
+        let issued = self.issue(rows, &newcomer.name, &public_key.0, false)?;
         rows.use_token(&enrol.token, &key)?;
         out.push(match &newcomer.name {
-            NodeName::Relay(name) => self.put_relay(rows, name, key, newcomer.addresses, false)?,
+            NodeName::Relay(name) => {
+                self.put_relay(rows, name, public_key, newcomer.addresses, false)?
+            }
             NodeName::Terminal(id) => {
                 let account = Self::account(rows, id)?.ok_or(RefusalCode::UnknownTerminal)?;
-                self.put_account(rows, id, &AccountRow { key: Some(key), ..account })?
+                self.put_account(rows, id, &AccountRow { key: Some(public_key), ..account })?
             }
         });
-        self.certified(rows, issued.certificate.chain)
+        self.certified(rows, issued.chain)
     }
 
     /// Renews a certificate, also one that has ended, as long as its account stands.
@@ -378,7 +375,7 @@ impl Authority {
                 (Some(row.key), row.registrar)
             }
         };
-        if holder != Some(key) {
+        if holder.map(|holder| holder.fingerprint()) != Some(key) {
             // Another machine enrolled in its place.
             return Err(RefusalCode::Revoked.into());
         }
@@ -386,7 +383,7 @@ impl Authority {
             return self.certified(rows, fresh.chain);
         }
         let issued = self.issue(rows, &facts.name, &facts.public_key, registrar)?;
-        self.certified(rows, issued.certificate.chain)
+        self.certified(rows, issued.chain)
     }
 
     /// Whether most of a certificate's life is ahead: then it is given again, and a repeated request costs nothing.
@@ -415,7 +412,7 @@ impl Authority {
         };
         let mut keys = rows.keys_of(name)?;
         // A restored store may know an account from other relays, and not that it certified the key.
-        let unseen = held.filter(|key| !keys.contains(key));
+        let unseen = held.map(|key| key.fingerprint()).filter(|key| !keys.contains(key));
         keys.extend(unseen);
         let mut revoked = 0;
         for key in keys {

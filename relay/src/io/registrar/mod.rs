@@ -21,7 +21,8 @@ use rustls_pki_types::CertificateDer;
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::enrolment::{FromRegistrar, ToRegistrar};
 use tasuki_proto::identity::{
-    Clock, Identity, IdentityCell, IdentityError, Issuer, NodeName, Root, Token, TokenFor,
+    Clock, Identity, IdentityCell, IdentityError, Issuer, NodeName, PublicKey, Root, Token,
+    TokenFor,
 };
 use tasuki_proto::record::Record;
 use tasuki_proto::{Refusal, RefusalCode, RelayName, limits};
@@ -122,8 +123,8 @@ impl Registrar {
         let chain = store
             .run(move |rows: &Rows<'_>| -> Result<_, Denial> {
                 let issued = authority.issue(rows, &node, &public, true)?;
-                authority.put_relay(rows, &name, issued.key, addresses, true)?;
-                Ok(issued.certificate.chain)
+                authority.put_relay(rows, &name, PublicKey(public), addresses, true)?;
+                Ok(issued.chain)
             })
             .await
             .map_err(refusal_of)?;
@@ -282,7 +283,7 @@ impl Registrar {
     pub async fn advertise(&self, addresses: Vec<String>) -> Result<(), Refusal> {
         let own = self.0.cell.get();
         let Some(name) = own.relay_name().cloned() else { return Ok(()) };
-        let key = own.fingerprint();
+        let key = PublicKey(own.key().public());
         self.decide(move |authority, rows, out| {
             if authority.relay(rows, &name)?.is_none_or(|row| row.addresses != addresses) {
                 out.push(authority.put_relay(rows, &name, key, addresses, true)?);
@@ -362,7 +363,7 @@ impl Registrar {
         }
         let (name, public) = (own.name().clone(), own.key().public());
         let issued = self.decide(move |a, rows, _| a.issue(rows, &name, &public, true)).await?;
-        let chain = issued.certificate.chain.into_iter().map(CertificateDer::from).collect();
+        let chain = issued.chain.into_iter().map(CertificateDer::from).collect();
         let renewed = own.renewed(chain)?;
         renewed.save(&self.0.data)?;
         tracing::info!(until = renewed.not_after(), "the registrar's own certificate was renewed");

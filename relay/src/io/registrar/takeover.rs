@@ -51,7 +51,7 @@ impl Registrar {
                     authority.sign_anew(rows, record, &name)?;
                 }
                 let node = NodeName::Relay(name);
-                Ok(authority.issue(rows, &node, &public, true)?.certificate.chain)
+                Ok(authority.issue(rows, &node, &public, true)?.chain)
             })
             .await
             .map_err(refusal_of)?;
@@ -79,14 +79,14 @@ impl Authority {
                     let id =
                         TerminalId::new(&name()).map_err(|_| StoreError::Unsound("records"))?;
                     if let Some(key) = row.key {
-                        Self::remember(rows, &key, &NodeName::Terminal(id))?;
+                        Self::remember(rows, &key.fingerprint(), &NodeName::Terminal(id))?;
                     }
                 }
                 RecordKind::RELAY_ACCOUNT => {
                     let mut row: RelayAccountRow = rows::read(record.payload()).map_err(unsound)?;
                     let relay = RelayName::new(&name()).map_err(|_| RefusalCode::BadRequest)?;
                     row.registrar = relay == *registrar;
-                    Self::remember(rows, &row.key, &NodeName::Relay(relay))?;
+                    Self::remember(rows, &row.key.fingerprint(), &NodeName::Relay(relay))?;
                     payload = Some(rows::payload(&row));
                 }
                 _ => {}

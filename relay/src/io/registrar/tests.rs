@@ -7,7 +7,7 @@ use std::time::Duration;
 use tasuki_proto::enrolment::{
     Enrol, EnrolError, Enrolled, FromRegistrar, Newcomer, PendingKey, enrol, keep_renewed, renew,
 };
-use tasuki_proto::identity::{NodeKey, quinn_server_config};
+use tasuki_proto::identity::{NodeKey, PublicKey, quinn_server_config};
 use tasuki_proto::record::RecordKind;
 use tasuki_proto::rows::{self, AccountRow, RelayAccountRow, RevocationRow};
 use tasuki_proto::version::Alpn;
@@ -174,7 +174,7 @@ async fn a_terminal_enrols_and_its_account_goes_out() {
     assert_eq!(names, ["r1"]);
     let records = mesh.records();
     let row: AccountRow = rows::read(records[0].payload()).unwrap();
-    assert_eq!(row.key, Some(enrolled.identity.fingerprint()));
+    assert_eq!(row.key, Some(PublicKey(enrolled.identity.key().public())));
     assert_eq!(row, AccountRow { key: row.key, ..account }, "the rest stays");
 }
 
@@ -188,7 +188,7 @@ async fn a_relay_joins_and_everybody_after_it_hears_of_it() {
     let records = mesh.records();
     let row: RelayAccountRow = rows::read(records[0].payload()).unwrap();
     assert_eq!(row.addresses, ["relay.example.net:4433"]);
-    assert_eq!((row.key, row.registrar), (joined.identity.fingerprint(), false));
+    assert_eq!((row.key.fingerprint(), row.registrar), (joined.identity.fingerprint(), false));
     let later = mesh.token(&terminal("t1")).await;
     let names: Vec<_> = later.relays.iter().map(|relay| relay.name.to_string()).collect();
     assert_eq!(names, ["r1", "r2"], "the registrar first");
