@@ -75,8 +75,8 @@ pub fn gossip(bytes: &[u8]) {
                 assert!(sequences.is_sorted_by(|one, next| one < next));
                 assert!(sequences.iter().all(|s| rows.span.from < *s && *s <= rows.span.to));
             }
-            GossipMessage::Watermarks(marks) => {
-                assert!(marks.origins.len() <= limits::GOSSIP_WATERMARKS);
+            GossipMessage::Heads(heads) => {
+                assert!(heads.heads.len() <= limits::GOSSIP_HEADS);
             }
             GossipMessage::Want(_) | GossipMessage::Prune(_) => {}
         }

@@ -20,7 +20,8 @@ pub const ROUTE_RELAYS: usize = 16;
 pub const FULL_MESH_RELAYS: usize = 12;
 /// Relays that one relay knows; further ones are neither dialled nor accepted.
 pub const RELAYS: usize = 4096;
-/// Links of one relay; further ones that others dial are refused with `overloaded`.
+/// Links of one relay; further ones that others dial are refused with `overloaded`, and further ones in its row are
+/// ignored.
 pub const LINKS: usize = 64;
 /// Validated addresses of one neighbour; the oldest makes room.
 pub const NEIGHBOUR_ADDRESSES: usize = 16;
@@ -63,8 +64,12 @@ pub const ROLE_CHANGES_AT_ONCE: u32 = 16;
 pub const ATTRIBUTES: usize = 32;
 /// Bytes of a key or value of an attribute.
 pub const ATTRIBUTE_BYTES: usize = 256;
-/// Advertised addresses of a relay.
+/// Advertised addresses of a relay; further ones are ignored.
 pub const RELAY_ADDRESSES: usize = 8;
+/// Bytes of an advertised address: a DNS name and a port; longer ones are ignored.
+pub const RELAY_ADDRESS_BYTES: usize = 260;
+/// Bytes of the version of a peer's software that are kept.
+pub const SOFTWARE_BYTES: usize = 64;
 /// Incoming handshakes under way at one endpoint; beyond: not answered.
 pub const INCOMING_HANDSHAKES: usize = 2_000;
 /// Handshakes of the last half second that one endpoint carries out; beyond: not answered, the client asks again. One
@@ -197,14 +202,26 @@ pub const HTTP_REPLY_BYTES: usize = 64 * 1024 * 1024;
 pub const GOSSIP_CHUNK_BYTES: usize = 64 * 1024;
 /// Streams that the gossip of one link is spread over, by origin.
 pub const GOSSIP_STREAMS: usize = 16;
-/// Origins in one message of watermarks; beyond: the link ends.
-pub const GOSSIP_WATERMARKS: usize = 4096;
+/// Heads in one message; beyond: the link ends.
+pub const GOSSIP_HEADS: usize = 256;
 /// Origins that a table holds, the authority included; rows of further ones are dropped and counted.
 pub const GOSSIP_ORIGINS: usize = 4096;
-/// Rows of one origin; further ones are dropped and counted, and the link that brings them is cut.
-pub const GOSSIP_ROWS_PER_ORIGIN: usize = 8 * 1024 * 1024;
-/// Lifetimes of rows that were replaced, besides twice as many as there are rows; beyond: swept out.
-pub const GOSSIP_LOOSE_LIFETIMES: usize = 65_536;
+/// Rows of the authority; a head that stands for more is dropped and counted.
+pub const GOSSIP_AUTHORITY_ROWS: u64 = 8 * 1024 * 1024;
+/// Bytes of the authority's rows; a head that stands for more is dropped and counted.
+pub const GOSSIP_AUTHORITY_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// Rows of one relay besides two for each row of the authority; a head that stands for more is dropped and counted.
+pub const GOSSIP_RELAY_ROWS: u64 = 65_536;
+/// Bytes of the rows of one relay besides [`GOSSIP_ROW_BYTES`] for each row of the authority; a head that stands for
+/// more is dropped and counted.
+pub const GOSSIP_RELAY_BYTES: u64 = 32 * 1024 * 1024;
+/// See [`GOSSIP_RELAY_BYTES`].
+pub const GOSSIP_ROW_BYTES: u64 = 512;
+/// Rows that the core puts into its table at once; further ones of the same head follow in later turns.
+pub const GOSSIP_APPLIED_AT_ONCE: usize = 4096;
+/// Heads of origins without a known key that are remembered for each link; beyond: the head is not remembered, and
+/// comes again with the next refresh.
+pub const GOSSIP_HEADS_WAITING: usize = 1024;
 /// How far an origin's incarnation or sequence may jump at once; beyond: dropped and counted.
 pub const VERSION_JUMP: u64 = 1 << 40;
 /// The highest incarnation that is believed of an origin of which nothing was known; beyond: dropped and counted.

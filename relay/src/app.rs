@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use rand::Rng;
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::enrolment::{keep_renewed, load_relays, save_relays};
-use tasuki_proto::identity::{Clock, Identity, IdentityCell, NodeName};
+use tasuki_proto::identity::{Clock, Identity, IdentityCell, NodeName, PublicKey};
 use tasuki_proto::net::{EndpointKeys, Periods};
 use tasuki_proto::traces::Traces;
 use tasuki_proto::{Refusal, RelayName, limits};
@@ -130,6 +130,13 @@ impl Running {
         for record in store.records().await? {
             core.handle(Input::Authority(record), Instant::now(), wall_ms());
         }
+        if let Some(head) = store.head().await? {
+            core.handle(Input::AuthorityHead(head), Instant::now(), wall_ms());
+        }
+        if let Some(registrar) = &registrar {
+            let (term, signer) = registrar.issuer_signer();
+            core.handle(Input::Issuer(term, signer), Instant::now(), wall_ms());
+        }
 
         let hello = Arc::new(HelloMaker {
             addresses: config.advertise.clone(),
@@ -202,13 +209,19 @@ fn core_config(
         addresses: config.advertise.clone(),
         registrar: identity.is_registrar(),
         incarnation,
-        authority: identity.authority_key(),
+        authority: authority_of(identity),
+        signer: identity.key().shared_signer(),
         links: config.links.choice(),
         terminals: config.limits.terminals,
         sessions: config.limits.sessions,
         seed: rand::rng().random(),
         started_ms: wall_ms(),
     }
+}
+
+fn authority_of(identity: &Identity) -> (tasuki_proto::Incarnation, PublicKey) {
+    let (term, key) = identity.authority_key();
+    (term, PublicKey(key))
 }
 
 fn wall_ms() -> u64 {
@@ -318,7 +331,7 @@ impl Revoker for Revoking {
 async fn tell_renewals(cell: IdentityCell, events: mpsc::Sender<Event>) {
     let mut renewals = cell.subscribe();
     while renewals.changed().await.is_ok() {
-        let (term, key) = renewals.borrow_and_update().authority_key();
+        let (term, key) = authority_of(&renewals.borrow_and_update());
         if events.send(Event::Renewed(term, key)).await.is_err() {
             return;
         }

@@ -23,7 +23,7 @@ use tasuki_proto::codec::{self, Envelope, SectionWriter};
 use tasuki_proto::control::{self, ToRelay, ToTerminal};
 use tasuki_proto::enrolment::{self, FromRegistrar, ToRegistrar};
 use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
-use tasuki_proto::gossip::{self, GossipMessage};
+use tasuki_proto::gossip::{self, GossipMessage, Head};
 use tasuki_proto::identity::{
     KeyFingerprint, NodeName, PublicKey, Token, TokenFor, TokenId, TokenSecret,
 };
@@ -474,27 +474,28 @@ fn gossip_messages() {
         version: Version { sequence: 10, ..first.version() },
         ..draft(RecordKind::LINKS, b"", b"")
     });
+    let head = Head {
+        origin,
+        version: Version { incarnation: Incarnation(3), sequence: 10 },
+        horizon: 2,
+        rows: 5,
+        bytes: 700,
+        digest: [0xd1; 32],
+        signature: [0x5e; 64],
+    };
     let rows = gossip::Rows {
-        span: gossip::Span {
-            origin,
-            incarnation: Incarnation(3),
-            from: 8,
-            to: 10,
-            horizon: 2,
-            last: true,
-        },
+        head,
+        span: gossip::Span { from: 8, to: 10 },
         records: [first.as_bytes().as_ref(), second.as_bytes()].concat().into(),
     };
     assert_eq!(rows.parse(), Ok(vec![first, second]));
-    let version = Version { incarnation: Incarnation(3), sequence: 9 };
+    let authority = Head { origin: RelayId::AUTHORITY, ..head };
     family!("gossip", Some("gossip"), GossipMessage {
         "rows" => GossipMessage::Rows(rows.clone()),
         "want" => GossipMessage::Want(gossip::Want {
             origin, incarnation: Incarnation(3), watermark: 9,
         }),
-        "watermarks" => GossipMessage::Watermarks(gossip::Watermarks {
-            origins: vec![(origin, version), (RelayId::AUTHORITY, Version::default())],
-        }),
+        "heads" => GossipMessage::Heads(gossip::Heads { heads: vec![head, authority] }),
         "prune" => GossipMessage::Prune(gossip::Prune { origin }),
     });
 }
@@ -503,21 +504,23 @@ fn gossip_messages() {
 #[test]
 fn streams_of_gossip() {
     let origin = RelayId(0x0102_0304_0506_0708);
-    let span = gossip::Span {
+    let head = Head {
         origin,
-        incarnation: Incarnation(3),
-        from: 8,
-        to: 9,
+        version: Version { incarnation: Incarnation(3), sequence: 9 },
         horizon: 0,
-        last: true,
+        rows: 1,
+        bytes: 50,
+        digest: [0; 32],
+        signature: [0; 64],
     };
+    let span = gossip::Span { from: 8, to: 9 };
     let want = |origin| gossip::Want { origin, incarnation: Incarnation(3), watermark: 9 };
-    let marks = gossip::Watermarks { origins: vec![(origin, Version::default())] };
+    let heads = gossip::Heads { heads: vec![head] };
     let messages = [
-        ("rows", GossipMessage::Rows(gossip::Rows { span, records: Bytes::new() })),
+        ("rows", GossipMessage::Rows(gossip::Rows { head, span, records: Bytes::new() })),
         ("want", GossipMessage::Want(want(origin))),
         ("prune", GossipMessage::Prune(gossip::Prune { origin })),
-        ("watermarks", GossipMessage::Watermarks(marks)),
+        ("heads", GossipMessage::Heads(heads)),
         ("of-the-authority", GossipMessage::Want(want(RelayId::AUTHORITY))),
         ("of-the-first-relay", GossipMessage::Want(want(RelayId(1)))),
         ("of-the-sixteenth-relay", GossipMessage::Want(want(RelayId(16)))),

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tasuki_proto::gossip::{GossipMessage, Rows, Span};
+use tasuki_proto::gossip::{GossipMessage, Head, Heads, Rows, Span};
 use tasuki_proto::record::{Draft, Record, RecordKind, RecordRef, Version};
 use tasuki_proto::{Incarnation, RelayId, TerminalId};
 use tasuki_relay::core::directory::Lookup;
@@ -271,19 +271,21 @@ fn a_newcomer_takes_the_whole_table_once() {
 }
 
 #[test]
-fn forged_rows_of_the_authority_are_neither_used_nor_passed_on() {
+fn rows_that_their_origin_did_not_sign_are_neither_used_nor_passed_on() {
     let mut mesh = started(&model(6, 5, Topology::Ring), |_| {});
     for number in 0..10 {
         mesh.register(&TerminalId::new(&format!("t-{number}")).unwrap());
     }
     mesh.run_until_equal(5 * SECOND);
-    let known = mesh.gossip(3).table().watermark(RelayId::AUTHORITY);
-    let forge = |sequence: u64, key: &[u8]| {
+    let head = *mesh.gossip(3).table().head(RelayId::AUTHORITY).unwrap();
+    let from = head.version.sequence;
+    let next = Version { sequence: from + 1, ..head.version };
+    let forge = |key: &[u8]| {
         Record::new(&Draft {
             origin: RelayId::AUTHORITY,
             kind: RecordKind::ACCOUNT,
             key,
-            version: Version { incarnation: known.incarnation, sequence },
+            version: next,
             wall_ms: 1,
             scope: 0,
             lifetime_secs: 0,
@@ -291,28 +293,24 @@ fn forged_rows_of_the_authority_are_neither_used_nor_passed_on() {
             payload: b"",
         })
     };
-    // One forgery registers somebody, the other takes the place of a genuine row.
-    for (name, victim) in [("mallory", 3), ("t-4", 1)] {
-        let record = forge(known.sequence + 1, name.as_bytes());
-        let span = Span {
-            origin: RelayId::AUTHORITY,
-            incarnation: known.incarnation,
-            from: known.sequence,
-            to: known.sequence + 1,
-            horizon: 0,
-            last: true,
-        };
-        let message = GossipMessage::Rows(Rows { span, records: record.as_bytes().clone() });
-        mesh.forge(2, victim, &message);
+    // One forgery registers somebody, the other takes the place of a genuine row, the third erases all of them.
+    for (name, victim) in [(Some("mallory"), 3), (Some("t-4"), 1), (None, 3)] {
+        let records = name.map(|name| forge(name.as_bytes()).as_bytes().clone());
+        let horizon = if name.is_none() { next.sequence } else { 0 };
+        let head = Head { version: next, horizon, ..head };
+        let span = Span { from: if name.is_none() { 0 } else { from }, to: next.sequence };
+        let rows = Rows { head, span, records: records.unwrap_or_default() };
+        mesh.forge(2, victim, &GossipMessage::Rows(rows));
         mesh.run(2 * SECOND);
-        assert!(mesh.cuts.contains(&(victim, 2)), "{name}: {:?}", mesh.cuts);
+        assert!(mesh.cuts.contains(&(victim, 2)), "{name:?}: {:?}", mesh.cuts);
         for node in 0..5 {
             let (gossip, directory) = mesh.cores(node);
             let mallory = TerminalId::new("mallory").unwrap();
-            assert_eq!(directory.lookup(gossip.table_mut(), &mallory), Lookup::Unknown);
+            assert_eq!(directory.lookup(gossip.table(), &mallory), Lookup::Unknown);
             let genuine = TerminalId::new("t-4").unwrap();
-            assert_eq!(directory.lookup(gossip.table_mut(), &genuine), Lookup::LoggedOut);
+            assert_eq!(directory.lookup(gossip.table(), &genuine), Lookup::LoggedOut);
         }
+        mesh.cuts.clear();
         mesh.want_links(|_, _| true);
         mesh.run_until_equal(5 * SECOND);
     }
@@ -383,16 +381,10 @@ fn whatever_happens_tables_agree_afterwards() {
 #[test]
 fn an_incarnation_that_jumps_too_far_is_not_believed() {
     let mut mesh = started(&model(8, 3, Topology::Line), |_| {});
-    let victim = mesh.id(0);
-    let span = Span {
-        origin: victim,
-        incarnation: Incarnation(u64::MAX),
-        from: 0,
-        to: 1,
-        horizon: 0,
-        last: true,
-    };
-    mesh.forge(2, 1, &GossipMessage::Rows(Rows { span, records: Bytes::new() }));
+    let head = *mesh.gossip(1).table().head(mesh.id(0)).unwrap();
+    let version = Version { incarnation: Incarnation(u64::MAX), sequence: 1 };
+    let heads = vec![Head { version, horizon: 0, ..head }];
+    mesh.forge(2, 1, &GossipMessage::Heads(Heads { heads }));
     mesh.run(SECOND);
     assert_eq!(mesh.gossip(1).counters().version_jumps, 1);
     mesh.write(0, RecordKind::ATTACHMENT, b"t", Some(Bytes::from_static(b"p")), 0);

@@ -1,6 +1,7 @@
 //! Key pairs and their fingerprints.
 
 use std::fmt;
+use std::sync::Arc;
 
 use rcgen::{KeyPair, PKCS_ED25519};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
@@ -34,6 +35,46 @@ impl PublicKey {
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PublicKey({})", self.fingerprint())
+    }
+}
+
+/// Signs what is not a certificate, each under a domain string of its own. Clones share the key; `Debug` shows the
+/// fingerprint alone.
+#[derive(Clone)]
+pub struct Signer {
+    key: Arc<Ed25519KeyPair>,
+    public: PublicKey,
+}
+
+impl Signer {
+    /// The signer of a key made from a seed, for simulators and tests.
+    ///
+    /// # Panics
+    /// Never: every seed makes a key.
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        let key = Ed25519KeyPair::from_seed_unchecked(seed)
+            .unwrap_or_else(|_| unreachable!("32 bytes are a seed"));
+        let mut public = [0; 32];
+        public.copy_from_slice(key.public_key().as_ref());
+        Self { key: Arc::new(key), public: PublicKey(public) }
+    }
+
+    /// The public key.
+    pub fn public(&self) -> PublicKey {
+        self.public
+    }
+
+    /// Returns the Ed25519 signature of `message` (RFC 8032). Equal messages have equal signatures.
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        let mut out = [0; 64];
+        out.copy_from_slice(self.key.sign(message).as_ref());
+        out
+    }
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Signer({})", self.public.fingerprint())
     }
 }
 
@@ -85,7 +126,7 @@ pub(super) fn public_key_of_spki(spki: &[u8]) -> Option<[u8; 32]> {
 pub struct NodeKey {
     pkcs8: Zeroizing<Vec<u8>>,
     rcgen: KeyPair,
-    ring: Ed25519KeyPair,
+    ring: Arc<Ed25519KeyPair>,
     public: [u8; 32],
 }
 
@@ -108,7 +149,7 @@ impl NodeKey {
         let rcgen = KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8.into(), &PKCS_ED25519)
             .map_err(|_| unsound())?;
         let public = ring.public_key().as_ref().try_into().map_err(|_| unsound())?;
-        Ok(Self { pkcs8: pkcs8.to_vec().into(), rcgen, ring, public })
+        Ok(Self { pkcs8: pkcs8.to_vec().into(), rcgen, ring: Arc::new(ring), public })
     }
 
     /// The key in PKCS#8, for a file with mode 0600 or for TLS.
@@ -133,6 +174,11 @@ impl NodeKey {
     /// For signing what is not a certificate, under a domain string of its own.
     pub fn signer(&self) -> &Ed25519KeyPair {
         &self.ring
+    }
+
+    /// As [`NodeKey::signer`], to be handed on.
+    pub fn shared_signer(&self) -> Signer {
+        Signer { key: Arc::clone(&self.ring), public: PublicKey(self.public) }
     }
 
     /// A certificate signing request (RFC 2986): proves possession of the key and asks for nothing else.

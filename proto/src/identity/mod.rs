@@ -33,7 +33,7 @@ pub use authority::{Issuer, LEAF_LIFE_SECS, Root};
 pub use certificate::{CertificateFacts, verify_chain_when_valid};
 pub use clock::Clock;
 pub use files::{make_private_dir, write_private};
-pub use key::{KeyFingerprint, NodeKey, PublicKey};
+pub use key::{KeyFingerprint, NodeKey, PublicKey, Signer};
 pub use name::{NodeName, Role};
 pub use node::{Identity, IdentityCell};
 pub(crate) use peer::connection_chain;

@@ -22,7 +22,7 @@ impl Relay {
             AdminRequest::Status => AdminReply::Status(Box::new(self.status(now, wall_ms))),
             AdminRequest::Relays => AdminReply::Relays(self.directory.relays()),
             AdminRequest::Terminals { filter, after, limit } => {
-                let table = self.gossip.table_mut();
+                let table = self.gossip.table();
                 let (items, next) = self.directory.list(table, &filter, after.as_ref(), limit);
                 AdminReply::Terminals(items, next)
             }
@@ -62,7 +62,7 @@ impl Relay {
     }
 
     pub(super) fn terminal_view(&mut self, id: &TerminalId) -> Option<TerminalView> {
-        self.directory.terminal_view(self.gossip.table_mut(), id)
+        self.directory.terminal_view(self.gossip.table(), id)
     }
 
     fn status(&self, now: Instant, wall_ms: u64) -> StatusView {
@@ -175,7 +175,7 @@ impl Relay {
         terminal: &TerminalId,
         unknown: RefusalCode,
     ) -> Result<RelayId, Refusal> {
-        let code = match self.directory.lookup(self.gossip.table_mut(), terminal) {
+        let code = match self.directory.lookup(self.gossip.table(), terminal) {
             Lookup::At(location) => return Ok(location.relay),
             Lookup::Unknown => unknown,
             Lookup::NotYetKnown => RefusalCode::NotYetKnown,

@@ -36,8 +36,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tasuki_proto::control::{RelayContact, ToRelay, ToTerminal};
-use tasuki_proto::gossip::GossipMessage;
-use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::gossip::{GossipMessage, Head};
+use tasuki_proto::identity::{KeyFingerprint, PublicKey, Signer};
 use tasuki_proto::mesh::{ToPeer, Tried};
 use tasuki_proto::record::Record;
 use tasuki_proto::{
@@ -77,7 +77,9 @@ pub struct Config {
     /// Which life of it this is; persisted, greater than all before.
     pub incarnation: Incarnation,
     /// The authority's key for records, and the term that it belongs to.
-    pub authority: (Incarnation, [u8; 32]),
+    pub authority: (Incarnation, PublicKey),
+    /// Signs what this relay says of itself; the key is that of its certificate.
+    pub signer: Signer,
     /// Which relays it links with.
     pub links: links::LinkChoice,
     /// Attached terminals; further ones are refused with `overloaded`.
@@ -145,8 +147,12 @@ pub enum Input {
     LinkDown(LinkId, Option<RefusalCode>),
     /// The authority signed something here, or the store restored it.
     Authority(Record),
+    /// The head under which the store kept the authority's records, after all of them.
+    AuthorityHead(Head),
     /// The key of an issuer that the root certified: its term's records can be checked.
-    AuthorityKey(Incarnation, [u8; 32]),
+    AuthorityKey(Incarnation, PublicKey),
+    /// This relay is the registrar, with the issuer's key of this term.
+    Issuer(Incarnation, Signer),
     /// An operator asks; the answer carries the number.
     Admin(u64, AdminRequest),
     /// An expected knock came in.
@@ -205,6 +211,8 @@ pub enum Output {
     Remove(Label),
     /// Keep a row of the authority (invariant 8).
     Persist(Record),
+    /// Keep the head that proves all rows of the authority before it.
+    PersistHead(Head),
     /// There are records of an issuer whose key is not known here: a renewed certificate shows it.
     UnknownTerm(Incarnation),
     /// This relay's incarnation moved; keep it, and say it in Hello.
@@ -354,8 +362,14 @@ impl Relay {
             Input::Authority(record) => {
                 self.gossip.handle(gossip::Input::Authority(record), now);
             }
+            Input::AuthorityHead(head) => {
+                self.gossip.handle(gossip::Input::AuthorityHead(head), now);
+            }
             Input::AuthorityKey(term, key) => {
                 self.gossip.handle(gossip::Input::AuthorityKey(term, key), now);
+            }
+            Input::Issuer(term, signer) => {
+                self.gossip.handle(gossip::Input::Issuer(term, signer), now);
             }
             Input::Admin(ticket, request) => self.handle_admin(ticket, request, now, wall_ms),
             Input::Knocked(label) => self.selftest.handle_knock(label, now, wall_ms),

@@ -12,9 +12,6 @@ use super::changes::Key;
 use super::history::{What, Whose};
 use super::{Relay, routes};
 
-/// Signatures that are checked at most to show what changed; the rest comes with the next answer.
-const CHECKS_AT_ONCE: usize = 64;
-
 impl Relay {
     /// A row of the table came, changed or went; the directory knows of it.
     pub(super) fn note_row(&mut self, old: Option<&Record>, new: Option<&Record>, wall_ms: u64) {
@@ -169,15 +166,11 @@ impl Relay {
             .take(limits::CHANGES_AT_ONCE + 1)
             .map(|(seq, key)| (seq, key.clone()))
             .collect();
-        let mut checks = 0;
         for (shown, (seq, key)) in keys.into_iter().enumerate() {
-            if shown == limits::CHANGES_AT_ONCE || checks == CHECKS_AT_ONCE {
+            if shown == limits::CHANGES_AT_ONCE {
                 told.more = true;
                 told.upto = told.rows.last().map_or(after, |(seq, _)| *seq);
                 break;
-            }
-            if let Key::Terminal(id) = &key {
-                checks += usize::from(self.directory.is_unchecked(self.gossip.table(), id));
             }
             let row = self.changed_row(key);
             told.rows.push((seq, row));

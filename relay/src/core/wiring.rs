@@ -74,7 +74,9 @@ impl Relay {
         let own = RelayId::of(&config.mesh_id, &config.name);
         let mut rng = StdRng::from_seed(config.seed);
         let (mesh, seed) = (config.mesh_id, rng.random());
-        let mut gossip = Gossip::new(gossip::Config::new(own, config.incarnation, mesh, seed), now);
+        let signer = config.signer.clone();
+        let mut gossip =
+            Gossip::new(gossip::Config::new(own, config.incarnation, mesh, signer, seed), now);
         let (term, key) = config.authority;
         gossip.handle(gossip::Input::AuthorityKey(term, key), now);
         let mut relay = Self {
@@ -276,7 +278,7 @@ impl Relay {
         let Some(terminal) = self.login.connected(conn).cloned() else { return Known::default() };
         let terminal = &terminal;
         Known {
-            account: self.directory.account_of(self.gossip.table_mut(), terminal).is_some(),
+            account: self.directory.account_of(self.gossip.table(), terminal).is_some(),
             highest: self.directory.highest_login(self.gossip.table(), terminal),
         }
     }
@@ -286,7 +288,7 @@ impl Relay {
             return;
         }
         let limit = usize::from(list.limit).clamp(1, limits::PAGE);
-        let table = self.gossip.table_mut();
+        let table = self.gossip.table();
         let (items, next) = self.directory.list(table, &list.filter, list.after.as_ref(), limit);
         let page = control::Page { request: list.request, items, next };
         self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Page(page)));
@@ -420,8 +422,7 @@ impl Relay {
                 self.on_gossip(output, wall_ms);
             } else if let Some(output) = self.links.poll_output() {
                 self.on_links(output, now, wall_ms);
-            } else if let Some(reached) = self.routes.poll_output() {
-                self.on_reachable(reached, now, wall_ms);
+            } else if self.on_reachable(now, wall_ms) {
             } else if let Some(output) = self.directory.poll_output() {
                 self.on_directory(output, now, wall_ms);
             } else if let Some(output) = self.login.poll_output() {
@@ -474,11 +475,14 @@ impl Relay {
                     let lag = wall_ms.saturating_sub(record.wall_ms());
                     self.lag_ms.push_back(u32::try_from(lag).unwrap_or(u32::MAX));
                 }
-                let table = self.gossip.table_mut();
+                let table = self.gossip.table();
                 self.directory.handle_change(old.as_ref(), new.as_ref(), table);
                 self.note_row(old.as_ref(), new.as_ref(), wall_ms);
             }
             gossip::Output::Verified(record) => self.outputs.push_back(Output::Persist(record)),
+            gossip::Output::AuthorityHead(head) => {
+                self.outputs.push_back(Output::PersistHead(head))
+            }
             gossip::Output::Cut(link, code) => {
                 self.outputs.push_back(Output::CloseLink(link, code));
             }
@@ -517,11 +521,19 @@ impl Relay {
         }
     }
 
-    fn on_reachable(&mut self, reached: routes::Reachable, now: Instant, wall_ms: u64) {
+    /// Tells which relays came within reach or left it, all at once; whether there were any.
+    fn on_reachable(&mut self, now: Instant, wall_ms: u64) -> bool {
+        let reached: Vec<_> = std::iter::from_fn(|| self.routes.poll_output()).collect();
+        if reached.is_empty() {
+            return false;
+        }
         self.directory.set_reachable(self.routes.reachable());
-        self.note_reachable(reached, wall_ms);
+        for one in reached {
+            self.note_reachable(one, wall_ms);
+            self.links.handle(links::Input::Reachable(one.relay, one.reachable), now);
+        }
         self.gossip.handle(gossip::Input::Reachable(self.routes.reachable().clone()), now);
-        self.links.handle(links::Input::Reachable(reached.relay, reached.reachable), now);
+        true
     }
 
     fn on_directory(&mut self, output: directory::Output, now: Instant, wall_ms: u64) {
@@ -538,6 +550,9 @@ impl Relay {
             directory::Output::NewerLogin { terminal, epoch, instance, .. } => {
                 let elsewhere = login::Input::Elsewhere(terminal, epoch, instance);
                 self.login.handle(elsewhere, now, wall_ms);
+            }
+            directory::Output::RelayKey(relay, key) => {
+                self.gossip.handle(gossip::Input::RelayKey(relay, key), now);
             }
             directory::Output::Revoked(key) => {
                 self.outputs.push_back(Output::Revoked(key));

@@ -10,7 +10,7 @@ use rand::Rng;
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::frame::NeighbourKey;
 use tasuki_proto::gossip::GossipMessage;
-use tasuki_proto::identity::Identity;
+use tasuki_proto::identity::{Identity, PublicKey};
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::net::canonical;
 use tasuki_proto::traces::{Place, Span, Traces};
@@ -35,6 +35,8 @@ const DUPLICATE_REST: Duration = Duration::from_millis(200);
 pub enum Keep {
     /// A row of the authority.
     Record(tasuki_proto::record::Record),
+    /// The head that proves the rows of the authority before it.
+    Head(tasuki_proto::gossip::Head),
     /// A session that is over.
     Session(Box<Finished>),
     /// This relay's incarnation.
@@ -277,7 +279,7 @@ impl Driver {
             && term > self.context.identity.get().authority_key().0
         {
             // The root certified a newer issuer than this relay's: its records count from here on.
-            self.give(Input::AuthorityKey(term, key));
+            self.give(Input::AuthorityKey(term, PublicKey(key)));
             self.context.identity.renew_early();
         }
         self.give(Input::LinkUp {
@@ -316,6 +318,7 @@ impl Driver {
                 Output::Install(forwarding) => self.install(forwarding),
                 Output::Remove(label) => self.switch.table.remove(label),
                 Output::Persist(record) => self.keep(Keep::Record(record)).await,
+                Output::PersistHead(head) => self.keep(Keep::Head(head)).await,
                 Output::Incarnation(incarnation) => {
                     self.hello.incarnation.store(incarnation.0, Ordering::Relaxed);
                     self.keep(Keep::Incarnation(incarnation)).await;
@@ -578,9 +581,11 @@ async fn keep_all(store: store::Store, mut kept: mpsc::Receiver<Keep>) {
     let mut batch = Vec::new();
     while kept.recv_many(&mut batch, limits::STORE_BATCH).await > 0 {
         let (mut records, mut sessions, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        let mut head = None;
         for keep in batch.drain(..) {
             match keep {
                 Keep::Record(record) => records.push(record),
+                Keep::Head(latest) => head = Some(latest),
                 Keep::Session(finished) if !finished.edge => {}
                 Keep::Session(finished) => sessions.push(ledger_entry(*finished)),
                 Keep::Done(waiting) => done.push(waiting),
@@ -591,7 +596,7 @@ async fn keep_all(store: store::Store, mut kept: mpsc::Receiver<Keep>) {
                 }
             }
         }
-        if let Err(error) = store.put_records(records).await {
+        if let Err(error) = store.put_records(records, head).await {
             tracing::error!(%error, "rows of the authority could not be kept");
         }
         if let Err(error) = store.put_sessions(sessions).await {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tasuki_proto::control::{ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
-use tasuki_proto::identity::{KeyFingerprint, Peer};
+use tasuki_proto::identity::{KeyFingerprint, Peer, PublicKey};
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::record::Record;
 use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, SessionId, TerminalId};
@@ -92,7 +92,7 @@ pub enum Event {
     /// The registrar signed something, or the store restored it.
     Authority(Record),
     /// This relay's certificate was renewed: the term of its issuer, and the issuer's key.
-    Renewed(tasuki_proto::Incarnation, [u8; 32]),
+    Renewed(tasuki_proto::Incarnation, PublicKey),
     /// An expected knock came in.
     Knocked(Label),
     /// A knock for a neighbour was sent, or could not be.

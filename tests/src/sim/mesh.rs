@@ -1,15 +1,16 @@
 //! The mesh: relays, links, events in the order of virtual time.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use ring::signature::{Ed25519KeyPair, KeyPair};
 use tasuki_proto::codec::Envelope;
-use tasuki_proto::gossip::GossipMessage;
-use tasuki_proto::record::{Draft, Record, RecordKind};
+use tasuki_proto::gossip::{GossipMessage, Head};
+use tasuki_proto::identity::{PublicKey, Signer};
+use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AccountRow, LinkState, LinksRow, RelayRow};
 use tasuki_proto::{Incarnation, MeshId, RelayId, RelayName, TerminalId, limits};
 use tasuki_relay::core::LinkId;
@@ -68,13 +69,38 @@ enum Event {
     Routes { node: usize, life: u64 },
 }
 
+/// The key of a relay, by its index.
+fn signer(node: usize) -> Signer {
+    let mut seed = [1; 32];
+    seed[..8].copy_from_slice(&(node as u64).to_be_bytes());
+    Signer::from_seed(&seed)
+}
+
+/// Signatures that one thread remembers to have checked.
+const CHECKS: usize = 1_000_000;
+
+/// Checks each head once, however many relays of the simulation do so.
+fn check_once(head: &Head, mesh: &MeshId, key: &PublicKey) -> bool {
+    thread_local! {
+        static CHECKED: RefCell<HashMap<([u8; Head::BYTES], PublicKey), bool>> = RefCell::default();
+    }
+    CHECKED.with_borrow_mut(|checked| {
+        if checked.len() == CHECKS {
+            checked.clear();
+        }
+        *checked.entry((head.to_bytes(), *key)).or_insert_with(|| head.is_signed_by(mesh, key))
+    })
+}
+
 /// A running mesh.
 pub struct Mesh {
     seed: u64,
     now: Duration,
     rng: StdRng,
     mesh: MeshId,
-    key: Ed25519KeyPair,
+    authority: Signer,
+    /// The last sequence of the authority.
+    signed: u64,
     nodes: Vec<Node>,
     links: Vec<SimLink>,
     events: BTreeMap<(Duration, u64), Event>,
@@ -113,6 +139,7 @@ impl Mesh {
                     shadow: model.shadow.then(BTreeMap::new),
                     incarnation: Incarnation(0),
                     disk: BTreeMap::new(),
+                    disk_head: None,
                 }
             })
             .collect();
@@ -137,7 +164,8 @@ impl Mesh {
             seed: model.seed,
             now: Duration::ZERO,
             mesh,
-            key: Ed25519KeyPair::from_seed_unchecked(&[7; 32]).expect("a key"),
+            authority: Signer::from_seed(&[7; 32]),
+            signed: 0,
             rng,
             nodes,
             links,
@@ -223,6 +251,7 @@ impl Mesh {
         let state = &mut self.nodes[node];
         if !with_disk {
             state.disk.clear();
+            state.disk_head = None;
             state.incarnation = Incarnation(0);
         }
         state.incarnation.0 += 1;
@@ -232,7 +261,9 @@ impl Mesh {
         if let Some(shadow) = &mut state.shadow {
             shadow.clear();
         }
-        let mut config = Config::new(state.id, state.incarnation, mesh, self.seed);
+        let seed = [self.seed, node as u64];
+        let mut config = Config::new(state.id, state.incarnation, mesh, signer(node), seed);
+        config.check = check_once;
         (self.tune)(&mut config);
         let gossip = Gossip::new(config, state.clock.local(now));
         state.cores = Some((gossip, Directory::new(state.id, mesh)));
@@ -244,11 +275,20 @@ impl Mesh {
             registrar: node == 0,
             software: "sim".to_owned(),
         };
-        let mut key = [0; 32];
-        key.copy_from_slice(self.key.public_key().as_ref());
-        self.input(node, Input::AuthorityKey(TERM, key));
+        let disk_head = state.disk_head;
+        self.input(node, Input::AuthorityKey(TERM, self.authority.public()));
+        // What directories take from the accounts of relays.
+        for other in 0..self.nodes.len() {
+            let key = Some(signer(other).public());
+            self.input(node, Input::RelayKey(self.nodes[other].id, key));
+        }
         for record in disk {
             self.input(node, Input::Authority(record));
+        }
+        if node == 0 {
+            self.input(node, Input::Issuer(TERM, self.authority.clone()));
+        } else if let Some(head) = disk_head {
+            self.input(node, Input::AuthorityHead(head));
         }
         self.write(node, RecordKind::RELAY, b"", Some(rows::payload(&row)), 0);
         self.update_links(node);
@@ -321,22 +361,18 @@ impl Mesh {
 
     /// Has the authority sign a row, which the registrar takes.
     pub fn sign(&mut self, kind: RecordKind, key: &[u8], payload: &[u8]) {
-        let version = self.gossip(0).next_authority_version(TERM);
-        let record = Record::signed(
-            &Draft {
-                origin: RelayId::AUTHORITY,
-                kind,
-                key,
-                version,
-                wall_ms: 1,
-                scope: 0,
-                lifetime_secs: 0,
-                tombstone: false,
-                payload,
-            },
-            &self.mesh,
-            &self.key,
-        );
+        self.signed += 1;
+        let record = Record::new(&Draft {
+            origin: RelayId::AUTHORITY,
+            kind,
+            key,
+            version: Version { incarnation: TERM, sequence: self.signed },
+            wall_ms: 1,
+            scope: 0,
+            lifetime_secs: 0,
+            tombstone: false,
+            payload,
+        });
         self.input(0, Input::Authority(record.clone()));
         self.nodes[0].disk.insert((kind.0, key.to_vec()), record);
     }
@@ -541,7 +577,7 @@ impl Mesh {
         let GossipMessage::Rows(rows) = &message else {
             return self.input(to, Input::Message(id, message));
         };
-        let origin = rows.span.origin;
+        let origin = rows.head.origin;
         for record in rows.parse().unwrap_or_default() {
             self.observed.copy(to, origin, record.version());
         }
@@ -583,13 +619,14 @@ impl Mesh {
             match output {
                 Output::Send(link, message) => sends.push_back((link, message)),
                 Output::Changed { old, new } => {
-                    directory.handle_change(old.as_ref(), new.as_ref(), gossip.table_mut());
+                    directory.handle_change(old.as_ref(), new.as_ref(), gossip.table());
                     self.nodes[node].follow(old.as_ref(), new.as_ref());
                 }
                 Output::Verified(record) => {
                     let key = (record.kind().0, record.key().to_vec());
                     self.nodes[node].disk.insert(key, record);
                 }
+                Output::AuthorityHead(head) => self.nodes[node].disk_head = Some(head),
                 Output::OwnIncarnation(incarnation) => self.nodes[node].incarnation = incarnation,
                 // Every node of the simulation has the key.
                 Output::UnknownTerm(_) => {}

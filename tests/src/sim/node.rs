@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use tasuki_proto::gossip::Head;
 use tasuki_proto::record::{Record, Version};
 use tasuki_proto::{Incarnation, RelayId, RelayName};
 use tasuki_relay::core::directory::Directory;
@@ -53,6 +54,8 @@ pub(super) struct Node {
     /// Survives: its incarnation, and the authority's rows that were verified.
     pub(super) incarnation: Incarnation,
     pub(super) disk: BTreeMap<(u16, Vec<u8>), Record>,
+    /// The head that proves them.
+    pub(super) disk_head: Option<Head>,
 }
 
 impl Node {

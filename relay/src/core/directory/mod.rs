@@ -4,8 +4,7 @@
 //! terminals, what is known of each relay, revoked keys, reachability. It is told of each change
 //! ([`Directory::handle_change`]) and reads the table as it stands, so hearing of a change late does no harm.
 //!
-//! What the authority wrote counts only with a checked signature ([`Table::authority_row`]); a relay's name counts
-//! only where the relay's id is made from it.
+//! The table holds proven rows only ([`super::gossip`]). A relay's name counts only where the relay's id is made from it.
 
 mod kinds;
 mod names;
@@ -17,10 +16,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use tasuki_proto::control::RelayContact;
-use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::identity::{KeyFingerprint, PublicKey};
 use tasuki_proto::record::{Record, RecordKind, RecordRef};
 use tasuki_proto::rows::{self, AttachmentRow, LinksRow, LoadRow, RelayAccountRow, RelayRow};
-use tasuki_proto::{LoginEpoch, MeshId, RelayId, RelayName, TerminalId};
+use tasuki_proto::{LoginEpoch, MeshId, RelayId, RelayName, TerminalId, limits};
 
 use self::kinds::Kinds;
 use self::names::Names;
@@ -44,6 +43,8 @@ pub enum Output {
     },
     /// A key was revoked.
     Revoked(KeyFingerprint),
+    /// The key in a relay's account; `None` without an account, or once the key is revoked.
+    RelayKey(RelayId, Option<PublicKey>),
     /// [`Directory::contacts`] changed.
     ContactsChanged,
     /// The links of this relay changed.
@@ -58,6 +59,8 @@ struct Relay {
     /// Its proven name.
     name: Option<RelayName>,
     account: Option<RelayAccountRow>,
+    /// The key that others were told last.
+    key: Option<PublicKey>,
     row: Option<RelayRow>,
     links: LinksRow,
     load: LoadRow,
@@ -81,6 +84,11 @@ impl Relay {
     }
 }
 
+/// Cuts `text` to at most `bytes`, at the end of a character.
+fn truncate(text: &mut String, bytes: usize) {
+    text.truncate(text.floor_char_boundary(bytes));
+}
+
 /// The directory; see the module's documentation.
 #[derive(Debug)]
 pub struct Directory {
@@ -88,15 +96,12 @@ pub struct Directory {
     mesh: MeshId,
     relays: BTreeMap<RelayId, Relay>,
     reachable: BTreeSet<RelayId>,
-    /// Terminals with an account, in the order of lists, with their type. Signatures may wait for their check: both
-    /// lead to rows and prove nothing.
+    /// Terminals with an account, in the order of lists, with their type.
     terminals: BTreeMap<TerminalId, Arc<str>>,
     /// Their ids, for searches.
     names: Names,
     kinds: Kinds,
     revoked: BTreeSet<KeyFingerprint>,
-    /// Rows of the authority that could not be checked since the key of their term is not known.
-    unproven: BTreeSet<(RecordKind, Vec<u8>)>,
     outputs: VecDeque<Output>,
 }
 
@@ -112,13 +117,12 @@ impl Directory {
             names: Names::new(),
             kinds: Kinds::default(),
             revoked: BTreeSet::new(),
-            unproven: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
     }
 
     /// Hears of a change to the table ([`super::gossip::Output::Changed`]).
-    pub fn handle_change(&mut self, old: Option<&Record>, new: Option<&Record>, table: &mut Table) {
+    pub fn handle_change(&mut self, old: Option<&Record>, new: Option<&Record>, table: &Table) {
         let Some(row) = new.or(old) else { return };
         let live = |record: Option<&Record>| record.is_some_and(|record| !record.is_tombstone());
         match row.kind() {
@@ -153,13 +157,6 @@ impl Directory {
         self.reachable.insert(self.me);
     }
 
-    /// The key of another term of the authority is known to the table: checks what had to wait for it.
-    pub fn handle_authority_key(&mut self, table: &mut Table) {
-        for (kind, key) in std::mem::take(&mut self.unproven) {
-            self.authority_row(kind, &key, table);
-        }
-    }
-
     /// The next thing that others should hear of.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
@@ -185,18 +182,12 @@ impl Directory {
         }
     }
 
-    fn authority_row(&mut self, kind: RecordKind, key: &[u8], table: &mut Table) {
-        let held = table.get(RelayId::AUTHORITY, kind, key).is_some_and(|row| !row.is_tombstone());
-        let row = table.authority_row(kind, key).map(|row| row.payload().to_vec());
-        if held && row.is_none() {
-            self.unproven.insert((kind, key.to_vec()));
-        } else {
-            self.unproven.remove(&(kind, key.to_vec()));
-        }
+    fn authority_row(&mut self, kind: RecordKind, key: &[u8], table: &Table) {
+        let payload = table.authority_row(kind, key).map(RecordRef::payload);
         if kind == RecordKind::REVOCATION {
-            self.revocation(key, row.is_some());
+            self.revocation(key, payload.is_some());
         } else {
-            self.relay_account(key, row.and_then(|payload| rows::read(&payload).ok()));
+            self.relay_account(key, payload.and_then(|payload| rows::read(payload).ok()));
         }
     }
 
@@ -206,6 +197,24 @@ impl Directory {
             self.revoked.remove(&fingerprint);
         } else if self.revoked.insert(fingerprint) {
             self.outputs.push_back(Output::Revoked(fingerprint));
+        }
+        let is_it = |relay: &Relay| {
+            relay.account.as_ref().is_some_and(|account| account.key.fingerprint() == fingerprint)
+        };
+        let hit = self.relays.iter().filter(|(_, relay)| is_it(relay)).map(|(id, _)| *id);
+        for id in hit.collect::<Vec<_>>() {
+            self.tell_key(id);
+        }
+    }
+
+    /// Tells which key a relay signs with, where that changed.
+    fn tell_key(&mut self, id: RelayId) {
+        let Some(relay) = self.relays.get_mut(&id) else { return };
+        let key = relay.account.as_ref().map(|account| account.key);
+        let key = key.filter(|key| !self.revoked.contains(&key.fingerprint()));
+        if relay.key != key {
+            relay.key = key;
+            self.outputs.push_back(Output::RelayKey(id, key));
         }
     }
 
@@ -219,6 +228,7 @@ impl Directory {
             relay.name = Some(name);
             self.outputs.push_back(Output::ContactsChanged);
         }
+        self.tell_key(id);
         self.drop_if_empty(id);
     }
 
@@ -232,7 +242,12 @@ impl Directory {
         let payload = held.map(RecordRef::payload);
         if kind == RecordKind::RELAY {
             let row = payload.and_then(|payload| rows::read::<RelayRow>(payload).ok());
-            let row = row.filter(|row| RelayId::of(&self.mesh, &row.name) == origin);
+            let mut row = row.filter(|row| RelayId::of(&self.mesh, &row.name) == origin);
+            if let Some(row) = &mut row {
+                row.addresses.truncate(limits::RELAY_ADDRESSES);
+                row.addresses.retain(|address| address.len() <= limits::RELAY_ADDRESS_BYTES);
+                truncate(&mut row.software, limits::SOFTWARE_BYTES);
+            }
             if relay.row != row {
                 if let Some(row) = &row {
                     relay.name = Some(row.name.clone());
@@ -241,7 +256,9 @@ impl Directory {
                 self.outputs.push_back(Output::ContactsChanged);
             }
         } else if kind == RecordKind::LINKS {
-            let links = payload.and_then(|payload| rows::read(payload).ok()).unwrap_or_default();
+            let mut links: LinksRow =
+                payload.and_then(|payload| rows::read(payload).ok()).unwrap_or_default();
+            links.links.truncate(limits::LINKS);
             if relay.links != links {
                 relay.links = links;
                 self.outputs.push_back(Output::LinksChanged(origin));

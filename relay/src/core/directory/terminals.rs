@@ -14,8 +14,6 @@ use super::Directory;
 use crate::core::admin::TerminalCounts;
 use crate::core::gossip::table::Table;
 
-/// Signatures that one page of a list checks at most; the next page goes on.
-const CHECKS_PER_PAGE: usize = 64;
 /// Terminals that are passed on the way to the next one found, before it is looked up instead.
 const NEAR: usize = 8;
 
@@ -54,8 +52,6 @@ struct Page<'a> {
     filter: &'a TerminalFilter,
     limit: usize,
     items: Vec<TerminalView>,
-    /// Signatures that were checked for it.
-    checks: usize,
 }
 
 /// A live attachment.
@@ -68,14 +64,13 @@ struct Attachment<'a> {
 
 impl Directory {
     /// Where a terminal is. Current is the highest log-in among the attachments at reachable relays.
-    pub fn lookup(&self, table: &mut Table, id: &TerminalId) -> Lookup {
+    pub fn lookup(&self, table: &Table, id: &TerminalId) -> Lookup {
         let key = id.as_str().as_bytes();
         let mut best: Option<Location> = None;
-        let (mut known, mut unchecked, mut attached) = (false, false, false);
+        let (mut known, mut attached) = (false, false);
         for row in table.live_of_key(key) {
             if row.kind() == RecordKind::ACCOUNT && row.origin() == RelayId::AUTHORITY {
-                unchecked = table.is_unchecked(row);
-                known = !unchecked;
+                known = true;
             } else if row.kind() == RecordKind::ATTACHMENT
                 && let Some(here) = location(row)
             {
@@ -87,12 +82,9 @@ impl Directory {
                 }
             }
         }
-        if unchecked {
-            known = table.authority_row(RecordKind::ACCOUNT, key).is_some();
-        }
         match best {
             _ if !known => {
-                let empty = table.watermark(RelayId::AUTHORITY).sequence == 0;
+                let empty = table.origin_len(RelayId::AUTHORITY) == 0;
                 if attached || empty { Lookup::NotYetKnown } else { Lookup::Unknown }
             }
             Some(location) => Lookup::At(location),
@@ -135,7 +127,7 @@ impl Directory {
     }
 
     /// The account of a terminal.
-    pub fn account_of(&self, table: &mut Table, id: &TerminalId) -> Option<AccountRow> {
+    pub fn account_of(&self, table: &Table, id: &TerminalId) -> Option<AccountRow> {
         let row = table.authority_row(RecordKind::ACCOUNT, id.as_str().as_bytes())?;
         rows::read(row.payload()).ok()
     }
@@ -146,7 +138,7 @@ impl Directory {
     }
 
     /// How a terminal is shown.
-    pub fn terminal_view(&self, table: &mut Table, id: &TerminalId) -> Option<TerminalView> {
+    pub fn terminal_view(&self, table: &Table, id: &TerminalId) -> Option<TerminalView> {
         let account = table.authority_row(RecordKind::ACCOUNT, id.as_str().as_bytes())?;
         let mut updated_at = account.wall_ms();
         let account: AccountRow = rows::read(account.payload()).ok()?;
@@ -196,12 +188,6 @@ impl Directory {
         })
     }
 
-    /// Whether showing this terminal would have to check its account's signature first.
-    pub fn is_unchecked(&self, table: &Table, id: &TerminalId) -> bool {
-        let row = table.get(RelayId::AUTHORITY, RecordKind::ACCOUNT, id.as_str().as_bytes());
-        row.is_some_and(|row| table.is_unchecked(row))
-    }
-
     /// The state of a terminal that has an account, without the rest of its row.
     fn state(&self, table: &Table, id: &TerminalId) -> TerminalState {
         let mut attached = false;
@@ -224,11 +210,9 @@ impl Directory {
     /// A page of terminals behind `after`, ordered by id, and where the next page begins. Looks at no more than
     /// [`limits::PAGE_SCAN`] terminals, with a text at no more that contain it, among [`limits::SEARCH_BYTES`] of ids;
     /// so it may hold fewer than `limit` although more follow.
-    ///
-    /// Only what can match is shown, and only there a signature is checked.
     pub fn list(
         &self,
-        table: &mut Table,
+        table: &Table,
         filter: &TerminalFilter,
         after: Option<&TerminalId>,
         limit: usize,
@@ -237,7 +221,7 @@ impl Directory {
             return (Vec::new(), None);
         }
         let limit = limit.clamp(1, limits::PAGE);
-        let mut page = Page { filter, limit, items: Vec::new(), checks: 0 };
+        let mut page = Page { filter, limit, items: Vec::new() };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut range = self.terminals.range::<TerminalId, _>((from, Bound::Unbounded));
         if let Some(text) = &filter.text {
@@ -267,27 +251,20 @@ impl Directory {
     }
 
     /// Puts a terminal of this type on a page if it has what is wanted besides a text. Whether the page is full then.
-    fn put_on_page(
-        &self,
-        page: &mut Page<'_>,
-        table: &mut Table,
-        id: &TerminalId,
-        kind: &str,
-    ) -> bool {
+    fn put_on_page(&self, page: &mut Page<'_>, table: &Table, id: &TerminalId, kind: &str) -> bool {
         let filter = page.filter;
         let may_match = filter.kind.as_ref().is_none_or(|wanted| *wanted == *kind)
             && filter.state.is_none_or(|state| state == self.state(table, id));
         if !may_match {
             return false;
         }
-        page.checks += usize::from(self.is_unchecked(table, id));
         if let Some(view) = self.terminal_view(table, id)
             && filter.state.is_none_or(|state| state == view.state)
             && filter.kind.as_ref().is_none_or(|kind| *kind == view.kind)
         {
             page.items.push(view);
         }
-        page.items.len() == page.limit || page.checks == CHECKS_PER_PAGE
+        page.items.len() == page.limit
     }
 
     /// Counts at most [`limits::PAGE_SCAN`] terminals behind `after`, and says where the next part begins.

@@ -3,10 +3,8 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use bytes::Bytes;
-use ring::signature::{Ed25519KeyPair, KeyPair};
-use tasuki_proto::gossip::{GossipMessage, Rows, Span};
 use tasuki_proto::identity::{KeyFingerprint, PublicKey};
-use tasuki_proto::record::{Draft, Record, RecordKind, Version};
+use tasuki_proto::record::RecordKind;
 use tasuki_proto::rows::{
     self, AccountRow, AttachmentRole, AttachmentRow, RelayAccountRow, RelayRow, RevocationRow,
 };
@@ -15,6 +13,7 @@ use tasuki_proto::{Incarnation, LoginEpoch, MeshId, RelayId, RelayName, Terminal
 
 use super::{Directory, Lookup, Output};
 use crate::core::LinkId;
+use crate::core::gossip::testing::{Origins, signer};
 use crate::core::gossip::{self, Config, Gossip, Input, Write};
 
 const MESH: MeshId = MeshId([1; 16]);
@@ -28,13 +27,14 @@ fn terminal(name: &str) -> TerminalId {
     TerminalId::new(name).unwrap()
 }
 
-/// Gossip and directory of relay r1, which has a link with r2.
+/// The directory of relay r1, and the table that it hears of.
 struct Setup {
     gossip: Gossip,
     directory: Directory,
     now: Instant,
-    key: Ed25519KeyPair,
-    sequences: std::collections::BTreeMap<RelayId, u64>,
+    origins: Origins,
+    /// The time of the last row.
+    wall_ms: u64,
 }
 
 impl Setup {
@@ -42,16 +42,16 @@ impl Setup {
         #[allow(clippy::disallowed_methods, reason = "only differences are used")]
         let now = Instant::now();
         let me = relay("r1");
+        let config = Config::new(me, Incarnation(1), MESH, signer(me), [0; 2]);
         let mut setup = Setup {
-            gossip: Gossip::new(Config::new(me, Incarnation(1), MESH, 0), now),
+            gossip: Gossip::new(config, now),
             directory: Directory::new(me, MESH),
             now,
-            key: Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap(),
-            sequences: Default::default(),
+            origins: Origins::new(MESH),
+            wall_ms: 0,
         };
-        let mut public = [0; 32];
-        public.copy_from_slice(setup.key.public_key().as_ref());
-        setup.handle(Input::AuthorityKey(Incarnation(1), public));
+        let authority = signer(RelayId::AUTHORITY).public();
+        setup.handle(Input::AuthorityKey(Incarnation(1), authority));
         setup.handle(Input::LinkUp(LINK, relay("r2")));
         setup.directory.set_reachable(&BTreeSet::from([relay("r2")]));
         setup
@@ -61,7 +61,7 @@ impl Setup {
         self.gossip.handle(input, self.now);
         while let Some(output) = self.gossip.poll_output() {
             if let gossip::Output::Changed { old, new } = output {
-                let table = self.gossip.table_mut();
+                let table = self.gossip.table();
                 self.directory.handle_change(old.as_ref(), new.as_ref(), table);
             }
         }
@@ -69,35 +69,15 @@ impl Setup {
 
     /// A row arrives; `None` is a tombstone.
     fn arrives(&mut self, origin: RelayId, kind: RecordKind, key: &[u8], payload: Option<&[u8]>) {
-        let sequence = self.sequences.entry(origin).or_default();
-        let from = *sequence;
-        *sequence += 1;
-        let draft = Draft {
-            origin,
-            kind,
-            key,
-            version: Version { incarnation: Incarnation(1), sequence: *sequence },
-            wall_ms: *sequence,
-            scope: 0,
-            lifetime_secs: 0,
-            tombstone: payload.is_none(),
-            payload: payload.unwrap_or_default(),
-        };
-        let record = if origin == RelayId::AUTHORITY {
-            Record::signed(&draft, &MESH, &self.key)
-        } else {
-            Record::new(&draft)
-        };
-        let span = Span {
-            origin,
-            incarnation: Incarnation(1),
-            from,
-            to: from + 1,
-            horizon: 0,
-            last: true,
-        };
-        let rows = Rows { span, records: record.as_bytes().clone() };
-        self.handle(Input::Message(LINK, GossipMessage::Rows(rows)));
+        self.wall_ms += 1;
+        if origin != RelayId::AUTHORITY {
+            self.handle(Input::RelayKey(origin, Some(signer(origin).public())));
+        }
+        let known = self.gossip.table().watermark(origin);
+        let row = (kind, key, payload);
+        for message in self.origins.write(origin, row, self.wall_ms, known, self.now) {
+            self.handle(Input::Message(LINK, message));
+        }
     }
 
     fn account(&mut self, name: &str, kind: &str) {
@@ -128,11 +108,11 @@ impl Setup {
     }
 
     fn lookup(&mut self, name: &str) -> Lookup {
-        self.directory.lookup(self.gossip.table_mut(), &terminal(name))
+        self.directory.lookup(self.gossip.table(), &terminal(name))
     }
 
     fn state(&mut self, name: &str) -> TerminalState {
-        self.directory.terminal_view(self.gossip.table_mut(), &terminal(name)).unwrap().state
+        self.directory.terminal_view(self.gossip.table(), &terminal(name)).unwrap().state
     }
 
     fn outputs(&mut self) -> Vec<Output> {
@@ -202,14 +182,14 @@ fn a_terminal_with_two_attachments_is_shown_with_both() {
     setup.account("a", "plc");
     setup.attached("r3", "a", AttachmentRole::Primary, 2, 2);
     setup.attached("r2", "a", AttachmentRole::Standby, 2, 3);
-    let view = setup.directory.terminal_view(setup.gossip.table_mut(), &terminal("a")).unwrap();
+    let view = setup.directory.terminal_view(setup.gossip.table(), &terminal("a")).unwrap();
     let shown: Vec<_> = view.attachments.iter().map(|a| (a.relay.as_str(), a.role)).collect();
     assert_eq!(shown, [("r2", AttachmentRole::Standby), ("r3", AttachmentRole::Primary)]);
     assert_eq!(view.sessions, 3, "each session has a way over both");
     assert_eq!(view.state, TerminalState::InCommunication);
     // The one that says the next epoch voids the other.
     setup.attached("r2", "a", AttachmentRole::Primary, 3, 1);
-    let view = setup.directory.terminal_view(setup.gossip.table_mut(), &terminal("a")).unwrap();
+    let view = setup.directory.terminal_view(setup.gossip.table(), &terminal("a")).unwrap();
     assert_eq!((view.attachments.len(), view.sessions), (1, 1));
 }
 
@@ -250,7 +230,8 @@ fn relays_are_known_from_accounts_and_by_their_proven_name() {
     let payload = rows::payload(&account);
     setup.arrives(RelayId::AUTHORITY, RecordKind::RELAY_ACCOUNT, b"r2", Some(&payload));
     assert_eq!(setup.directory.contacts()[0].addresses, ["old:1"]);
-    assert_eq!(setup.outputs(), [Output::ContactsChanged]);
+    let key = Some(PublicKey([1; 32]));
+    assert_eq!(setup.outputs(), [Output::ContactsChanged, Output::RelayKey(relay("r2"), key)]);
     setup.relay_row("r2", "r2");
     setup.relay_row("r3", "r2");
     let views = setup.directory.relays();
@@ -281,7 +262,7 @@ fn lists_are_ordered_filtered_and_paged() {
     let filter = TerminalFilter { kind: Some("plc".to_owned()), ..TerminalFilter::default() };
     let (mut after, mut seen) = (None, Vec::new());
     loop {
-        let table = setup.gossip.table_mut();
+        let table = setup.gossip.table();
         let (items, next) = setup.directory.list(table, &filter, after.as_ref(), 4);
         assert!(items.len() <= 4);
         seen.extend(items.into_iter().map(|view| view.id.to_string()));
@@ -292,7 +273,7 @@ fn lists_are_ordered_filtered_and_paged() {
     }
     let expected: Vec<String> = (0..30).step_by(2).map(|n| format!("t-{n:02}")).collect();
     assert_eq!(seen, expected);
-    let table = setup.gossip.table_mut();
+    let table = setup.gossip.table();
     let all = setup.directory.list(table, &TerminalFilter::default(), None, limits::PAGE);
     assert_eq!((all.0.len(), all.1), (30, None));
 }
@@ -311,10 +292,10 @@ fn a_search_pages_through_the_rows_of_a_list_that_contain_its_text() {
         let name = format!("t-{number:03}");
         setup.arrives(RelayId::AUTHORITY, RecordKind::ACCOUNT, name.as_bytes(), None);
     }
-    let mut pages = |filter: &TerminalFilter, limit: usize| {
+    let pages = |filter: &TerminalFilter, limit: usize| {
         let (mut after, mut seen) = (None, Vec::new());
         loop {
-            let table = setup.gossip.table_mut();
+            let table = setup.gossip.table();
             let (items, next) = setup.directory.list(table, filter, after.as_ref(), limit);
             assert!(items.len() <= limit);
             seen.extend(items);

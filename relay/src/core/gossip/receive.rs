@@ -1,13 +1,19 @@
 //! What peers say.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tasuki_proto::gossip::{GossipMessage, Rows, Span, Want};
+use tasuki_proto::gossip::{GossipMessage, Head, Rows, Span, Want};
 use tasuki_proto::record::{Record, Version};
 use tasuki_proto::{RefusalCode, RelayId, limits};
 
-use super::{Gossip, Output, Retelling, Timer};
+use super::stage::{Proven, Stage};
+use super::{Gossip, Output, Timer};
 use crate::core::LinkId;
+
+/// How long one link may take to tell an origin, while others could; twice as long after each that did not finish.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// From one part of many proven rows to the next: others get their turn.
+const APPLY_INTERVAL: Duration = Duration::from_millis(1);
 
 impl Gossip {
     pub(super) fn handle_message(&mut self, link: LinkId, message: GossipMessage, now: Instant) {
@@ -17,9 +23,9 @@ impl Gossip {
         match message {
             GossipMessage::Rows(rows) => self.handle_rows(link, &rows, now),
             GossipMessage::Want(want) => self.handle_want(link, want, now),
-            GossipMessage::Watermarks(marks) => {
-                for (origin, version) in marks.origins {
-                    self.hear_of(link, origin, version, now);
+            GossipMessage::Heads(heads) => {
+                for head in &heads.heads {
+                    self.hear_of(link, head, now);
                 }
             }
             GossipMessage::Prune(prune) => {
@@ -32,12 +38,13 @@ impl Gossip {
         }
     }
 
-    fn cut(&mut self, link: LinkId) {
+    pub(super) fn cut(&mut self, link: LinkId) {
         self.outputs.push_back(Output::Cut(link, RefusalCode::ProtocolError));
     }
 
-    /// Whether a version is believable, and there is room for its origin.
-    fn admit(&mut self, origin: RelayId, version: Version) -> bool {
+    /// Returns whether a head is believable, and there is room for its origin and rows. Its signature is another matter.
+    fn admit(&mut self, head: &Head) -> bool {
+        let (origin, version) = (head.origin, head.version);
         let known = self.table.watermark(origin);
         let highest = if known.incarnation.0 == 0 {
             limits::FIRST_INCARNATION
@@ -55,38 +62,107 @@ impl Gossip {
             self.counters.origin_limit += 1;
             return false;
         }
+        let accounts = self.table.origin_len(RelayId::AUTHORITY) as u64;
+        let (rows, bytes) = if origin == RelayId::AUTHORITY {
+            (limits::GOSSIP_AUTHORITY_ROWS, limits::GOSSIP_AUTHORITY_BYTES)
+        } else {
+            (
+                limits::GOSSIP_RELAY_ROWS + 2 * accounts,
+                limits::GOSSIP_RELAY_BYTES + limits::GOSSIP_ROW_BYTES * accounts,
+            )
+        };
+        if head.rows > rows || head.bytes > bytes {
+            self.counters.over_budget += 1;
+            return false;
+        }
         true
     }
 
-    /// The peer has everything of an origin up to a version. Whether this relay may care.
-    fn note(&mut self, link: LinkId, origin: RelayId, version: Version, now: Instant) -> bool {
-        if !self.admit(origin, version) {
+    /// The peer has everything of an origin up to a head. Returns whether that is newer than what is held here, and
+    /// proven.
+    fn note(&mut self, link: LinkId, head: &Head, now: Instant) -> bool {
+        let (origin, version) = (head.origin, head.version);
+        let known = self.table.watermark(origin);
+        if version <= known {
+            // What a peer says to have that it has not, it will not get: nobody else is hurt.
+            if self.table.knows(origin)
+                && let Some(state) = self.links.get_mut(&link)
+            {
+                state.cursors.entry(origin).or_default().raise(version);
+            }
+            let held = self.table.head(origin);
+            if held.is_some_and(|held| held.version == version && held.digest != head.digest)
+                && self
+                    .keys
+                    .of(head)
+                    .is_some_and(|key| (self.config.check)(head, &self.config.mesh, key))
+            {
+                self.counters.equivocations += 1;
+            }
+            return false;
+        }
+        let grave = self.graves.get(&origin).copied().unwrap_or_default();
+        if !self.table.knows(origin) && version <= grave || !self.admit(head) {
+            return false;
+        }
+        let Some(key) = self.keys.of(head) else {
+            self.wait_for_key(link, head, now);
+            return false;
+        };
+        let seen = self.routes.get(&origin).is_some_and(|route| route.newest == Some(*head));
+        if !seen && !(self.config.check)(head, &self.config.mesh, key) {
+            self.counters.forged += 1;
+            self.cut(link);
             return false;
         }
         if origin == self.config.relay {
             self.hear_of_self(version, now);
-        }
-        if origin == RelayId::AUTHORITY {
-            self.hear_of_term(version.incarnation, now);
-        }
-        let grave = self.graves.get(&origin).copied().unwrap_or_default();
-        if !self.table.knows(origin) && version <= grave {
             return false;
         }
-        if let Some(state) = self.links.get_mut(&link) {
-            state.cursors.entry(origin).or_default().raise(version);
+        self.meet(origin, now);
+        let route = self.routes.entry(origin).or_default();
+        if route.newest.is_none_or(|newest| newest.version < version) {
+            route.newest = Some(*head);
         }
-        origin != self.config.relay
+        if let Some(state) = self.links.get_mut(&link) {
+            let cursor = state.cursors.entry(origin).or_default();
+            cursor.has = cursor.has.max(version);
+            cursor.raise(version);
+        }
+        true
+    }
+
+    /// Remembers a head of an origin whose key is not known, for when it is.
+    fn wait_for_key(&mut self, link: LinkId, head: &Head, now: Instant) {
+        if head.origin == RelayId::AUTHORITY {
+            self.hear_of_term(head.version.incarnation, now);
+        }
+        self.counters.unknown_keys += 1;
+        if let Some(state) = self.links.get_mut(&link)
+            && (state.waiting.len() < limits::GOSSIP_HEADS_WAITING
+                || state.waiting.contains_key(&head.origin))
+        {
+            state.waiting.insert(head.origin, *head);
+        }
+    }
+
+    /// The key of an origin is known: what links said of it before can be checked.
+    pub(super) fn recall(&mut self, origin: RelayId, now: Instant) {
+        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        for link in links {
+            let state = self.links.get_mut(&link);
+            if let Some(head) = state.and_then(|state| state.waiting.remove(&origin)) {
+                self.hear_of(link, &head, now);
+            }
+        }
     }
 
     /// An announcement.
-    fn hear_of(&mut self, link: LinkId, origin: RelayId, version: Version, now: Instant) {
-        if !self.note(link, origin, version, now) {
+    fn hear_of(&mut self, link: LinkId, head: &Head, now: Instant) {
+        let origin = head.origin;
+        let newer = self.note(link, head, now);
+        if origin == self.config.relay || !self.table.knows(origin) {
             return;
-        }
-        let newer = self.is_newer(origin, version);
-        if newer {
-            self.meet(origin, now);
         }
         let served = self.routes.get(&origin).is_some_and(|route| route.parent.is_some());
         if newer && served {
@@ -108,12 +184,13 @@ impl Gossip {
         true
     }
 
+    /// The watermark is the peer's word alone: it says what this link sends, and nothing of the table.
     fn handle_want(&mut self, link: LinkId, want: Want, now: Instant) {
         let at = Version { incarnation: want.incarnation, sequence: want.watermark };
-        let cares = self.note(link, want.origin, at, now);
+        self.sign(want.origin, now);
         let known = self.ready(want.origin);
         let Some(state) = self.links.get_mut(&link) else { return };
-        if !self.table.knows(want.origin) && state.cursors.len() > limits::GOSSIP_ORIGINS {
+        if !self.table.knows(want.origin) && state.cursors.len() >= limits::GOSSIP_ORIGINS {
             return;
         }
         let cursor = state.cursors.entry(want.origin).or_default();
@@ -125,10 +202,7 @@ impl Gossip {
             state.rows.push_back(want.origin);
             self.stirred.insert(link);
         }
-        if cares && self.is_newer(want.origin, at) {
-            self.meet(want.origin, now);
-            self.look_for_missing(want.origin, now);
-        }
+        self.look_for_missing(want.origin, now);
     }
 
     fn handle_rows(&mut self, link: LinkId, rows: &Rows, now: Instant) {
@@ -138,95 +212,153 @@ impl Gossip {
             return;
         };
         self.counters.received += records.len() as u64;
-        let span = rows.span;
-        let origin = span.origin;
-        let to = Version { incarnation: span.incarnation, sequence: span.to };
-        let stale = |gossip: &mut Self| gossip.counters.stale += records.len() as u64;
-        if !self.note(link, origin, to, now) {
-            return stale(self);
+        let head = &rows.head;
+        let origin = head.origin;
+        if !self.note(link, head, now) {
+            self.counters.stale += records.len() as u64;
+            let known = self.table.watermark(origin);
+            if head.version.incarnation < known.incarnation {
+                // The peer is behind; it hears of the newer life.
+                self.spread(origin);
+            } else if head.version <= known
+                && origin != self.config.relay
+                && self.routes.get(&origin).is_none_or(|route| route.parent != Some(link))
+            {
+                self.prune(link, origin, now);
+            }
+            return;
         }
+        if let Some(route) = self.routes.get_mut(&origin)
+            && route.proven.is_some()
+        {
+            // They are asked for again once what is proven has its place.
+            route.missed = Some(link);
+            return;
+        }
+        self.stage(link, rows, records, now);
+    }
+
+    /// Takes rows that join on to what is held, or to what the link told before.
+    fn stage(&mut self, link: LinkId, rows: &Rows, records: Vec<Record>, now: Instant) {
+        let (head, Span { from, to }) = (rows.head, rows.span);
+        let origin = head.origin;
         let known = self.table.watermark(origin);
-        if span.incarnation < known.incarnation {
-            // The peer is behind; it hears of the newer life.
-            stale(self);
-            return self.spread(origin);
-        }
-        if span.incarnation > known.incarnation {
-            if span.from != 0 {
+        let route = self.routes.entry(origin).or_default();
+        let staged = route.stage.as_ref();
+        let continues = staged.is_some_and(|stage| {
+            stage.link == link
+                && stage.reached == from
+                && stage.head.version <= head.version
+                && stage.head.version.incarnation == head.version.incarnation
+                && (stage.whole || head.horizon <= known.sequence)
+        });
+        let mut stage = if continues {
+            route.stage.take().unwrap_or_else(|| unreachable!("it was looked at"))
+        } else {
+            let joins = head.version.incarnation == known.incarnation
+                && from <= known.sequence
+                && head.horizon <= known.sequence;
+            if from != 0 && !joins {
+                self.counters.stale += records.len() as u64;
                 return self.ask(link, origin, now);
             }
-            if origin == RelayId::AUTHORITY && !self.proves_term(link, &records) {
-                return;
+            if !rows.is_last() && staged.is_some_and(|stage| stage.link != link) {
+                self.counters.stale += records.len() as u64;
+                return self.prune(link, origin, now);
             }
-            self.meet(origin, now);
-            self.begin_incarnation(origin, span.incarnation);
-        }
-        if self.table.origin_len(origin) + records.len() > limits::GOSSIP_ROWS_PER_ORIGIN {
+            Stage::new(link, head, from == 0, &self.table, now)
+        };
+        stage.head = head;
+        stage.reached = to;
+        self.counters.stale += stage.add(records, &self.table);
+        if stage.is_too_much() {
             self.counters.malformed += 1;
             return self.cut(link);
         }
-        if self.take_rows(link, &span, &records, now) {
-            if span.last {
-                let next_door =
-                    self.links.iter().find(|(_, state)| state.peer == origin).map(|(id, _)| *id);
-                if !next_door.is_some_and(|link| self.prefer(link, origin, now)) {
-                    self.look_for_missing(origin, now);
+        if !rows.is_last() {
+            self.timers.set(Timer::Graft(origin), now + self.config.ask_again);
+            let began = stage.began;
+            if let Some(route) = self.routes.get_mut(&origin) {
+                route.stage = Some(stage);
+                if now.duration_since(began) > route.patience {
+                    route.patience *= 2;
+                    self.graft(origin, now);
                 }
-            } else {
-                self.timers.set(Timer::Graft(origin), now + self.config.ask_again);
+            }
+            return;
+        }
+        let whole = stage.whole;
+        match stage.prove(&self.table) {
+            Some(proven) => self.take_proven(proven, now),
+            None if whole => {
+                self.counters.unproven += 1;
+                self.cut(link);
+            }
+            None => {
+                // The peer lies, or the origin told it other rows than this relay: the whole shows which.
+                self.counters.unproven += 1;
+                self.ask_all(link, origin, now);
             }
         }
     }
 
-    /// Rows of the incarnation that is known: takes them where they join on to what is held. Whether they did.
-    fn take_rows(&mut self, link: LinkId, span: &Span, records: &[Record], now: Instant) -> bool {
-        let origin = span.origin;
-        let watermark = self.table.watermark(origin).sequence;
-        let route = self.routes.entry(origin).or_default();
-        let retelling = route.retelling.as_ref();
-        let continues = retelling.is_some_and(|r| r.link == link && r.reached == span.from);
-        if !continues && watermark >= span.horizon {
-            if span.from > watermark {
-                self.ask(link, origin, now);
-                return false;
-            }
-            if span.to <= watermark {
-                self.counters.stale += records.len() as u64;
-                if route.parent != Some(link) {
-                    self.prune(link, origin, now);
-                }
-                return false;
-            }
-        } else if !continues {
-            if retelling.is_some_and(|r| r.link != link) {
-                self.counters.stale += records.len() as u64;
-                self.prune(link, origin, now);
-                return false;
-            }
-            if span.from != 0 {
-                self.ask(link, origin, now);
-                return false;
-            }
-            self.end_retelling(origin);
-            let route = self.routes.entry(origin).or_default();
-            route.retelling = Some(Retelling { link, reached: 0, absent: Vec::new() });
-        }
-        if !self.apply(link, span, records, now) {
-            return false;
-        }
+    /// These are an origin's rows: what is held makes room for them.
+    fn take_proven(&mut self, proven: Proven, now: Instant) {
+        let Proven { link, head, whole, .. } = proven;
+        let origin = head.origin;
         self.adopt(link, origin, now);
-        self.advance_retelling(span, records);
-        self.table.set_watermark(origin, watermark.max(span.to));
+        if head.version.incarnation > self.table.watermark(origin).incarnation {
+            self.begin_incarnation(origin, head.version.incarnation);
+        } else if whole || head.horizon > self.table.horizon(origin) {
+            for sequence in proven.gone(&self.table) {
+                self.take_out(origin, sequence);
+            }
+        }
+        let route = self.routes.entry(origin).or_default();
+        route.stage = None;
+        route.patience = PATIENCE;
+        route.proven = Some(proven);
+        self.apply(origin, now);
+    }
+
+    /// Puts some of the proven rows into the table, and sees to it that the others follow.
+    pub(super) fn apply(&mut self, origin: RelayId, now: Instant) {
+        let Some(route) = self.routes.get_mut(&origin) else { return };
+        let Some(mut proven) = route.proven.take() else { return };
+        for _ in 0..limits::GOSSIP_APPLIED_AT_ONCE {
+            let Some((_, record)) = proven.rows.pop_first() else { break };
+            let held = self.table.get(origin, record.kind(), record.key());
+            if held.is_some_and(|held| held.version() == record.version()) {
+                continue;
+            }
+            self.put(&record);
+            self.counters.applied += 1;
+            if origin == RelayId::AUTHORITY {
+                self.outputs.push_back(Output::Verified(record));
+            }
+        }
+        if !proven.rows.is_empty() {
+            self.timers.set(Timer::Apply(origin), now + APPLY_INTERVAL);
+            if let Some(route) = self.routes.get_mut(&origin) {
+                route.proven = Some(proven);
+            }
+            return;
+        }
+        self.table.set_head(proven.head, proven.sum);
         self.timers.clear(Timer::Graft(origin));
         if origin == RelayId::AUTHORITY {
-            self.table.authority.came_from(link, span.to);
-            if !self.timers.is_set(Timer::Check) {
-                self.check_authority(now);
-            }
-        } else {
-            self.spread(origin);
+            self.outputs.push_back(Output::AuthorityHead(proven.head));
         }
-        true
+        self.spread(origin);
+        let missed = self.routes.get_mut(&origin).and_then(|route| route.missed.take());
+        if let Some(link) = missed {
+            self.ask(link, origin, now);
+        }
+        let next_door =
+            self.links.iter().find(|(_, state)| state.peer == origin).map(|(id, _)| *id);
+        if !next_door.is_some_and(|link| self.prefer(link, origin, now)) {
+            self.look_for_missing(origin, now);
+        }
     }
 
     /// This link was the first to bring rows: it is the origin's parent, unless it was told to stop.
@@ -241,37 +373,9 @@ impl Gossip {
         }
     }
 
-    /// Puts the rows that are newer than the watermark into the table. `false` when one that would take the place of
-    /// another is forged; then the link is cut and the rest is left.
-    fn apply(&mut self, link: LinkId, span: &Span, records: &[Record], now: Instant) -> bool {
-        let origin = span.origin;
-        let watermark = self.table.watermark(origin).sequence;
-        for record in records {
-            let sequence = record.version().sequence;
-            if sequence <= watermark {
-                self.counters.stale += 1;
-                continue;
-            }
-            if origin == RelayId::AUTHORITY
-                && self.table.get(origin, record.kind(), record.key()).is_some()
-            {
-                if !self.table.authority.verify(record.by_ref()) {
-                    self.counters.forged += 1;
-                    self.cut(link);
-                    return false;
-                }
-                self.table.authority.mark_checked(sequence);
-            }
-            self.put(record, now);
-            self.counters.applied += 1;
-        }
-        true
-    }
-
     /// Inserts a row and says so.
-    pub(super) fn put(&mut self, record: &Record, now: Instant) {
+    fn put(&mut self, record: &Record) {
         let old = self.table.insert(record);
-        self.start_lifetime(record, now);
         self.outputs.push_back(Output::Changed { old, new: Some(record.clone()) });
     }
 
@@ -288,36 +392,13 @@ impl Gossip {
         origin: RelayId,
         incarnation: tasuki_proto::Incarnation,
     ) {
-        if let Some(route) = self.routes.get_mut(&origin) {
-            route.retelling = None;
-        }
         self.take_out_all(origin);
         self.table.begin_incarnation(origin, incarnation);
-    }
-
-    fn advance_retelling(&mut self, span: &Span, records: &[Record]) {
-        let Some(route) = self.routes.get_mut(&span.origin) else { return };
-        let Some(retelling) = &mut route.retelling else { return };
-        let mut told = records.iter().map(|record| record.version().sequence).peekable();
-        for held in self.table.rows_between(span.origin, span.from, span.to) {
-            let held = held.version().sequence;
-            while told.next_if(|sequence| *sequence < held).is_some() {}
-            if told.peek() != Some(&held) {
-                retelling.absent.push(held);
-            }
-        }
-        retelling.reached = span.to;
-        self.table.raise_horizon(span.origin, span.horizon);
-        if span.last {
-            self.end_retelling(span.origin);
-        }
-    }
-
-    /// Drops what was held and not told. Also where the telling broke off: each part of it is true by itself.
-    pub(super) fn end_retelling(&mut self, origin: RelayId) {
-        let retelling = self.routes.get_mut(&origin).and_then(|route| route.retelling.take());
-        for sequence in retelling.into_iter().flat_map(|retelling| retelling.absent) {
-            self.take_out(origin, sequence);
+        if origin == self.config.relay {
+            self.table.sign_here(origin);
+        } else {
+            // A registrar whose role another relay took over with a greater term.
+            self.signed.remove(&origin);
         }
     }
 }

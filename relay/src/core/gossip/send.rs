@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use tasuki_proto::gossip::{GossipMessage, Prune, Rows, Span, Want, Watermarks};
+use tasuki_proto::gossip::{GossipMessage, Heads, Prune, Rows, Span, Want};
 use tasuki_proto::record::Version;
 use tasuki_proto::{RelayId, limits};
 
@@ -26,21 +26,22 @@ impl Gossip {
             .routes
             .iter()
             .filter(|(_, route)| {
-                let retells = route.retelling.as_ref().is_some_and(|r| r.link == link);
-                route.parent == Some(link) || retells
+                let tells = route.stage.as_ref().is_some_and(|stage| stage.link == link);
+                route.parent == Some(link) || tells
             })
             .map(|(origin, _)| *origin)
             .collect();
         for origin in orphans {
-            self.end_retelling(origin);
             if let Some(route) = self.routes.get_mut(&origin) {
-                route.parent = None;
+                route.stage.take_if(|stage| stage.link == link);
+                route.missed.take_if(|missed| *missed == link);
+                route.parent.take_if(|parent| *parent == link);
             }
             self.look_for_missing(origin, now);
         }
     }
 
-    /// Says all watermarks on a link: at its beginning (the digest), and from time to time.
+    /// Says all heads on a link: at its beginning (the digest), and from time to time.
     pub(super) fn refresh(&mut self, link: LinkId, now: Instant) {
         let Some(state) = self.links.get_mut(&link) else { return };
         state.marks.extend(self.table.origins().map(|origin| (origin, true)));
@@ -48,7 +49,7 @@ impl Gossip {
         self.timers.set(Timer::Refresh(link), now + self.config.refresh);
     }
 
-    /// This origin has more than before: every link that lacks it is owed rows or a watermark.
+    /// This origin has more than before: every link that lacks it is owed rows or a head.
     pub(super) fn spread(&mut self, origin: RelayId) {
         let version = self.ready(origin);
         for (id, link) in &mut self.links {
@@ -68,10 +69,7 @@ impl Gossip {
 
     /// The version up to which an origin's rows may be passed on.
     pub(super) fn ready(&self, origin: RelayId) -> Version {
-        Version {
-            incarnation: self.table.watermark(origin).incarnation,
-            sequence: self.table.ready(origin),
-        }
+        self.table.head(origin).map_or_else(Version::default, |head| head.version)
     }
 
     /// Asks a link for an origin's rows, from here on; not twice for the same within [`super::Config::ask_again`].
@@ -90,7 +88,18 @@ impl Gossip {
         self.timers.set(Timer::Graft(origin), now + again);
     }
 
-    /// Tells a link to send watermarks of this origin only.
+    /// Asks a link for all rows of an origin, since those behind the watermark do not fit what is held.
+    pub(super) fn ask_all(&mut self, link: LinkId, origin: RelayId, now: Instant) {
+        let Some(state) = self.links.get_mut(&link) else { return };
+        state.words.insert(origin, Word::WantAll);
+        self.stirred.insert(link);
+        let route = self.routes.entry(origin).or_default();
+        route.parent = Some(link);
+        route.stage = None;
+        self.timers.set(Timer::Graft(origin), now + self.config.ask_again);
+    }
+
+    /// Tells a link to send heads of this origin only.
     pub(super) fn prune(&mut self, link: LinkId, origin: RelayId, now: Instant) {
         let Some(state) = self.links.get_mut(&link) else { return };
         let cursor = state.cursors.entry(origin).or_default();
@@ -127,13 +136,13 @@ impl Gossip {
     pub(super) fn graft(&mut self, origin: RelayId, now: Instant) {
         let parent = self.routes.get(&origin).and_then(|route| route.parent);
         if let Some(link) = self.best_source(origin, parent) {
-            self.end_retelling(origin);
+            self.end_stage(origin);
             self.counters.grafts += 1;
             self.ask(link, origin, now);
         } else if let Some(link) = self.best_source(origin, None) {
             let asked = self.links.get(&link).and_then(|state| state.cursors.get(&origin)?.asked);
             if asked.is_none_or(|(_, when)| now >= when + self.config.refresh) {
-                self.end_retelling(origin);
+                self.end_stage(origin);
                 self.ask(link, origin, now);
             }
             self.timers.set(Timer::Graft(origin), now + self.config.refresh);
@@ -142,16 +151,23 @@ impl Gossip {
 
     /// The link, other than `not`, whose peer is furthest ahead of this relay.
     fn best_source(&self, origin: RelayId, not: Option<LinkId>) -> Option<LinkId> {
-        if origin == self.config.relay || !self.may_take(origin) {
+        if origin == self.config.relay {
             return None;
         }
+        let known = self.table.watermark(origin);
         self.links
             .iter()
-            .filter(|(id, link)| Some(**id) != not && self.is_newer(origin, link.at(origin)))
+            .filter(|(id, link)| Some(**id) != not && link.has(origin) > known)
             .max_by_key(|(id, link)| {
-                (link.at(origin), link.peer == origin, std::cmp::Reverse(**id))
+                (link.has(origin), link.peer == origin, std::cmp::Reverse(**id))
             })
             .map(|(id, _)| *id)
+    }
+
+    fn end_stage(&mut self, origin: RelayId) {
+        if let Some(route) = self.routes.get_mut(&origin) {
+            route.stage = None;
+        }
     }
 
     /// Turns what is owed into messages, as far as the network takes them.
@@ -185,7 +201,7 @@ impl Gossip {
         }
         loop {
             let origin = self.links.get_mut(&id)?.rows.pop_front()?;
-            if let Some(rows) = self.next_rows(id, origin) {
+            if let Some(rows) = self.next_rows(id, origin, now) {
                 return Some(GossipMessage::Rows(rows));
             }
         }
@@ -193,14 +209,11 @@ impl Gossip {
 
     fn say(&mut self, origin: RelayId, word: Word) -> GossipMessage {
         match word {
-            Word::Want => {
+            Word::Want | Word::WantAll => {
                 self.counters.wants += 1;
                 let at = self.table.watermark(origin);
-                GossipMessage::Want(Want {
-                    origin,
-                    incarnation: at.incarnation,
-                    watermark: at.sequence,
-                })
+                let watermark = if word == Word::WantAll { 0 } else { at.sequence };
+                GossipMessage::Want(Want { origin, incarnation: at.incarnation, watermark })
             }
             Word::Prune => {
                 self.counters.prunes += 1;
@@ -209,36 +222,41 @@ impl Gossip {
         }
     }
 
-    /// The watermarks that a link waits for.
+    /// The heads that a link waits for.
     fn announce(&mut self, id: LinkId, now: Instant) -> Option<GossipMessage> {
-        let mut origins = Vec::new();
-        while origins.len() < limits::GOSSIP_WATERMARKS {
+        let mut heads = Vec::new();
+        while heads.len() < limits::GOSSIP_HEADS {
             let link = self.links.get_mut(&id)?;
             let Some((origin, always)) = link.marks.pop_first() else { break };
             let at = link.at(origin);
-            let version = self.ready(origin);
-            if version.sequence > 0 && (always || at < version) {
-                origins.push((origin, version));
+            let Some(head) = self.table.head(origin) else { continue };
+            if always || at < head.version {
+                heads.push(*head);
             }
         }
-        if origins.is_empty() {
+        if heads.is_empty() {
             return None;
         }
         let link = self.links.get_mut(&id)?;
         if link.marks.is_empty() {
             link.marks_from = now + self.config.announce_interval;
         }
-        self.counters.watermark_messages += 1;
-        Some(GossipMessage::Watermarks(Watermarks { origins }))
+        self.counters.head_messages += 1;
+        Some(GossipMessage::Heads(Heads { heads }))
     }
 
     /// The next rows of an origin that a link is owed, and moves its cursor behind them.
-    fn next_rows(&mut self, id: LinkId, origin: RelayId) -> Option<Rows> {
-        let ready = self.ready(origin);
-        let horizon = self.table.horizon(origin);
+    fn next_rows(&mut self, id: LinkId, origin: RelayId, now: Instant) -> Option<Rows> {
+        self.sign(origin, now);
         let link = self.links.get_mut(&id)?;
         let cursor = link.cursors.get_mut(&origin)?;
         cursor.queued = false;
+        if self.routes.get(&origin).is_some_and(|route| route.proven.is_some()) {
+            // What is held is between two heads. Once it is not, the link is owed rows again.
+            return None;
+        }
+        let head = *self.table.head(origin)?;
+        let (ready, horizon) = (head.version, head.horizon);
         if cursor.at >= ready {
             return None;
         }
@@ -265,8 +283,7 @@ impl Gossip {
         }
         self.counters.sent += count;
         self.counters.rows_messages += 1;
-        let incarnation = ready.incarnation;
-        Some(Rows { span: Span { origin, incarnation, from, to, horizon, last }, records })
+        Some(Rows { head, span: Span { from, to }, records })
     }
 }
 

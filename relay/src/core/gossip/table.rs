@@ -2,37 +2,64 @@
 //!
 //! Gossip writes it, [`crate::core::directory`] reads it. A row is kept verbatim in memory of the
 //! table's own (`arena`). Two indexes lead to it: by the hash of its key, over all kinds and origins (so that one probe
-//! finds a terminal's account and all its attachments), and per origin by sequence.
+//! finds a terminal's account and all its attachments), and per origin by sequence. The first is keyed with a secret, so
+//! that nobody can choose keys that collide.
 //!
 //! Invariants: one row for each (origin, kind, key); one incarnation for each origin; the index by sequence holds
-//! exactly the rows.
+//! exactly the rows; the rows of an origin with a head, apart from those of this relay's own that are not signed yet, are
+//! what that head stands for.
 
 mod arena;
 mod index;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 
-use rustc_hash::FxHasher;
+use siphasher::sip::SipHasher13;
+use tasuki_proto::gossip::Head;
 use tasuki_proto::record::{Record, RecordKind, RecordRef, Version};
 use tasuki_proto::{Incarnation, RelayId};
 
 use self::arena::{Address, Arena};
 use self::index::Index;
-use super::authority::Authority;
+use super::sum::Sum;
 
 /// Rows of one key that are fetched side by side: an account and the attachments of most terminals.
 const TOGETHER: usize = 8;
-/// An odd number near 2^64 divided by the golden ratio: takes what all bits of a hash say into its upper ones.
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// One origin's rows, and how far they are known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OriginRows {
     incarnation: Incarnation,
-    watermark: u64,
+    /// This relay signs the origin's heads, so rows count before they are signed.
+    signed_here: bool,
+    /// The sequence of the last row that this relay wrote or loaded.
+    written: u64,
+    /// The highest sequence of a row whose lifetime ended.
     horizon: u64,
     by_sequence: BTreeMap<u64, Address>,
+    /// Sequences of rows with a lifetime.
+    mortal: BTreeSet<u64>,
+    bytes: u64,
+    /// Of the rows that the head stands for; where the heads are signed here, of all rows.
+    sum: Sum,
+    head: Option<Head>,
+}
+
+impl OriginRows {
+    fn new(incarnation: Incarnation) -> OriginRows {
+        OriginRows {
+            incarnation,
+            signed_here: false,
+            written: 0,
+            horizon: 0,
+            by_sequence: BTreeMap::new(),
+            mortal: BTreeSet::new(),
+            bytes: 0,
+            sum: Sum::new(),
+            head: None,
+        }
+    }
 }
 
 /// All rows.
@@ -40,23 +67,19 @@ pub struct OriginRows {
 pub struct Table {
     arena: Arena,
     by_key: Index,
-    seed: usize,
+    hasher: SipHasher13,
     origins: BTreeMap<RelayId, OriginRows>,
     live: usize,
-    hash: u64,
-    pub(super) authority: Authority,
 }
 
 impl Table {
-    pub(super) fn new(seed: u64, authority: Authority) -> Table {
+    pub(super) fn new(seed: [u64; 2]) -> Table {
         Table {
             arena: Arena::new(),
             by_key: Index::new(),
-            seed: seed as usize,
+            hasher: SipHasher13::new_with_keys(seed[0], seed[1]),
             origins: BTreeMap::new(),
             live: 0,
-            hash: 0,
-            authority,
         }
     }
 
@@ -106,17 +129,9 @@ impl Table {
             .unwrap_or(0)
     }
 
-    /// The authority's live row of (kind, key), its signature checked: at first use, then remembered. A row whose
-    /// signature does not hold is as good as absent, and is dropped soon after.
-    pub fn authority_row(&mut self, kind: RecordKind, key: &[u8]) -> Option<RecordRef<'_>> {
-        let at = self.address_of(RelayId::AUTHORITY, kind, key)?;
-        let row = in_arena(&self.arena, at);
-        (!row.is_tombstone() && self.authority.is_genuine(row)).then_some(row)
-    }
-
-    /// Whether reading this row of the authority would have to check its signature first.
-    pub fn is_unchecked(&self, row: RecordRef<'_>) -> bool {
-        row.origin() == RelayId::AUTHORITY && !self.authority.is_checked(row.version().sequence)
+    /// The authority's live row of (kind, key).
+    pub fn authority_row(&self, kind: RecordKind, key: &[u8]) -> Option<RecordRef<'_>> {
+        self.get(RelayId::AUTHORITY, kind, key).filter(|row| !row.is_tombstone())
     }
 
     /// The rows of an origin behind `from`, up to `to`, ascending by sequence, tombstones included.
@@ -154,24 +169,47 @@ impl Table {
     pub fn watermark(&self, origin: RelayId) -> Version {
         self.origins.get(&origin).map_or_else(Version::default, |rows| Version {
             incarnation: rows.incarnation,
-            sequence: rows.watermark,
+            sequence: match &rows.head {
+                _ if rows.signed_here => rows.written,
+                Some(head) => head.version.sequence,
+                None => 0,
+            },
         })
     }
 
-    /// The highest sequence that was discarded at the end of a lifetime.
+    /// The signed word on an origin's rows up to which they may be passed on.
+    pub fn head(&self, origin: RelayId) -> Option<&Head> {
+        self.origins.get(&origin)?.head.as_ref()
+    }
+
+    /// The highest sequence of an origin's rows whose lifetime ended.
     pub fn horizon(&self, origin: RelayId) -> u64 {
         self.origins.get(&origin).map_or(0, |rows| rows.horizon)
     }
 
-    /// How far an origin's rows may be passed on: rows of the authority only as far as their signatures are checked,
-    /// and never further than a row that proves it.
-    pub fn ready(&self, origin: RelayId) -> u64 {
-        let Some(rows) = self.origins.get(&origin) else { return 0 };
-        if origin == RelayId::AUTHORITY {
-            self.authority.prefix().min(rows.by_sequence.last_key_value().map_or(0, |(s, _)| *s))
-        } else {
-            rows.watermark
-        }
+    /// The sequence of the last row that was written or loaded here.
+    pub(super) fn written(&self, origin: RelayId) -> u64 {
+        self.origins.get(&origin).map_or(0, |rows| rows.written)
+    }
+
+    /// The sum, number and bytes of an origin's rows.
+    pub(super) fn measure(&self, origin: RelayId) -> (Sum, u64, u64) {
+        self.origins.get(&origin).map_or_else(
+            || (Sum::new(), 0, 0),
+            |rows| (rows.sum.clone(), rows.by_sequence.len() as u64, rows.bytes),
+        )
+    }
+
+    /// The rows of an origin with a lifetime and a sequence up to `horizon`, ascending by sequence.
+    pub(super) fn ended(
+        &self,
+        origin: RelayId,
+        horizon: u64,
+    ) -> impl Iterator<Item = RecordRef<'_>> + '_ {
+        self.origins.get(&origin).into_iter().flat_map(move |rows| {
+            let ended = rows.mortal.range(..=horizon);
+            ended.filter_map(|sequence| Some(self.row(*rows.by_sequence.get(sequence)?)))
+        })
     }
 
     /// Live rows.
@@ -179,19 +217,22 @@ impl Table {
         self.live
     }
 
-    /// Rows, tombstones included.
-    pub(super) fn row_count(&self) -> usize {
-        self.by_key.len()
-    }
-
     /// Whether there is no live row.
     pub fn is_empty(&self) -> bool {
         self.live == 0
     }
 
-    /// A hash over all live rows that does not depend on their order: equal tables have equal hashes.
+    /// A hash over all rows that does not depend on their order: equal tables have equal hashes.
     pub fn hash(&self) -> u64 {
-        self.hash
+        self.origins.values().filter(|rows| !rows.by_sequence.is_empty()).fold(0, |hash, rows| {
+            let digest = match &rows.head {
+                Some(head) if !rows.signed_here => head.digest,
+                _ => rows.sum.digest(),
+            };
+            let mut first = [0; 8];
+            first.copy_from_slice(&digest[..8]);
+            hash ^ u64::from_be_bytes(first)
+        })
     }
 
     /// Rows of one origin, tombstones included.
@@ -204,7 +245,7 @@ impl Table {
     }
 
     pub(super) fn add_origin(&mut self, origin: RelayId) {
-        self.origins.entry(origin).or_default();
+        self.origins.entry(origin).or_insert_with(|| OriginRows::new(Incarnation::default()));
     }
 
     /// The origin must have no rows.
@@ -213,39 +254,73 @@ impl Table {
         debug_assert!(gone.is_none_or(|rows| rows.by_sequence.is_empty()));
     }
 
-    /// Begins another life of an origin, which must have no rows.
+    /// Begins another life of an origin, which must have no rows. Its heads are signed elsewhere unless
+    /// [`Table::sign_here`] follows.
     pub(super) fn begin_incarnation(&mut self, origin: RelayId, incarnation: Incarnation) {
-        let rows = self.origins.entry(origin).or_default();
-        debug_assert!(rows.by_sequence.is_empty());
-        *rows = OriginRows { incarnation, ..OriginRows::default() };
-        if origin == RelayId::AUTHORITY {
-            self.authority.begin_term();
-        }
+        let before = self.origins.insert(origin, OriginRows::new(incarnation));
+        debug_assert!(before.is_none_or(|rows| rows.by_sequence.is_empty()));
     }
 
-    pub(super) fn set_watermark(&mut self, origin: RelayId, to: u64) {
+    /// This relay signs the heads of this origin.
+    pub(super) fn sign_here(&mut self, origin: RelayId) {
+        self.add_origin(origin);
         if let Some(rows) = self.origins.get_mut(&origin) {
-            rows.watermark = to;
+            let head = rows.head.map_or(0, |head| head.version.sequence);
+            rows.signed_here = true;
+            rows.written = rows.written.max(head);
         }
     }
 
+    /// The rows of an origin are what this head stands for, and have this sum.
+    pub(super) fn set_head(&mut self, head: Head, sum: Sum) {
+        if let Some(rows) = self.origins.get_mut(&head.origin) {
+            rows.written = rows.written.max(head.version.sequence);
+            rows.horizon = head.horizon;
+            rows.sum = sum;
+            rows.head = Some(head);
+        }
+    }
+
+    /// Everything of an origin up to this sequence ended its life, where it has one.
     pub(super) fn raise_horizon(&mut self, origin: RelayId, to: u64) {
         if let Some(rows) = self.origins.get_mut(&origin) {
             rows.horizon = rows.horizon.max(to);
         }
     }
 
+    /// As [`Table::insert`], for rows that are written or loaded here: the origin's sum follows.
+    pub(super) fn write(&mut self, record: &Record) -> Option<Record> {
+        let old = self.insert(record);
+        if let Some(rows) = self.origins.get_mut(&record.origin()) {
+            rows.written = record.version().sequence;
+            rows.sum.add(record.as_bytes());
+            if let Some(old) = &old {
+                rows.sum.remove(old.as_bytes());
+            }
+        }
+        old
+    }
+
+    /// As [`Table::remove`]; the origin's sum follows.
+    pub(super) fn remove_written(&mut self, origin: RelayId, sequence: u64) -> Option<Record> {
+        let old = self.remove(origin, sequence)?;
+        if let Some(rows) = self.origins.get_mut(&origin) {
+            rows.sum.remove(old.as_bytes());
+        }
+        Some(old)
+    }
+
     /// Puts a row in the place of the one with its origin, kind and key, which is returned. The caller has compared
-    /// versions; the incarnation is the origin's.
+    /// versions, and sees to the sum; the incarnation is the origin's.
     pub(super) fn insert(&mut self, record: &Record) -> Option<Record> {
         let (origin, version) = (record.origin(), record.version());
-        let hash = hash_of(self.seed, origin, record.key());
-        self.count(record, true);
+        let hash = self.hash_of(origin, record.key());
+        self.live += usize::from(!record.is_tombstone());
         let held = self.address_of(origin, record.kind(), record.key());
         let old = held.map(|at| {
             let old = self.row(at).to_record();
             self.arena.take(at);
-            self.count(&old, false);
+            self.live -= usize::from(!old.is_tombstone());
             old
         });
         let at = self.arena.put(record.as_bytes());
@@ -253,56 +328,33 @@ impl Table {
             Some(before) => self.by_key.replace(hash, before, at),
             None => self.by_key.insert(hash, at),
         }
-        let rows = self.origins.entry(origin).or_default();
-        if let Some(old) = &old {
-            rows.by_sequence.remove(&old.version().sequence);
+        self.add_origin(origin);
+        if let Some(rows) = self.origins.get_mut(&origin) {
+            if let Some(old) = &old {
+                rows.by_sequence.remove(&old.version().sequence);
+                rows.mortal.remove(&old.version().sequence);
+                rows.bytes -= old.as_bytes().len() as u64;
+            }
+            rows.by_sequence.insert(version.sequence, at);
+            rows.bytes += record.as_bytes().len() as u64;
+            if record.lifetime_secs() > 0 {
+                rows.mortal.insert(version.sequence);
+            }
         }
-        rows.by_sequence.insert(version.sequence, at);
         old
     }
 
     /// Takes a row out.
     pub(super) fn remove(&mut self, origin: RelayId, sequence: u64) -> Option<Record> {
-        let at = self.origins.get_mut(&origin)?.by_sequence.remove(&sequence)?;
-        let old = self.row(at).to_record();
-        self.by_key.remove(hash_of(self.seed, origin, old.key()), at);
+        let rows = self.origins.get_mut(&origin)?;
+        let at = rows.by_sequence.remove(&sequence)?;
+        rows.mortal.remove(&sequence);
+        let old = in_arena(&self.arena, at).to_record();
+        rows.bytes -= old.as_bytes().len() as u64;
+        self.by_key.remove(self.hash_of(origin, old.key()), at);
         self.arena.take(at);
-        self.count(&old, false);
+        self.live -= usize::from(!old.is_tombstone());
         Some(old)
-    }
-
-    /// Checks up to `budget` signatures of the authority's rows, in order of sequence. Gives the rows that hold, and
-    /// the sequence of the first that does not.
-    pub(super) fn check_authority(&mut self, budget: usize) -> (Vec<Record>, Option<u64>) {
-        let Some(rows) = self.origins.get(&RelayId::AUTHORITY) else { return (Vec::new(), None) };
-        let mut good = Vec::new();
-        let mut left = budget;
-        for (sequence, at) in rows.by_sequence.range(self.authority.prefix() + 1..) {
-            let row = in_arena(&self.arena, *at);
-            if !self.authority.is_checked(*sequence) {
-                if left == 0 {
-                    return (good, None);
-                }
-                left -= 1;
-                if !self.authority.verify(row) {
-                    return (good, Some(*sequence));
-                }
-            }
-            self.authority.advance(*sequence);
-            good.push(row.to_record());
-        }
-        (good, None)
-    }
-
-    /// Whether rows of the authority wait for [`Table::check_authority`].
-    pub(super) fn has_unchecked(&self) -> bool {
-        self.origins.get(&RelayId::AUTHORITY).is_some_and(|rows| {
-            self.authority.has_key(rows.incarnation)
-                && rows
-                    .by_sequence
-                    .last_key_value()
-                    .is_some_and(|(s, _)| *s > self.authority.prefix())
-        })
     }
 
     fn row(&self, at: Address) -> RecordRef<'_> {
@@ -310,7 +362,7 @@ impl Table {
     }
 
     fn address_of(&self, origin: RelayId, kind: RecordKind, key: &[u8]) -> Option<Address> {
-        self.by_key.get(hash_of(self.seed, origin, key)).find(|at| {
+        self.by_key.get(self.hash_of(origin, key)).find(|at| {
             let row = self.row(*at);
             row.origin() == origin && row.kind() == kind && row.key() == key
         })
@@ -318,43 +370,21 @@ impl Table {
 
     /// Where all rows of a key lie, and perhaps others.
     fn of_key(&self, key: &[u8]) -> impl Iterator<Item = Address> + '_ {
-        self.by_key.get(hash_of(self.seed, RelayId::AUTHORITY, key))
+        self.by_key.get(self.hash_of(RelayId::AUTHORITY, key))
     }
 
-    fn count(&mut self, record: &Record, comes: bool) {
-        if record.is_tombstone() {
-            return;
+    /// Rows of one key have one hash, whoever wrote them. Only those without a key, which every origin has and nobody
+    /// asks for together, have one for each origin.
+    fn hash_of(&self, origin: RelayId, key: &[u8]) -> u32 {
+        let mut hasher = self.hasher;
+        hasher.write(key);
+        if key.is_empty() {
+            hasher.write_u64(origin.0);
         }
-        let digest = digest_of(record);
-        if comes {
-            self.live += 1;
-            self.hash = self.hash.wrapping_add(digest);
-        } else {
-            self.live -= 1;
-            self.hash = self.hash.wrapping_sub(digest);
-        }
+        (hasher.finish() >> 32) as u32
     }
 }
 
 fn in_arena(arena: &Arena, at: Address) -> RecordRef<'_> {
     RecordRef::first(arena.at(at)).unwrap_or_else(|_| unreachable!("an index leads to a row"))
-}
-
-/// Rows of one key have one hash, whoever wrote them. Only those without a key, which every origin has and nobody asks
-/// for together, have one for each origin.
-fn hash_of(seed: usize, origin: RelayId, key: &[u8]) -> u32 {
-    let mut hasher = FxHasher::with_seed(seed);
-    hasher.write(key);
-    if key.is_empty() {
-        hasher.write_u64(origin.0);
-    }
-    (hasher.finish().wrapping_mul(SPREAD) >> 32) as u32
-}
-
-/// The same at every relay and in every version of the software.
-fn digest_of(record: &Record) -> u64 {
-    let digest = ring::digest::digest(&ring::digest::SHA256, record.as_bytes());
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest.as_ref()[..8]);
-    u64::from_be_bytes(first)
 }

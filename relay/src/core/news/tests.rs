@@ -1,16 +1,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ring::signature::{Ed25519KeyPair, KeyPair};
-use tasuki_proto::gossip::{GossipMessage, Rows, Span};
 use tasuki_proto::identity::KeyFingerprint;
-use tasuki_proto::record::{Draft, Record, RecordKind, Version};
+use tasuki_proto::record::{RecordKind, Version};
 use tasuki_proto::rows::{
-    self, AccountRow, AttachmentRole, AttachmentRow, LinkState, LinksRow, LoadRow, RelayRow,
+    self, AccountRow, AttachmentRole, AttachmentRow, LinkState, LinksRow, LoadRow, RelayAccountRow,
+    RelayRow,
 };
 use tasuki_proto::{Incarnation, LoginEpoch, MeshId, MeshName, RelayId, RelayName, TerminalId};
 
 use crate::core::admin::{AdminReply, AdminRequest, Changed, ChangedRow, RowKind};
+use crate::core::gossip::testing::{Origins, signer};
 use crate::core::links::LinkChoice;
 use crate::core::{Config, Input, LinkId, Output, Relay};
 
@@ -34,7 +34,7 @@ struct World {
     relay: Relay,
     now: Instant,
     wall_ms: u64,
-    key: Ed25519KeyPair,
+    origins: Origins,
     sequences: BTreeMap<RelayId, u64>,
 }
 
@@ -42,9 +42,6 @@ impl World {
     fn new() -> Self {
         #[allow(clippy::disallowed_methods, reason = "only differences are used")]
         let now = Instant::now();
-        let key = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
-        let mut public = [0; 32];
-        public.copy_from_slice(key.public_key().as_ref());
         let config = Config {
             name: name("r1"),
             mesh: MeshName::new("m").unwrap(),
@@ -52,7 +49,8 @@ impl World {
             addresses: vec!["r1:4433".to_owned()],
             registrar: true,
             incarnation: Incarnation(7),
-            authority: (Incarnation(1), public),
+            authority: (Incarnation(1), signer(RelayId::AUTHORITY).public()),
+            signer: signer(id("r1")),
             links: LinkChoice::Auto,
             terminals: 10,
             sessions: 10,
@@ -60,7 +58,8 @@ impl World {
             started_ms: 1,
         };
         let relay = Relay::new(config, now);
-        let mut world = Self { relay, now, wall_ms: 1000, key, sequences: BTreeMap::new() };
+        let origins = Origins::new(MESH);
+        let mut world = Self { relay, now, wall_ms: 1000, origins, sequences: BTreeMap::new() };
         world.give(Input::LinkUp {
             link: LINK,
             name: name("r2"),
@@ -75,6 +74,14 @@ impl World {
             registrar: false,
             software: "1".to_owned(),
         };
+        let account = RelayAccountRow {
+            key: signer(id("r2")).public(),
+            addresses: row.addresses.clone(),
+            registrar: false,
+            registered_ms: 1,
+        };
+        let payload = rows::payload(&account);
+        world.arrives(RelayId::AUTHORITY, RecordKind::RELAY_ACCOUNT, b"r2", Some(&payload));
         world.arrives(id("r2"), RecordKind::RELAY, b"", Some(&rows::payload(&row)));
         let links = LinksRow { links: vec![LinkState { peer: id("r1"), rtt_us: 1000 }] };
         world.arrives(id("r2"), RecordKind::LINKS, b"", Some(&rows::payload(&links)));
@@ -112,28 +119,13 @@ impl World {
     /// A row arrives; `None` is a tombstone.
     fn arrives(&mut self, origin: RelayId, kind: RecordKind, key: &[u8], payload: Option<&[u8]>) {
         let sequence = self.sequences.entry(origin).or_default();
-        let from = *sequence;
+        let known = Version { incarnation: Incarnation(1), sequence: *sequence };
         *sequence += 1;
-        let draft = Draft {
-            origin,
-            kind,
-            key,
-            version: Version { incarnation: Incarnation(1), sequence: *sequence },
-            wall_ms: 2000 + *sequence,
-            scope: 0,
-            lifetime_secs: 0,
-            tombstone: payload.is_none(),
-            payload: payload.unwrap_or_default(),
-        };
-        let record = if origin == RelayId::AUTHORITY {
-            Record::signed(&draft, &MESH, &self.key)
-        } else {
-            Record::new(&draft)
-        };
-        let incarnation = Incarnation(1);
-        let span = Span { origin, incarnation, from, to: from + 1, horizon: 0, last: true };
-        let rows = Rows { span, records: record.as_bytes().clone() };
-        self.give(Input::Gossip(LINK, GossipMessage::Rows(rows)));
+        let wall_ms = 2000 + *sequence;
+        let row = (kind, key, payload);
+        for message in self.origins.write(origin, row, wall_ms, known, self.now) {
+            self.give(Input::Gossip(LINK, message));
+        }
     }
 
     fn account(&mut self, terminal: &str, kind: &str) {

@@ -21,7 +21,7 @@ use rustls_pki_types::CertificateDer;
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::enrolment::{FromRegistrar, ToRegistrar};
 use tasuki_proto::identity::{
-    Clock, Identity, IdentityCell, IdentityError, Issuer, NodeName, PublicKey, Root, Token,
+    Clock, Identity, IdentityCell, IdentityError, Issuer, NodeName, PublicKey, Root, Signer, Token,
     TokenFor,
 };
 use tasuki_proto::record::Record;
@@ -159,6 +159,12 @@ impl Registrar {
             warned_at: AtomicU64::new(0),
             records: Mutex::new(records),
         }))))
+    }
+
+    /// The issuer's term, and what signs the heads of the authority's rows.
+    pub fn issuer_signer(&self) -> (tasuki_proto::Incarnation, Signer) {
+        let issuer = self.0.issuer.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (issuer.term(), issuer.key().shared_signer())
     }
 
     fn authority(&self) -> Authority {

@@ -628,7 +628,7 @@ async fn joined(mesh: &mut Mesh, name: &str) -> (tempfile::TempDir, Store, Ident
     let identity = mesh.enrol(&token, key(), &relay(name)).await.unwrap().identity;
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    store.put_records(mesh.registrar.0.store.records().await.unwrap()).await.unwrap();
+    store.put_records(mesh.registrar.0.store.records().await.unwrap(), None).await.unwrap();
     (dir, store, identity)
 }
 

@@ -3,7 +3,7 @@
 //! | table | holds |
 //! |---|---|
 //! | `meta` | own incarnation, clock's high-water mark, the authority's sequence |
-//! | `records` | the authority's records, verbatim |
+//! | `records`, `head` | the authority's records, verbatim, and the head that proves them |
 //! | `tokens`, `certificates` | at the registrar: what was handed out |
 //! | `sessions` | the ledger: finished sessions |
 //!

@@ -2,6 +2,7 @@
 //! and revocations without its registrar.
 
 use rusqlite::{OptionalExtension, params};
+use tasuki_proto::gossip::Head;
 use tasuki_proto::record::{Record, RecordKind};
 
 use super::{Rows, Store, StoreError};
@@ -39,6 +40,17 @@ impl Rows<'_> {
         Ok(changed > 0)
     }
 
+    /// Keeps the head that proves the authority's records.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn put_head(&self, head: &Head) -> Result<(), StoreError> {
+        let mut insert =
+            self.connection.prepare_cached("INSERT OR REPLACE INTO head VALUES (0, ?1)")?;
+        insert.execute([&head.to_bytes()[..]])?;
+        Ok(())
+    }
+
     /// The record of `kind` with `key`.
     ///
     /// # Errors
@@ -64,12 +76,37 @@ impl Rows<'_> {
 }
 
 impl Store {
-    /// Keeps those of `records` that are newer than what is held.
+    /// Keeps those of `records` that are newer than what is held, and the head that proves them.
     ///
     /// # Errors
     /// The store's.
-    pub async fn put_records(&self, records: Vec<Record>) -> Result<(), StoreError> {
-        self.run(move |rows| records.iter().try_for_each(|r| rows.put_record(r).map(drop))).await
+    pub async fn put_records(
+        &self,
+        records: Vec<Record>,
+        head: Option<Head>,
+    ) -> Result<(), StoreError> {
+        if records.is_empty() && head.is_none() {
+            return Ok(());
+        }
+        self.run(move |rows| {
+            records.iter().try_for_each(|r| rows.put_record(r).map(drop))?;
+            head.map_or(Ok(()), |head| rows.put_head(&head))
+        })
+        .await
+    }
+
+    /// The head that was kept last.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn head(&self) -> Result<Option<Head>, StoreError> {
+        self.run(|rows| {
+            let mut query = rows.connection.prepare("SELECT bytes FROM head")?;
+            let bytes: Option<Vec<u8>> = query.query_row([], |row| row.get(0)).optional()?;
+            let head = bytes.map(|bytes| Head::from_bytes(&bytes)).transpose();
+            head.map_err(|_| StoreError::Unsound("head"))
+        })
+        .await
     }
 
     /// All records, for the start.

@@ -26,6 +26,11 @@ CREATE TABLE records (
     PRIMARY KEY (kind, key)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE head (                 -- at most one: proves the records
+    id INTEGER PRIMARY KEY CHECK (id = 0),
+    bytes BLOB NOT NULL
+) STRICT;
+
 CREATE TABLE tokens (
     id BLOB PRIMARY KEY,
     secret BLOB NOT NULL,

@@ -82,7 +82,7 @@ async fn a_record_replaces_only_an_older_one_and_comes_back_verbatim() {
     let store = open(dir.path());
     let (old, new) = (record("t1", 1, 9), record("t1", 2, 1));
     let other = record("t2", 1, 10);
-    store.put_records(vec![new.clone(), old, other.clone()]).await.unwrap();
+    store.put_records(vec![new.clone(), old, other.clone()], None).await.unwrap();
     drop(store);
     let store = open(dir.path());
     assert_eq!(store.records().await.unwrap(), [other, new.clone()]);
@@ -225,7 +225,7 @@ async fn child_that_is_killed() {
     let Ok(dir) = std::env::var("TASUKI_TEST_STORE") else { return };
     let store = open(Path::new(&dir));
     for sequence in 1.. {
-        store.put_records(vec![record(&format!("t{sequence}"), 1, sequence)]).await.unwrap();
+        store.put_records(vec![record(&format!("t{sequence}"), 1, sequence)], None).await.unwrap();
         println!("acknowledged {sequence}");
     }
 }

@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::control::{Hello, Login, ToRelay, ToTerminal};
 use tasuki_proto::identity::{
-    Clock, Identity, IdentityCell, Issuer, LEAF_LIFE_SECS, NodeKey, NodeName, identify_connection,
+    Clock, Identity, IdentityCell, Issuer, LEAF_LIFE_SECS, NodeKey, NodeName, PublicKey,
+    identify_connection,
 };
 use tasuki_proto::net::{
     CidClass, EndpointKeys, Periods, attachment_transport, client_config, endpoint_config,
@@ -108,7 +109,7 @@ async fn register(data: &Path, names: Vec<TerminalId>) -> Result<Vec<IdentityCel
                 not_after: identity.not_after(),
                 chain: identity.chain().iter().map(|part| part.to_vec()).collect(),
             };
-            issued.push((id.clone(), identity.fingerprint(), certificate));
+            issued.push((id.clone(), PublicKey(identity.key().public()), certificate));
             cells.push(IdentityCell::new(identity));
         }
         let (issuer, wall_ms) = (issuer.clone(), since.as_millis() as u64);
@@ -122,7 +123,7 @@ async fn register(data: &Path, names: Vec<TerminalId>) -> Result<Vec<IdentityCel
                     registered_ms: wall_ms,
                 };
                 let sequence = rows.next(Mark::AuthoritySequence)?;
-                rows.put_certificate(key, &NodeName::Terminal(id.clone()), certificate)?;
+                rows.put_certificate(&key.fingerprint(), &NodeName::Terminal(id.clone()), certificate)?;
                 let draft = Draft {
                     origin: RelayId::AUTHORITY,
                     kind: RecordKind::ACCOUNT,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use ring::signature::{Ed25519KeyPair, KeyPair};
+use tasuki_proto::identity::Signer;
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AccountRow};
 use tasuki_proto::{Incarnation, MeshId, MeshName, Refusal, RefusalCode, RelayId, RelayName};
@@ -139,9 +139,7 @@ fn name(number: u32) -> String {
 
 /// A relay that knows so many accounts.
 fn filled(terminals: u32) -> Result<Relay> {
-    let key = Ed25519KeyPair::from_seed_unchecked(&[5; 32]).map_err(|_| anyhow!("a key"))?;
-    let mut public = [0; 32];
-    public.copy_from_slice(key.public_key().as_ref());
+    let authority = Signer::from_seed(&[5; 32]);
     let config = Config {
         name: RelayName::new("r1")?,
         mesh: MeshName::new("m")?,
@@ -149,7 +147,8 @@ fn filled(terminals: u32) -> Result<Relay> {
         addresses: vec!["r1:4433".to_owned()],
         registrar: true,
         incarnation: Incarnation(1),
-        authority: (Incarnation(1), public),
+        authority: (Incarnation(1), authority.public()),
+        signer: Signer::from_seed(&[6; 32]),
         links: LinkChoice::Auto,
         terminals: 10,
         sessions: 10,
@@ -180,7 +179,7 @@ fn filled(terminals: u32) -> Result<Relay> {
             tombstone: false,
             payload: &payload,
         };
-        relay.handle(Input::Authority(Record::signed(&draft, &MESH, &key)), now, 2_000);
+        relay.handle(Input::Authority(Record::new(&draft)), now, 2_000);
         while relay.poll_output().is_some() {}
     }
     Ok(relay)

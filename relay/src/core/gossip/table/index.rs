@@ -31,6 +31,7 @@ impl Index {
     }
 
     /// Entries.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.len
     }
