@@ -140,6 +140,12 @@ pub const STORE_QUEUE: usize = 1024;
 pub const LEDGER_SESSIONS: u64 = 200_000;
 /// How long a finished session stays in a relay's ledger.
 pub const LEDGER_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// Of these, packets of one connection of a terminal or newcomer; beyond: dropped and counted.
+pub const PACKETS_PER_CONNECTION: usize = 256;
+/// Of these, packets of one link; beyond: dropped and counted.
+pub const PACKETS_PER_LINK: usize = ENDPOINT_QUEUE / 2;
+/// Packets that may be stateless resets, waiting for an endpoint that dials; beyond: dropped and counted.
+pub const RESET_QUEUE: usize = 64;
 /// Tokens that were made and are not used; further ones are refused with `overloaded`.
 pub const OPEN_TOKENS: u64 = 100_000;
 /// Connections to the status endpoint at once, and as many to the local socket; further ones wait in the

@@ -102,7 +102,9 @@ impl Running {
             let _ = moving.try_send(Event::Moved(handle, to));
         });
         let secret = rand::rng().random();
-        let switch = Arc::new(Switch::start(config.listen, threads(), &secret, moved)?);
+        let keys = EndpointKeys::load_or_create(&data.join(ENDPOINT_KEYS))?;
+        let secrets = (&secret, &keys);
+        let switch = Arc::new(Switch::start(config.listen, threads(), secrets, moved)?);
         switch.table.pace.set(config.limits.session_mbit_s);
         let (records, made) = mpsc::channel(limits::LINK_QUEUE);
         let (admin, asked) = mpsc::channel(limits::TERMINAL_QUEUE);
@@ -120,7 +122,6 @@ impl Running {
             Periods { keep_alive: config.periods.keep_alive, idle: config.periods.idle },
             config.limits.per_address,
         ));
-        let keys = EndpointKeys::load_or_create(&data.join(ENDPOINT_KEYS))?;
         let endpoints = Endpoints::open(&switch, &keys, &context)?;
         let shown_name = name.clone();
         let mut core =

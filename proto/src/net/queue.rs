@@ -5,13 +5,15 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use crossbeam_queue::ArrayQueue;
 use futures_util::task::AtomicWaker;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 
+use super::cid::{CidClass, ClassCids, Standing};
+use super::quic::EndpointKeys;
 use super::udp::AsyncUdp;
 use crate::limits;
 
@@ -28,27 +30,34 @@ pub struct Packet {
     pub bytes: Box<[u8]>,
 }
 
-/// The packets that wait for one endpoint, in three queues of [`limits::ENDPOINT_QUEUE`], each dropping at its end:
-/// those of established connections go first, then those of handshakes under way, last those that begin one. So
-/// a storm of newcomers delays newcomers, and what was begun is brought to its end.
+/// The packets that wait for one endpoint, in queues of [`limits::ENDPOINT_QUEUE`], each dropping at its end: those of
+/// established connections go first, then those of handshakes under way, then those that begin one. So a storm of
+/// newcomers delays newcomers, and what was begun is brought to its end.
+///
+/// A packet belongs to a connection only if it carries a connection id that the endpoint issued; whatever else a stranger
+/// makes up is dropped and counted before it waits. Of one connection only a share may wait, so that whoever got an id
+/// honestly takes no place from the others either.
 #[derive(Debug)]
 pub struct Inbox {
-    queues: [ArrayQueue<Packet>; 3],
+    cids: ClassCids,
+    queues: [ArrayQueue<(Packet, Option<usize>)>; 3],
+    /// Packets that may be stateless resets, for an endpoint that dials; last in turn.
+    resets: Option<ArrayQueue<(Packet, Option<usize>)>>,
+    /// Waiting packets by connection id; ids share a place by chance alone.
+    waiting: Box<[AtomicUsize]>,
+    /// What may wait of one connection.
+    share: usize,
     waker: AtomicWaker,
     dropped: AtomicU64,
+    made_up: AtomicU64,
 }
 
-impl Default for Inbox {
-    fn default() -> Self {
-        Inbox {
-            queues: std::array::from_fn(|_| ArrayQueue::new(limits::ENDPOINT_QUEUE)),
-            waker: AtomicWaker::new(),
-            dropped: AtomicU64::new(0),
-        }
-    }
-}
+/// Places in which the waiting packets of a listening endpoint are counted by connection.
+const PLACES: usize = 16 * 1024;
+/// As [`PLACES`], of an endpoint that dials.
+const PLACES_DIALLING: usize = 256;
 
-/// Which queue a packet waits in.
+/// Which queue a packet waits in, where it does not begin a connection.
 fn stage(packet: &[u8]) -> usize {
     // RFC 9000, section 17.2: the highest bit marks a long header, so a connection that is being set up; the next
     // but one are its type, 0 for Initial.
@@ -88,23 +97,94 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
 }
 
 impl Inbox {
-    /// Hands over a packet; drops it, counted, when its queue is full or no endpoint takes one so long.
-    pub fn push(&self, packet: Packet) {
-        let fits = packet.bytes.len() <= limits::OWN_PACKET_BYTES;
-        if !fits || self.queues[stage(&packet.bytes)].push(packet).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.waker.wake();
+    /// For an endpoint that listens. `class` and `keys` are those of the endpoint.
+    pub fn listening(class: CidClass, keys: &EndpointKeys) -> Self {
+        Self::new(class, keys, PLACES, None)
+    }
+
+    /// For an endpoint that only dials: its peers may have restarted and say so by stateless resets.
+    pub fn dialling(class: CidClass, keys: &EndpointKeys) -> Self {
+        let resets = ArrayQueue::new(limits::RESET_QUEUE);
+        Self::new(class, keys, PLACES_DIALLING, Some(resets))
+    }
+
+    fn new(
+        class: CidClass,
+        keys: &EndpointKeys,
+        places: usize,
+        resets: Option<ArrayQueue<(Packet, Option<usize>)>>,
+    ) -> Self {
+        Inbox {
+            cids: keys.cids(class),
+            queues: std::array::from_fn(|_| ArrayQueue::new(limits::ENDPOINT_QUEUE)),
+            resets,
+            waiting: std::iter::repeat_with(AtomicUsize::default).take(places).collect(),
+            share: match class {
+                CidClass::Links => limits::PACKETS_PER_LINK,
+                CidClass::Terminals => limits::PACKETS_PER_CONNECTION,
+            },
+            waker: AtomicWaker::new(),
+            dropped: AtomicU64::new(0),
+            made_up: AtomicU64::new(0),
         }
     }
 
-    /// Packets dropped since the start.
+    /// Hands over a packet; drops it, counted, when its queue is full, its connection has its share, no endpoint takes
+    /// one so long, or no connection can be meant.
+    pub fn push(&self, packet: Packet) {
+        if packet.bytes.len() > limits::OWN_PACKET_BYTES {
+            return self.drop_one(&self.dropped);
+        }
+        let (queue, place) = match self.cids.standing(&packet.bytes) {
+            Standing::Issued(number) => {
+                let places = self.waiting.len() as u64;
+                (&self.queues[stage(&packet.bytes)], Some((number % places) as usize))
+            }
+            Standing::Begins => (&self.queues[2], None),
+            Standing::Reset => match &self.resets {
+                Some(resets) => (resets, None),
+                None => return self.drop_one(&self.made_up),
+            },
+            Standing::MadeUp => return self.drop_one(&self.made_up),
+        };
+        if let Some(place) = place
+            && self.waiting[place].fetch_add(1, Ordering::Relaxed) >= self.share
+        {
+            self.leave(Some(place));
+            return self.drop_one(&self.dropped);
+        }
+        if queue.push((packet, place)).is_err() {
+            self.leave(place);
+            return self.drop_one(&self.dropped);
+        }
+        self.waker.wake();
+    }
+
+    fn drop_one(&self, counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn leave(&self, place: Option<usize>) {
+        if let Some(place) = place {
+            self.waiting[place].fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Packets dropped since the start for want of room.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Packets dropped since the start that belong to no connection and cannot begin one.
+    pub fn made_up(&self) -> u64 {
+        self.made_up.load(Ordering::Relaxed)
+    }
+
     fn pop(&self) -> Option<Packet> {
-        self.queues.iter().find_map(ArrayQueue::pop)
+        let mut queues = self.queues.iter().chain(&self.resets);
+        let (packet, place) = queues.find_map(ArrayQueue::pop)?;
+        self.leave(place);
+        Some(packet)
     }
 }
 
@@ -176,10 +256,14 @@ impl quinn::AsyncUdpSocket for QueueSocket {
 
 #[cfg(test)]
 mod tests {
+    use quinn_proto::ConnectionIdGenerator;
+
     use super::*;
 
-    fn initial(token: &[u8], payload: usize, after: &[u8]) -> Vec<u8> {
-        let mut packet = vec![0xc0, 0, 0, 0, 1, 2, 7, 7, 0, 0x40, token.len() as u8];
+    fn initial(cid: &[u8], token: &[u8], payload: usize, after: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0xc0, 0, 0, 0, 1, cid.len() as u8];
+        packet.extend_from_slice(cid);
+        packet.extend_from_slice(&[0, 0x40, token.len() as u8]);
         packet.extend_from_slice(token);
         packet.extend_from_slice(&(payload as u16 | 0x4000).to_be_bytes());
         packet.extend(std::iter::repeat_n(0xee, payload));
@@ -187,28 +271,45 @@ mod tests {
         packet
     }
 
+    fn keys() -> EndpointKeys {
+        EndpointKeys::random()
+    }
+
+    fn push(inbox: &Inbox, bytes: &[u8]) {
+        let source = "127.0.0.1:1".parse().unwrap();
+        inbox.push(Packet { source, local: None, ecn: None, bytes: bytes.into() });
+    }
+
+    fn short(cid: &[u8], length: usize) -> Vec<u8> {
+        let mut packet = [&[0x40][..], cid].concat();
+        packet.resize(length, 7);
+        packet
+    }
+
     #[test]
     fn what_was_begun_goes_before_what_begins() {
-        let (short, handshake) = (vec![0x40, 1], vec![0xe0, 0, 0, 0, 1]);
-        let begins = initial(&[5; 40], 1100, &[]);
-        let answers = initial(&[5; 40], 30, &handshake);
-        let inbox = Inbox::default();
+        let keys = keys();
+        let inbox = Inbox::listening(CidClass::Terminals, &keys);
+        let cid = keys.cids(CidClass::Terminals).generate_cid();
+        let short = short(&cid, 60);
+        let handshake = [&[0xe0, 0, 0, 0, 1, 12][..], &cid].concat();
+        let begins = initial(&[5; 12], &[5; 40], 1_200, &[]);
+        let answers = initial(&cid, &[5; 40], 30, &handshake);
         for bytes in [&begins, &handshake, &answers, &short] {
-            let bytes = bytes.clone().into();
-            let source = "127.0.0.1:1".parse().unwrap();
-            inbox.push(Packet { source, local: None, ecn: None, bytes });
+            push(&inbox, bytes);
         }
         let order: Vec<_> = std::iter::from_fn(|| inbox.pop()).map(|p| p.bytes.to_vec()).collect();
         assert_eq!(order, [short, handshake, answers, begins]);
+        assert_eq!((inbox.dropped(), inbox.made_up()), (0, 0));
     }
 
     #[test]
     fn what_no_endpoint_takes_holds_no_memory() {
-        let inbox = Inbox::default();
+        let keys = keys();
+        let inbox = Inbox::listening(CidClass::Terminals, &keys);
+        let cid = keys.cids(CidClass::Terminals).generate_cid();
         for length in [limits::OWN_PACKET_BYTES, limits::OWN_PACKET_BYTES + 1, 65_507] {
-            let source = "127.0.0.1:1".parse().unwrap();
-            let bytes = vec![0xc0; length].into();
-            inbox.push(Packet { source, local: None, ecn: None, bytes });
+            push(&inbox, &short(&cid, length));
         }
         assert_eq!(
             (inbox.dropped(), inbox.pop().map(|p| p.bytes.len())),
@@ -218,8 +319,47 @@ mod tests {
     }
 
     #[test]
+    fn packets_that_are_made_up_take_no_place() {
+        let keys = keys();
+        let (relay, terminal) = (
+            Inbox::listening(CidClass::Terminals, &keys),
+            Inbox::dialling(CidClass::Terminals, &keys),
+        );
+        let cid = keys.cids(CidClass::Terminals).generate_cid();
+        for inbox in [&relay, &terminal] {
+            for n in 0..3 * limits::ENDPOINT_QUEUE {
+                let kind = [0x40, 0xe0, 0xc0, 0xf0][n % 4];
+                push(inbox, &[&[kind, 0, 0, 0, 1, 12][..], &[2; 54]].concat());
+            }
+            push(inbox, &short(&cid, 60));
+            assert_eq!(inbox.pop().map(|p| p.bytes.to_vec()), Some(short(&cid, 60)));
+        }
+        assert_eq!(relay.made_up(), 3 * limits::ENDPOINT_QUEUE as u64);
+        assert!(relay.pop().is_none());
+        // What may be a reset waits behind all else, and only a little of it.
+        assert_eq!(std::iter::from_fn(|| terminal.pop()).count(), limits::RESET_QUEUE);
+    }
+
+    #[test]
+    fn one_connection_takes_its_share_and_no_more() {
+        let keys = keys();
+        let inbox = Inbox::listening(CidClass::Terminals, &keys);
+        let mut cids = keys.cids(CidClass::Terminals);
+        let (greedy, other) = (cids.generate_cid(), cids.generate_cid());
+        for _ in 0..2 * limits::ENDPOINT_QUEUE {
+            push(&inbox, &short(&greedy, 60));
+        }
+        push(&inbox, &short(&other, 60));
+        let waiting = std::iter::from_fn(|| inbox.pop()).count();
+        assert_eq!(waiting, limits::PACKETS_PER_CONNECTION + 1);
+        // What was taken makes room again.
+        push(&inbox, &short(&greedy, 60));
+        assert!(inbox.pop().is_some());
+    }
+
+    #[test]
     fn a_cut_off_packet_begins_something_at_most() {
-        let whole = initial(&[5; 40], 30, &[0xe0, 0, 0, 0, 1]);
+        let whole = initial(&[7; 2], &[5; 40], 30, &[0xe0, 0, 0, 0, 1]);
         for end in 1..whole.len() - 5 {
             assert_eq!(stage(&whole[..end]), 2, "{end}");
         }

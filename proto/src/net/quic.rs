@@ -84,13 +84,19 @@ impl Periods {
     }
 }
 
+impl EndpointKeys {
+    pub(super) fn cids(&self, class: CidClass) -> ClassCids {
+        ClassCids::new(class, &self.cid)
+    }
+}
+
 /// The settings of an endpoint.
 pub fn endpoint_config(class: CidClass, keys: &EndpointKeys) -> EndpointConfig {
     let reset = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys.reset);
     let mut config = EndpointConfig::new(Arc::new(reset));
-    let cid = keys.cid;
+    let cids = keys.cids(class);
     config
-        .cid_generator(move || Box::new(ClassCids::new(class, &cid)))
+        .cid_generator(move || Box::new(cids.clone()))
         // Frames and QUIC packets are told apart by the fixed bit (crate::frame).
         .grease_quic_bit(false)
         // At the default of 20 ms a quarter of 1,000 peers would not hear of a restart for 20 s.

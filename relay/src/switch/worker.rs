@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
 use tasuki_proto::Label;
-use tasuki_proto::net::{CidClass, Inbox, Packet, UdpIo, run_in_batches};
+use tasuki_proto::net::{CidClass, EndpointKeys, Inbox, Packet, UdpIo, run_in_batches};
 
 use super::forward::{Batch, Drops, Forwarder, Sink, Traffic};
 use super::neighbour::{Address, Neighbour};
@@ -44,15 +44,16 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Binds `threads` sockets to `listen` and starts a thread on each. `moved` hears of neighbours that proved to be
-    /// elsewhere; it must not wait.
+    /// Binds `threads` sockets to `listen` and starts a thread on each. `secret` makes cookies, and
+    /// `keys` are those of the relay's endpoints. `moved` hears of neighbours that proved to be elsewhere; it must not
+    /// wait.
     ///
     /// # Errors
     /// The system's, with the address in its text.
     pub fn start(
         listen: SocketAddr,
         threads: usize,
-        secret: &[u8; 32],
+        (secret, keys): (&[u8; 32], &EndpointKeys),
         moved: Moved,
     ) -> io::Result<Switch> {
         // Alone first: a shared port would silently be shared with another process too.
@@ -67,8 +68,8 @@ impl Switch {
         let mut switch = Switch {
             table: Arc::default(),
             drops: Arc::default(),
-            links: Arc::default(),
-            terminals: Arc::default(),
+            links: Arc::new(Inbox::listening(CidClass::Links, keys)),
+            terminals: Arc::new(Inbox::listening(CidClass::Terminals, keys)),
             sockets,
             traffic: Vec::new(),
             stop: Arc::default(),

@@ -136,8 +136,8 @@ pub(super) fn open_endpoints(
     settings: &Settings,
     heard: mpsc::Sender<SocketEvent>,
 ) -> anyhow::Result<(Arc<Socket>, (Endpoint, Configs), Endpoint)> {
-    let socket = Arc::new(Socket::bind(settings.listen, heard)?);
     let keys = EndpointKeys::random();
+    let socket = Arc::new(Socket::bind(settings.listen, &keys, heard)?);
     let mut server = quinn_server_config(&settings.identity, &[Alpn::Session], &settings.clock)?;
     server.migration(false);
     let client = quinn_client_config(&settings.identity, Alpn::Session, &settings.clock)?;

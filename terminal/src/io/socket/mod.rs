@@ -26,7 +26,9 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use rustc_hash::FxBuildHasher;
 use tasuki_proto::Label;
 use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
-use tasuki_proto::net::{AsyncUdp, Inbox, Packet, UdpIo, canonical, send_within};
+use tasuki_proto::net::{
+    AsyncUdp, CidClass, EndpointKeys, Inbox, Packet, UdpIo, canonical, send_within,
+};
 use tasuki_proto::path::{PROBE_FRAME, PathKey, Probe};
 use tokio::sync::mpsc;
 
@@ -90,17 +92,21 @@ impl std::fmt::Debug for Socket {
 }
 
 impl Socket {
-    /// Binds to `address`; needs a running tokio. What it hears of paths goes to `events`, as far as there is room.
+    /// Binds to `address`; needs a running tokio. `keys` are those of the attachment endpoint. What it hears of paths goes to `events`, as far as there is room.
     ///
     /// # Errors
     /// The system's.
-    pub fn bind(address: SocketAddr, events: mpsc::Sender<SocketEvent>) -> io::Result<Socket> {
+    pub fn bind(
+        address: SocketAddr,
+        keys: &EndpointKeys,
+        events: mpsc::Sender<SocketEvent>,
+    ) -> io::Result<Socket> {
         let io = Arc::new(UdpIo::bind(address, false)?);
         let one_by_one = io.gso_segments() < 2;
         let local = io.local_addr()?;
         Ok(Socket {
             udp: Arc::new(AsyncUdp::new(io)?),
-            attachments: Arc::default(),
+            attachments: Arc::new(Inbox::dialling(CidClass::Terminals, keys)),
             table: Table::default(),
             local,
             events,

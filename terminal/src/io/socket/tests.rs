@@ -13,7 +13,8 @@ const FIRST: PathId = PathId::Relayed(Generation::CALL);
 
 fn bind() -> (Socket, mpsc::Receiver<SocketEvent>) {
     let (events, heard) = mpsc::channel(16);
-    (Socket::bind("127.0.0.1:0".parse().unwrap(), events).unwrap(), heard)
+    let keys = EndpointKeys::random();
+    (Socket::bind("127.0.0.1:0".parse().unwrap(), &keys, events).unwrap(), heard)
 }
 
 fn socket() -> Socket {

@@ -76,7 +76,8 @@ fn world() -> (UdpSocket, SessionSocket) {
     let relay = UdpSocket::bind("127.0.0.1:0").unwrap();
     relay.set_nonblocking(true).unwrap();
     let (events, _) = tokio::sync::mpsc::channel(1);
-    let socket = Arc::new(Socket::bind("127.0.0.1:0".parse().unwrap(), events).unwrap());
+    let keys = tasuki_proto::net::EndpointKeys::random();
+    let socket = Arc::new(Socket::bind("127.0.0.1:0".parse().unwrap(), &keys, events).unwrap());
     let path = Path { to: relay.local_addr().unwrap(), label_in: label(1), label_out: label(7) };
     socket.add_path(virtual_address(1), PathId::Relayed(Generation::CALL), path);
     (relay, SessionSocket(socket))
