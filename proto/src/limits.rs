@@ -96,6 +96,11 @@ pub const LOGINS_PER_TERMINAL: usize = 4;
 pub const PAGES_PER_TERMINAL: usize = 4;
 /// Bytes that one incoming handshake may buffer; beyond: dropped.
 pub const INCOMING_HANDSHAKE_BYTES: u64 = 16 * 1024;
+/// How often per second all relays are told at once that a terminal came into communication or left it, on average; beyond:
+/// a second later.
+pub const COUNTS_PER_SECOND: u32 = 4;
+/// How often in a burst.
+pub const COUNTS_AT_ONCE: u32 = 16;
 /// Bytes that all incoming handshakes together may buffer; beyond: dropped.
 pub const INCOMING_TOTAL_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes of a QUIC packet of attachments, links and enrolment (what their endpoints announce: an Ethernet's 1,500

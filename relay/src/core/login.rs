@@ -32,7 +32,7 @@ use super::bucket::Bucket;
 use super::wiring::rounded;
 use newcomers::Newcomers;
 
-/// A change of the number of sessions between other values than 0 and 1 is written at most this often.
+/// A change of the number of sessions between other values than 0 and 1, and of the address, is written at most this often.
 const COUNT_PERIOD: Duration = Duration::from_secs(1);
 
 /// What the table says of a terminal that wants to log in.
@@ -113,12 +113,13 @@ enum Phase {
     Greeted {
         instance: u64,
     },
-    /// `changes`: of its epoch or role that it may still make.
+    /// `changes`: of its epoch or role that it may still make; `tells`: first and last sessions told at once.
     LoggedIn {
         row: AttachmentRow,
         written: u32,
         write_after: Instant,
         changes: Bucket,
+        tells: Bucket,
     },
 }
 
@@ -190,7 +191,7 @@ impl Login {
                     self.newcomers.remove(conn, &gone.terminal);
                 }
             }
-            Input::Moved(conn, address) => self.handle_moved(conn, address),
+            Input::Moved(conn, address) => self.handle_moved(conn, address, now),
             Input::Communicating(conn, sessions) => self.handle_count(conn, sessions, now),
             Input::Elsewhere(terminal, epoch, instance) => {
                 self.handle_elsewhere(&terminal, epoch, instance);
@@ -226,6 +227,17 @@ impl Login {
             && due <= now
         {
             self.due.remove(&(due, conn));
+            // The row was written meanwhile: it waits its time again.
+            if let Some(Phase::LoggedIn { write_after, .. }) =
+                self.attachments.get(&conn).map(|attachment| &attachment.phase)
+                && *write_after > now
+            {
+                self.due.insert((*write_after, conn));
+                continue;
+            }
+            if self.tell_move(conn, now) {
+                continue;
+            }
             let Some(attachment) = self.attachments.get_mut(&conn) else { continue };
             if let Phase::LoggedIn { row, written, write_after, .. } = &mut attachment.phase
                 && row.sessions != *written
@@ -391,7 +403,9 @@ impl Login {
         if let Some(attachment) = self.attachments.get_mut(&conn) {
             let changes = Bucket::full(limits::ROLE_CHANGES_AT_ONCE, now);
             let row = row.clone();
-            attachment.phase = Phase::LoggedIn { row, written: 0, write_after: now, changes };
+            let tells = Bucket::full(limits::COUNTS_AT_ONCE, now);
+            attachment.phase =
+                Phase::LoggedIn { row, written: 0, write_after: now, changes, tells };
         }
         self.newcomers.remove(conn, &terminal);
         self.conns.insert(terminal.clone(), conn);
@@ -418,24 +432,45 @@ impl Login {
         self.outputs.push_back(Output::Send(conn, ToTerminal::LoggedIn(LoggedIn {})));
     }
 
-    fn handle_moved(&mut self, conn: ConnId, address: SocketAddr) {
+    /// A move is told at once, unless the terminal moves more often than [`COUNT_PERIOD`]: then the last one is told when
+    /// that is over, so that one terminal cannot make all relays of the mesh busy with its row.
+    fn handle_moved(&mut self, conn: ConnId, address: SocketAddr, now: Instant) {
         let Some(attachment) = self.attachments.get_mut(&conn) else { return };
         attachment.address = address;
-        if let Phase::LoggedIn { row, written, .. } = &mut attachment.phase
-            && row.address != address
-        {
-            row.address = address;
-            *written = row.sessions;
-            let output = Output::Write(attachment.terminal.clone(), row.clone());
-            self.outputs.push_back(output);
-            // Its peers are to try this one.
-            self.outputs.push_back(Output::Send(conn, ToTerminal::Seen(Seen { address })));
+        let Phase::LoggedIn { row, write_after, .. } = &attachment.phase else { return };
+        if row.address == address {
+            return;
         }
+        if *write_after <= now {
+            self.tell_move(conn, now);
+        } else {
+            self.due.insert((*write_after, conn));
+        }
+    }
+
+    /// Writes the row with the address that the terminal is at; whether it was at another one.
+    fn tell_move(&mut self, conn: ConnId, now: Instant) -> bool {
+        let Some(attachment) = self.attachments.get_mut(&conn) else { return false };
+        let address = attachment.address;
+        let Phase::LoggedIn { row, written, write_after, .. } = &mut attachment.phase else {
+            return false;
+        };
+        if row.address == address {
+            return false;
+        }
+        row.address = address;
+        *written = row.sessions;
+        *write_after = now + COUNT_PERIOD;
+        let output = Output::Write(attachment.terminal.clone(), row.clone());
+        self.outputs.push_back(output);
+        // Its peers are to try this one.
+        self.outputs.push_back(Output::Send(conn, ToTerminal::Seen(Seen { address })));
+        true
     }
 
     fn handle_count(&mut self, conn: ConnId, sessions: u32, now: Instant) {
         let Some(attachment) = self.attachments.get_mut(&conn) else { return };
-        let Phase::LoggedIn { row, written, write_after, .. } = &mut attachment.phase else {
+        let Phase::LoggedIn { row, written, write_after, tells, .. } = &mut attachment.phase else {
             return;
         };
         row.sessions = sessions;
@@ -443,7 +478,9 @@ impl Login {
         if sessions == *written {
             return;
         }
-        if begins_or_ends || *write_after <= now {
+        let at_once =
+            begins_or_ends && tells.take(limits::COUNTS_PER_SECOND, limits::COUNTS_AT_ONCE, now);
+        if at_once || *write_after <= now {
             *written = sessions;
             *write_after = now + COUNT_PERIOD;
             let output = Output::Write(attachment.terminal.clone(), row.clone());

@@ -323,3 +323,33 @@ fn a_terminal_hears_at_which_address_it_is_seen() {
     assert!(outputs.iter().any(|o| matches!(o, Output::Write(_, row) if row.address == address)));
     assert_eq!(world.give(Input::Moved(ConnId(1), address)), [], "said once");
 }
+
+#[test]
+fn a_terminal_that_moves_or_calls_without_end_writes_its_row_at_a_bounded_rate() {
+    let mut world = World::new();
+    world.attach(1, 1, 1);
+    let row_of = |outputs: &[Output]| {
+        let rows = outputs.iter().filter(|output| matches!(output, Output::Write(..)));
+        rows.count()
+    };
+    let (start, seconds) = (world.now, 10);
+    let mut rows = 0;
+    for ms in 0..1_000 * seconds {
+        world.now = start + Duration::from_millis(ms);
+        world.login.handle_timeout(world.now);
+        let address = SocketAddr::from(([203, 0, 113, 9], 1_000 + (ms % 7) as u16));
+        rows += row_of(&world.give(Input::Moved(ConnId(1), address)));
+        rows += row_of(&world.give(Input::Communicating(ConnId(1), (ms % 2) as u32)));
+    }
+    let at_once = limits::COUNTS_AT_ONCE + limits::COUNTS_PER_SECOND * seconds as u32;
+    let most = at_once as usize + 2 * seconds as usize + 2;
+    assert!(rows <= most, "{rows} rows in {seconds} s");
+    // The last word is told.
+    let address = "203.0.113.9:700".parse().unwrap();
+    world.give(Input::Moved(ConnId(1), address));
+    while let Some(due) = world.login.poll_timeout() {
+        world.login.handle_timeout(due);
+    }
+    let told: Vec<_> = std::iter::from_fn(|| world.login.poll_output()).collect();
+    assert!(told.iter().any(|o| matches!(o, Output::Write(_, row) if row.address == address)));
+}
