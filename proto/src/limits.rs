@@ -201,6 +201,8 @@ pub const HTTP_QUESTIONS: usize = 4;
 pub const CHANGES: usize = 65_536;
 /// Changed rows that the core shows at once; the next answer goes on behind them.
 pub const CHANGES_AT_ONCE: usize = 256;
+/// How long such a connection may take for its first byte; beyond: it ends.
+pub const HTTP_FIRST_BYTE_TIME: Duration = Duration::from_secs(3);
 /// Terminals of a relay that came or went out of reach which watchers are told of one by one; beyond: `resync`.
 pub const CHANGES_BY_REACH: usize = 4096;
 /// Events in the history of one terminal or relay; the oldest makes room.

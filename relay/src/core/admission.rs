@@ -40,6 +40,15 @@ impl From<IpAddr> for Source {
     }
 }
 
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            IpAddr::V4(ip) => write!(f, "{ip}"),
+            IpAddr::V6(ip) => write!(f, "{ip}/64"),
+        }
+    }
+}
+
 /// What one address may take of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerAddress {

@@ -27,6 +27,8 @@ pub mod links;
 pub mod login;
 mod news;
 pub mod routes;
+pub mod requests;
+pub mod room;
 pub mod selftest;
 pub mod sessions;
 mod wiring;

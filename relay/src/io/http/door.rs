@@ -15,6 +15,7 @@ use tasuki_proto::RefusalCode;
 use tasuki_proto::limits;
 
 use super::problem::Problem;
+use super::serve::Origin;
 
 /// The bearer token that actions need (`admin.token` in the data directory). Only its SHA-256 is kept.
 #[derive(Clone)]
@@ -199,6 +200,7 @@ pub(super) async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
+    let action = Action::of(&request);
     let mut response = match door.check(&request, shows) {
         Err(problem) => problem.into_response(),
         Ok(()) => match tokio::time::timeout(time, next.run(request)).await {
@@ -206,11 +208,47 @@ pub(super) async fn guard(
             Err(_) => too_slow(time).into_response(),
         },
     };
+    if let Some(action) = action {
+        action.log(response.status());
+    }
     let headers = response.headers_mut();
     // What is of the mesh is not kept; files that are the same for everybody say otherwise themselves.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// A request that may change something, for the log: whoever holds the token or may open the local socket acts in the
+/// operator's name, so what was done is told with where it came from.
+struct Action {
+    method: Method,
+    path: String,
+    from: Option<Origin>,
+}
+
+impl Action {
+    /// Characters of a path that are told.
+    const PATH: usize = 200;
+
+    fn of(request: &Request) -> Option<Self> {
+        let method = request.method().clone();
+        if matches!(method, Method::GET | Method::HEAD) {
+            return None;
+        }
+        let path = request.uri().path().chars().take(Self::PATH).collect();
+        Some(Self { method, path, from: request.extensions().get().copied() })
+    }
+
+    fn log(self, status: StatusCode) {
+        let Self { method, path, from } = self;
+        let from = from.map_or_else(|| "-".to_owned(), |from| from.to_string());
+        let status = status.as_u16();
+        if status == StatusCode::UNAUTHORIZED.as_u16() {
+            // Anybody can send these.
+            return tracing::debug!(%method, %path, %from, status, "action refused");
+        }
+        tracing::info!(%method, %path, %from, status, "action taken");
+    }
 }
 
 fn too_slow(time: Duration) -> Problem {

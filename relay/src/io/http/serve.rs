@@ -1,14 +1,15 @@
 //! Connections of the status endpoint: how many, how long, how much.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll};
 use std::time::Duration;
 
@@ -22,14 +23,15 @@ use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tasuki_proto::limits;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream, unix};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::ServeError;
 use super::tls::Tls;
 use crate::core::admission::Source;
+use crate::core::room::{Entry, Room, Seat};
 
 /// The group whose members may use the local socket.
 const GROUP: &str = "tasuki";
@@ -47,6 +49,8 @@ pub(super) struct Bounds {
     pub(super) per_source: usize,
     /// For a TLS handshake.
     pub(super) handshake: Duration,
+    /// For the first byte.
+    pub(super) first_byte: Duration,
     /// For a request's header, and between requests.
     pub(super) header: Duration,
     /// For a request, its body included.
@@ -65,6 +69,7 @@ impl Default for Bounds {
             connections: limits::HTTP_CONNECTIONS,
             per_source: limits::HTTP_CONNECTIONS_PER_ADDRESS,
             handshake: limits::HTTP_HANDSHAKE_TIME,
+            first_byte: limits::HTTP_FIRST_BYTE_TIME,
             header: limits::HTTP_HEADER_TIME,
             request: limits::HTTP_REQUEST_TIME,
             connection: limits::HTTP_CONNECTION_TIME,
@@ -74,7 +79,8 @@ impl Default for Bounds {
     }
 }
 
-/// Serves until `shutdown`, then lets responses under way end for up to [`SHUTDOWN_TIME`].
+/// Serves until `shutdown`, then lets responses under way end for up to [`SHUTDOWN_TIME`]. When all places are taken, a
+/// connection without a request under way makes room ([`Room`]).
 pub(super) async fn serve<L: Listener<Addr: Peer>>(
     mut listener: L,
     tls: Option<Tls>,
@@ -84,26 +90,35 @@ pub(super) async fn serve<L: Listener<Addr: Peer>>(
 ) {
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
-    let mut sources = Sources::default();
+    let mut tasks: BTreeMap<Seat, AbortHandle> = BTreeMap::new();
+    let guests = Guests(Arc::new(Mutex::new(Room::new(bounds.connections))));
     let mut shutdown = pin!(shutdown);
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
-            _ = connections.join_next(), if !connections.is_empty() => {}
-            (stream, peer) = listener.accept(), if connections.len() < bounds.connections => {
-                let Some(place) = sources.place(peer.source(), bounds.per_source) else {
+            _ = connections.join_next(), if !connections.is_empty() => {
+                tasks.retain(|_, task| !task.is_finished());
+            }
+            (stream, peer) = listener.accept() => {
+                let origin = peer.origin();
+                let Some((guest, other)) = guests.enter(origin, bounds.per_source) else {
+                    tracing::debug!(%origin, "status connection refused: there are too many");
                     continue;
                 };
+                if let Some(other) = other.and_then(|other| tasks.remove(&other)) {
+                    other.abort();
+                }
                 let (router, tls, closed) = (router.clone(), tls.clone(), closed.clone());
-                connections.spawn(async move {
-                    let stream = Patient::new(stream, bounds.stall);
+                let seat = guest.seat;
+                let task = connections.spawn(async move {
+                    let stream = Patient::new(stream, bounds);
                     match tls {
-                        None => connection(stream, router, bounds, closed).await,
-                        Some(tls) => secured(tls, stream, router, bounds, closed).await,
+                        None => connection(stream, router, bounds, guest, closed).await,
+                        Some(tls) => secured(tls, stream, router, bounds, guest, closed).await,
                     }
-                    drop(place);
                 });
+                tasks.insert(seat, task);
             }
         }
     }
@@ -115,35 +130,79 @@ pub(super) async fn serve<L: Listener<Addr: Peer>>(
     }
 }
 
+/// Where a connection comes from: whom limits count, and whom the log names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Origin {
+    /// An address.
+    Address(Source),
+    /// A user of this machine, by the number that the kernel gives; none if it gives none.
+    User(Option<u32>),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Address(source) => write!(f, "{source}"),
+            Origin::User(Some(user)) => write!(f, "local user {user}"),
+            Origin::User(None) => f.write_str("local user"),
+        }
+    }
+}
+
 /// The other end of a connection.
 pub(super) trait Peer {
-    /// Whom the limit of an address counts; `None` where it counts nobody.
-    fn source(&self) -> Option<Source>;
+    /// Where it is.
+    fn origin(&self) -> Origin;
 }
 
 impl Peer for SocketAddr {
-    fn source(&self) -> Option<Source> {
-        Some(self.ip().into())
+    fn origin(&self) -> Origin {
+        Origin::Address(self.ip().into())
     }
 }
 
-impl Peer for unix::SocketAddr {
-    fn source(&self) -> Option<Source> {
-        None
+impl Peer for User {
+    fn origin(&self) -> Origin {
+        Origin::User(self.0)
     }
 }
 
-/// Connections by address: each holds a copy of its address' mark.
-#[derive(Default)]
-struct Sources(BTreeMap<Source, Arc<()>>);
+/// The connections that are in.
+#[derive(Clone)]
+struct Guests(Arc<Mutex<Room<Origin>>>);
 
-impl Sources {
-    /// A place for one more connection, where there is one.
-    fn place(&mut self, source: Option<Source>, most: usize) -> Option<Arc<()>> {
-        self.0.retain(|_, mark| Arc::strong_count(mark) > 1);
-        let Some(source) = source else { return Some(Arc::default()) };
-        let mark = self.0.entry(source).or_default();
-        (Arc::strong_count(mark) <= most).then(|| mark.clone())
+impl Guests {
+    fn lock(&self) -> MutexGuard<'_, Room<Origin>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection comes in; with it, the one that makes room.
+    fn enter(&self, origin: Origin, per_source: usize) -> Option<(Guest, Option<Seat>)> {
+        let mut room = self.lock();
+        if room.of(&origin) >= per_source {
+            return None;
+        }
+        let Entry::In(seat, other) = room.enter(origin) else { return None };
+        Some((Guest { guests: self.clone(), seat, origin }, other))
+    }
+}
+
+/// A connection's place; given back when it is dropped.
+struct Guest {
+    guests: Guests,
+    seat: Seat,
+    origin: Origin,
+}
+
+impl Guest {
+    fn set_idle(&self, idle: bool) {
+        self.guests.lock().set_idle(self.seat, idle);
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.guests.lock().leave(self.seat);
     }
 }
 
@@ -153,6 +212,7 @@ async fn secured<S>(
     stream: S,
     router: Router,
     bounds: Bounds,
+    guest: Guest,
     mut closed: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -162,7 +222,7 @@ async fn secured<S>(
         _ = closed.wait_for(|closed| *closed) => return,
     };
     match shaken {
-        Ok(Ok(stream)) => connection(stream, router, bounds, closed).await,
+        Ok(Ok(stream)) => connection(stream, router, bounds, guest, closed).await,
         Ok(Err(error)) => tracing::debug!(%error, "status connection without TLS"),
         Err(_) => tracing::debug!("status connection cut: its handshake is too slow"),
     }
@@ -186,15 +246,28 @@ impl Lifetime {
 /// One connection. What it holds is bounded: one request at a time, buffers of [`limits::HTTP_BUFFER_BYTES`],
 /// one response; and it ends, whatever the client does or does not do, after `connection` and `grace`; with a response
 /// without end, when that was not read for `stall`, and with the relay.
-async fn connection<S>(stream: S, router: Router, bounds: Bounds, mut closed: watch::Receiver<bool>)
-where
+async fn connection<S>(
+    stream: S,
+    router: Router,
+    bounds: Bounds,
+    guest: Guest,
+    mut closed: watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let lifetime = Lifetime::default();
+    let (lifetime, guest) = (Lifetime::default(), Arc::new(guest));
     let (routes, extension) = (TowerToHyperService::new(router), lifetime.clone());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(extension.clone());
-        routes.call(request)
+        request.extensions_mut().insert(guest.origin);
+        guest.set_idle(false);
+        let (guest, lifetime, answer) = (guest.clone(), extension.clone(), routes.call(request));
+        async move {
+            let answer = answer.await;
+            // A response without end is one that its client waits for.
+            guest.set_idle(!lifetime.is_extended());
+            answer
+        }
     });
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -226,17 +299,20 @@ where
     }
 }
 
-/// A stream whose writes fail when the other end takes nothing for `most`.
+/// A stream whose writes fail when the other end takes nothing for `most`, and whose first read fails when nothing comes.
 struct Patient<S> {
     stream: S,
     most: Duration,
+    /// Runs until the first byte.
+    silent: Option<Pin<Box<Sleep>>>,
     /// Runs while something waits to be written.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    fn new(stream: S, most: Duration) -> Self {
-        Self { stream, most, stalled: None }
+    fn new(stream: S, bounds: Bounds) -> Self {
+        let silent = Some(Box::pin(sleep(bounds.first_byte)));
+        Self { stream, most: bounds.stall, silent, stalled: None }
     }
 
     fn watch<T>(
@@ -260,7 +336,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         cx: &mut task::Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if read.is_ready() {
+            self.silent = None;
+        }
+        match &mut self.silent {
+            Some(silent) => silent.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+            None => read,
+        }
     }
 }
 
@@ -363,16 +446,22 @@ fn group_id(groups: &str) -> Option<u32> {
     })
 }
 
+/// The user at the other end of a local connection, as the kernel gives it.
+#[derive(Debug, Clone, Copy)]
+pub struct User(Option<u32>);
+
 impl Listener for LocalSocket {
     type Io = UnixStream;
-    type Addr = unix::SocketAddr;
+    type Addr = User;
 
-    async fn accept(&mut self) -> (UnixStream, unix::SocketAddr) {
-        Listener::accept(&mut self.listener).await
+    async fn accept(&mut self) -> (UnixStream, User) {
+        let (stream, _) = Listener::accept(&mut self.listener).await;
+        let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
+        (stream, User(user))
     }
 
-    fn local_addr(&self) -> io::Result<unix::SocketAddr> {
-        self.listener.local_addr()
+    fn local_addr(&self) -> io::Result<User> {
+        Ok(User(None))
     }
 }
 
