@@ -20,15 +20,16 @@ pub use renewal::keep_renewed;
 
 use std::io;
 
+use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::codec::Envelope;
 use crate::control::RelayContact;
 use crate::id::MeshId;
-use crate::identity::{NodeName, TokenId};
+use crate::identity::{CertificateFacts, NodeName, TokenId, verify_chain_when_valid};
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, RefusalCode};
 
 /// What a newcomer asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +68,26 @@ pub struct Renew {
 /// What a [`Renew`] for the certificate `leaf` (DER) signs.
 pub fn renewal_to_sign(mesh: &MeshId, leaf: &[u8]) -> Vec<u8> {
     [b"tasuki renewal v1\0", &mesh.0[..], leaf].concat()
+}
+
+/// Checks that a node of the mesh under `root` made this request: its chain leads to the root, and its key signed.
+///
+/// # Errors
+/// As [`verify_chain_when_valid`], or `bad-certificate` for a wrong signature.
+pub fn verify_renewal(
+    renew: &Renew,
+    root: &CertificateDer<'_>,
+    mesh: &MeshId,
+    now_secs: u64,
+) -> Result<CertificateFacts, RefusalCode> {
+    let chain: Vec<CertificateDer<'_>> =
+        renew.chain.iter().take(2).map(|der| der.as_slice().into()).collect();
+    let facts = verify_chain_when_valid(&chain, root, now_secs)?;
+    let leaf = chain.first().ok_or(RefusalCode::CertificateMissing)?;
+    ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, &facts.public_key)
+        .verify(&renewal_to_sign(mesh, leaf), &renew.signature)
+        .map_err(|_| RefusalCode::BadCertificate)?;
+    Ok(facts)
 }
 
 /// A certificate, and where the mesh is.

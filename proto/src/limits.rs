@@ -135,9 +135,16 @@ pub const TOKEN_RELAYS: usize = 4;
 pub const TOKEN_CHARACTERS: usize = 8 * 1024;
 /// Bytes of the registrar's answer; relays beyond are left out.
 pub const ENROLMENT_ANSWER_BYTES: usize = 64 * 1024;
-/// Connections for enrolment at one relay; further ones are refused with `overloaded`.
+/// Connections for enrolment and renewal at one relay. Beyond, the oldest one makes room that has not asked yet or has its
+/// answer, of the address that has most of those; where there is none, the next one is refused with `overloaded`.
 pub const ENROLMENT_CONNECTIONS: usize = 256;
-/// Requests for enrolment and renewal that one relay takes per second, and in a burst; beyond: `overloaded`.
+/// How long such a connection may take to ask; beyond: it ends.
+pub const ENROLMENT_REQUEST_TIME: Duration = Duration::from_secs(3);
+/// Requests for enrolment that one relay passes to the registrar and that are not answered yet, and as many for renewal;
+/// further ones are refused with `overloaded`. One address or neighbour relay takes no more places than are free.
+pub const ENROLMENT_REQUESTS: usize = 64;
+/// Requests for enrolment that one relay takes per second, on average, and as many for renewal; beyond: `overloaded`. One
+/// address or neighbour relay takes half of them at most.
 pub const ENROLMENTS_PER_SECOND: u32 = 100;
 /// Tasks waiting for the store's thread; senders wait.
 pub const STORE_QUEUE: usize = 1024;
@@ -177,6 +184,12 @@ pub const HTTP_REQUEST_TIME: Duration = Duration::from_secs(15);
 pub const HTTP_CONNECTION_TIME: Duration = Duration::from_secs(60);
 /// How long the last response of such a connection may still take; beyond: it is cut.
 pub const HTTP_GRACE_TIME: Duration = Duration::from_secs(20);
+/// Such requests of one address or neighbour relay at once; of all together those of a second more. Beyond: `overloaded`.
+pub const ENROLMENTS_AT_ONCE: u32 = 100;
+/// Renewals of one node per second, on average; beyond: `overloaded`.
+pub const RENEWALS_PER_SECOND_AND_NODE: u32 = 1;
+/// Renewals of one node at once; beyond: `overloaded`.
+pub const RENEWALS_AT_ONCE_PER_NODE: u32 = 8;
 /// How long the status endpoint waits for one answer of the core; beyond: 503.
 pub const HTTP_ANSWER_TIME: Duration = Duration::from_secs(3);
 /// How long one list request searches; beyond: the page ends early, with a cursor.

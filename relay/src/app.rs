@@ -118,7 +118,7 @@ impl Running {
             cell.clone(),
             clock.clone(),
             events.clone(),
-            Requests::new(way.clone()),
+            Requests::new(way.clone(), cell.clone(), clock.clone()),
             Periods { keep_alive: config.periods.keep_alive, idle: config.periods.idle },
             config.limits.per_address,
         ));

@@ -32,6 +32,7 @@ pub mod room;
 pub mod selftest;
 pub mod sessions;
 mod wiring;
+pub mod shares;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;

@@ -433,6 +433,11 @@ impl Driver {
         let connection = link.connection.clone();
         tokio::spawn(async move {
             tokio::time::sleep(DUPLICATE_REST).await;
+                let made_up = self.switch.links.made_up() + self.switch.terminals.made_up();
+                status.drops.insert("unknown-connection".to_owned(), made_up);
+                for (reason, count) in self.context.requests.refused() {
+                    status.drops.insert(reason.to_owned(), count);
+                }
             close(&connection, code);
         });
     }

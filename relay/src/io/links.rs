@@ -10,7 +10,7 @@ use rand::Rng;
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::{
-    NodeName, Peer, connection_authority, connection_refusal, identify_connection,
+    KeyFingerprint, NodeName, Peer, connection_authority, connection_refusal, identify_connection,
 };
 use tasuki_proto::mesh::{LinkHello, LinkStream, ToPeer};
 use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, limits, version};
@@ -206,7 +206,7 @@ async fn run(
         code = read_gossip(gossip_recv, link, events) => code,
         code = write_calls(calls_send, calls_inbox) => code,
         code = write_gossip(gossip_send, gossip_inbox, link, events) => code,
-        code = serve_requests(&connection, context) => code,
+        code = serve_requests(&connection, peer.key, context) => code,
         code = tell_rtt(&connection, link, events) => code,
         () = tokio::time::sleep(lifetime) => RefusalCode::CertificateExpired,
     };
@@ -318,7 +318,11 @@ async fn write_gossip(
 }
 
 /// Serves requests to the registrar that the peer passes on.
-async fn serve_requests(connection: &Connection, context: &Arc<Context>) -> RefusalCode {
+async fn serve_requests(
+    connection: &Connection,
+    peer: KeyFingerprint,
+    context: &Arc<Context>,
+) -> RefusalCode {
     loop {
         let Ok((send, mut recv)) = connection.accept_bi().await else {
             return RefusalCode::RouteLost;
@@ -329,7 +333,7 @@ async fn serve_requests(connection: &Connection, context: &Arc<Context>) -> Refu
             if let Ok(Ok(byte)) = kind
                 && LinkStream::from_byte(byte) == Some(LinkStream::Request)
             {
-                context.requests.serve_stream(send, recv).await;
+                context.requests.serve_stream(peer, send, recv).await;
             }
         });
     }

@@ -8,12 +8,14 @@ use futures_util::future::BoxFuture;
 use quinn::{Connection, RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::enrolment::{read_answer, read_request, send};
+use tasuki_proto::identity::{Clock, IdentityCell, KeyFingerprint};
 use tasuki_proto::mesh::LinkStream;
 use tasuki_proto::{Refusal, RefusalCode, RelayName, limits};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use super::registrar::{EnrolmentService, Registrar};
+use super::registrar::{EnrolmentService, Gate, Registrar};
+use crate::core::requests::Asker;
 
 /// How long a neighbour may take with its request.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,6 +79,7 @@ impl Way {
 /// Serves newcomers and what neighbours pass on.
 pub struct Requests {
     way: Arc<Way>,
+    gate: Arc<Gate>,
     newcomers: EnrolmentService<Ask>,
 }
 
@@ -87,14 +90,15 @@ impl std::fmt::Debug for Requests {
 }
 
 impl Requests {
-    /// Requests go this way.
-    pub fn new(way: Arc<Way>) -> Self {
+    /// Requests go this way; renewals are checked against the root in `cell`.
+    pub fn new(way: Arc<Way>, cell: IdentityCell, clock: Clock) -> Self {
         let asked = way.clone();
         let ask: Ask = Box::new(move |request| {
             let way = asked.clone();
             Box::pin(async move { way.ask(request, limits::ROUTE_RELAYS as u8).await })
         });
-        Self { way, newcomers: EnrolmentService::new(ask) }
+        let gate = Arc::new(Gate::new(cell, clock));
+        Self { way, newcomers: EnrolmentService::new(ask, gate.clone()), gate }
     }
 
     /// Serves a newcomer's connection until it is closed.
@@ -102,16 +106,26 @@ impl Requests {
         self.newcomers.serve(connection).await;
     }
 
-    /// Serves a stream of a link, behind its first byte.
-    pub async fn serve_stream(&self, mut to: SendStream, mut from: RecvStream) {
+    /// Serves a stream of a link, behind its first byte. `peer` is the key of the relay at its other end.
+    pub async fn serve_stream(
+        &self,
+        peer: KeyFingerprint,
+        mut to: SendStream,
+        mut from: RecvStream,
+    ) {
         let asked = async {
             let hops = from.read_u8().await.ok()?;
             Some((hops, read_request(&mut from).await.ok()??))
         };
         let Ok(Some((hops, request))) = timeout(PATIENCE, asked).await else { return };
         let hops = hops.min(limits::ROUTE_RELAYS as u8);
-        if let Some(answer) = self.way.ask(request, hops).await {
-            let _ = send(&mut to, &answer).await;
-        }
+        let ask = |request| self.way.ask(request, hops);
+        let answer = self.gate.answer(Asker::Relay(peer), request, ask).await;
+        let _ = send(&mut to, &answer).await;
+    }
+
+    /// What was refused since the start, by reason.
+    pub fn refused(&self) -> [(&'static str, u64); 4] {
+        self.gate.refused()
     }
 }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls_pki_types::CertificateDer;
 use tasuki_proto::codec;
 use tasuki_proto::control::RelayContact;
-use tasuki_proto::enrolment::{Certified, Enrol, Newcomer, Renew, renewal_to_sign};
+use tasuki_proto::enrolment::{Certified, Enrol, Newcomer, Renew, verify_renewal};
 use tasuki_proto::identity::{
     CertificateFacts, IdentityError, Issuer, KeyFingerprint, LEAF_LIFE_SECS, NodeKey, NodeName,
-    PublicKey, Token, TokenFor, verify_chain_when_valid,
+    PublicKey, Token, TokenFor,
 };
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AccountRow, RelayAccountRow, RevocationRow};
@@ -350,14 +349,8 @@ impl Authority {
 
     /// Renews a certificate, also one that has ended, as long as its account stands.
     pub(super) fn renew(&self, rows: &Rows<'_>, renew: &Renew) -> Result<Certified, Denial> {
-        let chain: Vec<CertificateDer<'_>> =
-            renew.chain.iter().take(2).map(|der| der.as_slice().into()).collect();
-        let facts = verify_chain_when_valid(&chain, self.issuer.root(), self.now_secs)?;
-        let leaf = chain.first().ok_or(RefusalCode::CertificateMissing)?;
-        let signed = renewal_to_sign(&self.issuer.mesh_id(), leaf);
-        ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, &facts.public_key)
-            .verify(&signed, &renew.signature)
-            .map_err(|_| RefusalCode::BadCertificate)?;
+        let (root, mesh) = (self.issuer.root(), self.issuer.mesh_id());
+        let facts = verify_renewal(renew, root, &mesh, self.now_secs)?;
         if facts.mesh != *self.issuer.mesh() {
             return Err(RefusalCode::WrongMesh.into());
         }

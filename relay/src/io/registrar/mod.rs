@@ -33,7 +33,7 @@ use super::store::{Rows, Store, StoreError};
 use decide::{Authority, Denial};
 
 pub use local::{local_routes, refusing_routes};
-pub use service::EnrolmentService;
+pub use service::{EnrolmentService, Gate};
 
 /// How often the authority says how far it is, so that withheld revocations show.
 const HEARTBEAT: Duration = Duration::from_secs(60);

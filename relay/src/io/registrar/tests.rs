@@ -79,10 +79,12 @@ impl Mesh {
 
     fn serve(&self) {
         let (endpoint, registrar) = (self.endpoint.clone(), self.registrar.clone());
-        let service = Arc::new(EnrolmentService::new(move |request| {
+        let gate = Arc::new(Gate::new(self.registrar.0.cell.clone(), self.clock.clone()));
+        let ask = move |request| {
             let registrar = registrar.clone();
             async move { Some(registrar.answer(request).await) }
-        }));
+        };
+        let service = Arc::new(EnrolmentService::new(ask, gate));
         tokio::spawn(async move {
             while let Some(incoming) = endpoint.accept().await {
                 let service = Arc::clone(&service);
@@ -468,10 +470,12 @@ async fn other_relays_pass_on_or_say_that_the_registrar_is_away() {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let endpoint = quinn::Endpoint::server(config.unwrap(), any).unwrap();
         let registrar = mesh.registrar.clone();
-        let service = EnrolmentService::new(move |request| {
+        let gate = Gate::new(mesh.registrar.0.cell.clone(), mesh.clock.clone());
+        let ask = move |request| {
             let registrar = registrar.clone();
             async move { if reaches { Some(registrar.answer(request).await) } else { None } }
-        });
+        };
+        let service = EnrolmentService::new(ask, Arc::new(gate));
         let mut through = t1.clone();
         through.relays = vec![tasuki_proto::control::RelayContact {
             name: RelayName::new("r2").unwrap(),
