@@ -25,10 +25,19 @@ pub const RELAYS: usize = 4096;
 pub const LINKS: usize = 64;
 /// Validated addresses of one neighbour; the oldest makes room.
 pub const NEIGHBOUR_ADDRESSES: usize = 16;
-/// Messages waiting for one terminal; beyond: the attachment is cut with `too-slow`.
+/// Messages that a terminal asked for, or that come with its attachment, waiting for it; beyond: the attachment is cut with
+/// `too-slow`.
 pub const TERMINAL_QUEUE: usize = 256;
-/// Call messages waiting for one link; beyond: the link is cut with `too-slow`.
-pub const LINK_QUEUE: usize = 4096;
+/// Messages waiting for one terminal beyond which no call and no path of others is offered to it: refused with `busy`.
+pub const TERMINAL_OFFERS: usize = 128;
+/// All messages waiting for one terminal, so many that the ends of all its sessions fit; beyond: the attachment is cut with
+/// `too-slow`.
+pub const TERMINAL_MESSAGES: usize = 16 * 1024;
+/// Call messages waiting for one link, so many that the ends of all sessions fit that a relay may have; beyond: the link is
+/// cut with `too-slow`.
+pub const LINK_QUEUE: usize = 256 * 1024;
+/// Call messages waiting for one link beyond which no call and no path is offered to it: refused with `busy`.
+pub const LINK_OFFERS: usize = 2048;
 /// Events waiting for a relay's core; senders wait.
 pub const CORE_INBOX: usize = 4096;
 /// Requests, events of attachments and events of sessions that wait for an agent's driver, each; senders wait.
@@ -39,9 +48,14 @@ pub const ACCEPTED_SESSIONS_QUEUE: usize = 64;
 pub const ENDED_SESSIONS_SHOWN_BY_AGENT: usize = 200;
 /// Ended sessions that a relay still shows; the oldest makes room.
 pub const ENDED_SESSIONS_SHOWN_BY_RELAY: usize = 2_000;
-/// Sessions of one terminal, pending ones included; further calls are refused with `busy`.
+/// Sessions that one terminal begins, and sessions that it is called for, pending ones included; further calls and paths
+/// that would make a session are refused with `busy`. Of those that it is called for one caller takes no more places than
+/// are free, and one neighbour relay no more than three times as many.
 pub const SESSIONS_PER_TERMINAL: usize = 1024;
-/// Sessions over one relay; further calls are refused with `busy`.
+/// Sessions from one terminal to another over one relay; further ones are refused with `busy`.
+pub const SESSIONS_PER_PAIR: usize = 512;
+/// Sessions over one relay; further ones are refused with `busy`. One terminal takes no more places than are free, and one
+/// neighbour relay no more than three times as many.
 pub const SESSIONS_PER_RELAY: usize = 200_000;
 /// Relayed paths of one session at one relay; further ones are refused with `busy`.
 pub const PATHS_PER_SESSION: usize = 4;
@@ -56,10 +70,33 @@ pub const REFUSED_CALLS_KEPT_PER_SECOND: u32 = 10;
 pub const REFUSED_CALLS_KEPT_AT_ONCE: u32 = 100;
 /// Calls and paths that one terminal may ask for per second, on average and in a burst; beyond: `busy`.
 pub const CALLS_PER_SECOND: u32 = 2_000;
+/// Calls and paths from one terminal to another per second, on average; beyond: `busy`.
+pub const PAIR_CALLS_PER_SECOND: u32 = 1_000;
+/// Calls and paths from one terminal to another at once; beyond: `busy`.
+pub const PAIR_CALLS_AT_ONCE: u32 = 1_024;
+/// Calls and paths that one neighbour relay may ask for per second, on average; beyond: `busy`.
+pub const LINK_CALLS_PER_SECOND: u32 = 10_000;
+/// Calls and paths that one neighbour relay may ask for at once; beyond: `busy`.
+pub const LINK_CALLS_AT_ONCE: u32 = 20_000;
+/// Messages of one terminal that a relay reads per second, on average and in a burst; beyond: it is not read for a while.
+pub const TERMINAL_MESSAGES_PER_SECOND: u32 = 20_000;
+/// Call messages of one neighbour relay that are read per second, on average and in a burst; beyond: as above.
+pub const LINK_MESSAGES_PER_SECOND: u32 = 200_000;
+/// Pages of lists that one terminal gets per second, on average; beyond: they come later.
+pub const PAGES_PER_SECOND_AND_TERMINAL: u32 = 50;
+/// Pages of lists that one terminal gets at once; beyond: they come later.
+pub const PAGES_AT_ONCE_PER_TERMINAL: u32 = 200;
+/// Pages of lists that all terminals of a relay get per second, on average and in a burst; beyond: they come later.
+pub const PAGES_PER_SECOND: u32 = 200;
 /// How often per second an attachment may change its epoch or role, on average; beyond: cut with `protocol-error`.
 pub const ROLE_CHANGES_PER_SECOND: u32 = 4;
 /// Changes of an attachment's epoch or role in a burst.
 pub const ROLE_CHANGES_AT_ONCE: u32 = 16;
+/// How often per second all relays are told at once that a terminal came into communication or left it, on average; beyond:
+/// a second later.
+pub const COUNTS_PER_SECOND: u32 = 4;
+/// How often in a burst.
+pub const COUNTS_AT_ONCE: u32 = 16;
 /// Attributes of a terminal, and groups.
 pub const ATTRIBUTES: usize = 32;
 /// Bytes of a key or value of an attribute.
@@ -96,11 +133,6 @@ pub const LOGINS_PER_TERMINAL: usize = 4;
 pub const PAGES_PER_TERMINAL: usize = 4;
 /// Bytes that one incoming handshake may buffer; beyond: dropped.
 pub const INCOMING_HANDSHAKE_BYTES: u64 = 16 * 1024;
-/// How often per second all relays are told at once that a terminal came into communication or left it, on average; beyond:
-/// a second later.
-pub const COUNTS_PER_SECOND: u32 = 4;
-/// How often in a burst.
-pub const COUNTS_AT_ONCE: u32 = 16;
 /// Bytes that all incoming handshakes together may buffer; beyond: dropped.
 pub const INCOMING_TOTAL_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes of a QUIC packet of attachments, links and enrolment (what their endpoints announce: an Ethernet's 1,500
@@ -108,6 +140,12 @@ pub const INCOMING_TOTAL_BYTES: u64 = 8 * 1024 * 1024;
 pub const OWN_PACKET_BYTES: usize = 1_472;
 /// QUIC packets waiting in each of three queues for one of a node's own endpoints; beyond: dropped and counted.
 pub const ENDPOINT_QUEUE: usize = 4096;
+/// Of these, packets of one connection of a terminal or newcomer; beyond: dropped and counted.
+pub const PACKETS_PER_CONNECTION: usize = 256;
+/// Of these, packets of one link; beyond: dropped and counted.
+pub const PACKETS_PER_LINK: usize = ENDPOINT_QUEUE / 2;
+/// Packets that may be stateless resets, waiting for an endpoint that dials; beyond: dropped and counted.
+pub const RESET_QUEUE: usize = 64;
 /// How long a call may stay unanswered (interfaces: 10 s); then `no-answer`.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end-to-end handshake of an accepted call may take; then the session ends with `peer-not-proven`.
@@ -146,23 +184,25 @@ pub const ENROLMENT_REQUESTS: usize = 64;
 /// Requests for enrolment that one relay takes per second, on average, and as many for renewal; beyond: `overloaded`. One
 /// address or neighbour relay takes half of them at most.
 pub const ENROLMENTS_PER_SECOND: u32 = 100;
+/// Such requests of one address or neighbour relay at once; of all together those of a second more. Beyond: `overloaded`.
+pub const ENROLMENTS_AT_ONCE: u32 = 100;
+/// Renewals of one node per second, on average; beyond: `overloaded`.
+pub const RENEWALS_PER_SECOND_AND_NODE: u32 = 1;
+/// Renewals of one node at once; beyond: `overloaded`.
+pub const RENEWALS_AT_ONCE_PER_NODE: u32 = 8;
 /// Tasks waiting for the store's thread; senders wait.
 pub const STORE_QUEUE: usize = 1024;
 /// Finished sessions in a relay's ledger; the oldest make room.
 pub const LEDGER_SESSIONS: u64 = 200_000;
 /// How long a finished session stays in a relay's ledger.
 pub const LEDGER_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
-/// Of these, packets of one connection of a terminal or newcomer; beyond: dropped and counted.
-pub const PACKETS_PER_CONNECTION: usize = 256;
-/// Of these, packets of one link; beyond: dropped and counted.
-pub const PACKETS_PER_LINK: usize = ENDPOINT_QUEUE / 2;
-/// Packets that may be stateless resets, waiting for an endpoint that dials; beyond: dropped and counted.
-pub const RESET_QUEUE: usize = 64;
 /// Tokens that were made and are not used; further ones are refused with `overloaded`.
 pub const OPEN_TOKENS: u64 = 100_000;
-/// Connections to the status endpoint at once, and as many to the local socket; further ones wait in the
-/// kernel's backlog.
+/// Connections to the status endpoint at once, and as many to the local socket. Beyond, the oldest one makes room that has
+/// no request under way, of the address or user that has most of those; where there is none, the next one is closed.
 pub const HTTP_CONNECTIONS: usize = 64;
+/// How long such a connection may take for its first byte; beyond: it ends.
+pub const HTTP_FIRST_BYTE_TIME: Duration = Duration::from_secs(3);
 /// Connections to the status endpoint of one address (IPv4 address or IPv6 /64) where it is open to the network; further
 /// ones are closed.
 pub const HTTP_CONNECTIONS_PER_ADDRESS: usize = 16;
@@ -184,12 +224,6 @@ pub const HTTP_REQUEST_TIME: Duration = Duration::from_secs(15);
 pub const HTTP_CONNECTION_TIME: Duration = Duration::from_secs(60);
 /// How long the last response of such a connection may still take; beyond: it is cut.
 pub const HTTP_GRACE_TIME: Duration = Duration::from_secs(20);
-/// Such requests of one address or neighbour relay at once; of all together those of a second more. Beyond: `overloaded`.
-pub const ENROLMENTS_AT_ONCE: u32 = 100;
-/// Renewals of one node per second, on average; beyond: `overloaded`.
-pub const RENEWALS_PER_SECOND_AND_NODE: u32 = 1;
-/// Renewals of one node at once; beyond: `overloaded`.
-pub const RENEWALS_AT_ONCE_PER_NODE: u32 = 8;
 /// How long the status endpoint waits for one answer of the core; beyond: 503.
 pub const HTTP_ANSWER_TIME: Duration = Duration::from_secs(3);
 /// How long one list request searches; beyond: the page ends early, with a cursor.
@@ -214,8 +248,6 @@ pub const HTTP_QUESTIONS: usize = 4;
 pub const CHANGES: usize = 65_536;
 /// Changed rows that the core shows at once; the next answer goes on behind them.
 pub const CHANGES_AT_ONCE: usize = 256;
-/// How long such a connection may take for its first byte; beyond: it ends.
-pub const HTTP_FIRST_BYTE_TIME: Duration = Duration::from_secs(3);
 /// Terminals of a relay that came or went out of reach which watchers are told of one by one; beyond: `resync`.
 pub const CHANGES_BY_REACH: usize = 4096;
 /// Events in the history of one terminal or relay; the oldest makes room.

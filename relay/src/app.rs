@@ -106,7 +106,7 @@ impl Running {
         let secrets = (&secret, &keys);
         let switch = Arc::new(Switch::start(config.listen, threads(), secrets, moved)?);
         switch.table.pace.set(config.limits.session_mbit_s);
-        let (records, made) = mpsc::channel(limits::LINK_QUEUE);
+        let (records, made) = mpsc::channel(limits::CORE_INBOX);
         let (admin, asked) = mpsc::channel(limits::TERMINAL_QUEUE);
         tokio::spawn(forward(made, events.clone(), Event::Authority));
         tokio::spawn(forward(asked, events.clone(), Event::Admin));

@@ -114,7 +114,10 @@ impl Relay {
                 .map(|(name, count)| (name.to_owned(), count))
                 .into(),
             direct: self.sessions.direct(),
-            drops: self.login.refused().map(|(reason, count)| (reason.to_owned(), count)).into(),
+            drops: (self.login.refused().into_iter())
+                .chain(self.sessions.refused())
+                .map(|(reason, count)| (reason.to_owned(), count))
+                .collect(),
         }
     }
 

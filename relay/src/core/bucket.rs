@@ -1,6 +1,6 @@
 //! A token bucket: so many at once, so many a second.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How much somebody may do: up to a burst at once, and again as time passes.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,11 @@ impl Bucket {
         may
     }
 
+    /// How long after the last look one is left again.
+    pub fn wait(&self, per_second: u32) -> Duration {
+        Duration::from_secs_f64((1.0 - self.left).max(0.0) / f64::from(per_second.max(1)))
+    }
+
     /// Whether it says nothing that a new one does not say.
     pub fn is_full(&self, per_second: u32, burst: u32, now: Instant) -> bool {
         self.level(per_second, burst, now) >= f64::from(burst)
@@ -38,8 +43,6 @@ impl Bucket {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tests need an instant to start from")]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

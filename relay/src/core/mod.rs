@@ -24,15 +24,16 @@ pub mod explain;
 pub mod gossip;
 mod history;
 pub mod links;
+pub mod lists;
 pub mod login;
 mod news;
-pub mod routes;
 pub mod requests;
 pub mod room;
+pub mod routes;
 pub mod selftest;
 pub mod sessions;
-mod wiring;
 pub mod shares;
+mod wiring;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -51,10 +52,11 @@ use admin::{AdminReply, AdminRequest, SessionView};
 use directory::Directory;
 use gossip::Gossip;
 use links::Links;
+use lists::Lists;
 use login::Login;
 use routes::Routes;
 use selftest::SelfTest;
-use sessions::{Finished, Forwarding, Sessions};
+use sessions::{Finished, Forwarding, HopId, Sessions};
 
 /// A link, by a number that the driver never uses twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -182,6 +184,8 @@ pub enum Input {
         /// What was found.
         found: Option<SessionView>,
     },
+    /// What was offered did not fit: [`Output::OfferTerminal`], [`Output::OfferPeer`].
+    NoRoom(HopId),
     /// The process is to end, within this time; answered by [`Output::End`].
     Stop(Duration),
 }
@@ -195,6 +199,11 @@ pub enum Output {
     CloseTerminal(ConnId, RefusalCode),
     /// Say it to a relay on the call stream.
     ToPeer(LinkId, ToPeer),
+    /// Offer a call or path to a terminal that has room for it ([`tasuki_proto::limits::TERMINAL_OFFERS`]); else answered
+    /// by [`Input::NoRoom`].
+    OfferTerminal(ConnId, HopId, ToTerminal),
+    /// As [`Output::OfferTerminal`], to a relay ([`tasuki_proto::limits::LINK_OFFERS`]).
+    OfferPeer(LinkId, HopId, ToPeer),
     /// Say it to a relay on the gossip stream; answered by [`Input::GossipSent`].
     Gossip(LinkId, GossipMessage),
     /// Cut a link.
@@ -281,6 +290,7 @@ pub struct Relay {
     routes: Routes,
     login: Login,
     sessions: Sessions,
+    lists: Lists,
     selftest: SelfTest,
     peers: BTreeMap<LinkId, Peer>,
     link_by_relay: BTreeMap<RelayId, LinkId>,
@@ -319,6 +329,7 @@ impl Relay {
             }
             Input::Terminal(conn, message) => self.handle_terminal(conn, message, now, wall_ms),
             Input::TerminalDown(conn) => {
+                self.lists.handle_gone(conn);
                 self.login.handle(login::Input::Closed(conn), now, wall_ms);
             }
             Input::TerminalMoved(conn, address) => {
@@ -388,6 +399,9 @@ impl Relay {
             Input::FromLedger { ticket, session, explain, found } => {
                 self.answer_session(ticket, session, explain, found);
             }
+            Input::NoRoom(hop) => {
+                self.sessions.handle(sessions::Input::NoRoom(hop), now, wall_ms);
+            }
             Input::Stop(within) => self.stop(within, now),
         }
         self.settle(now, wall_ms);
@@ -402,6 +416,7 @@ impl Relay {
     /// When [`Input::Timeout`] wants to be given.
     pub fn poll_timeout(&self) -> Option<Instant> {
         [
+            self.lists.poll_timeout(),
             self.gossip.poll_timeout(),
             self.links.poll_timeout(),
             self.login.poll_timeout(),

@@ -19,6 +19,7 @@ use super::directory::{self, Directory};
 use super::gossip::{self, Gossip};
 use super::history::History;
 use super::links::{self, Links};
+use super::lists::Lists;
 use super::login::{self, Known, Login};
 use super::routes::{self, Routes};
 use super::selftest::SelfTest;
@@ -87,6 +88,7 @@ impl Relay {
             routes: Routes::new(own),
             login: Login::new(own, config.name.clone(), config.terminals),
             sessions: Sessions::new(own, config.sessions, rng.random()),
+            lists: Lists::default(),
             selftest: SelfTest::new(&config.addresses, rng.random(), now),
             peers: BTreeMap::new(),
             link_by_relay: BTreeMap::new(),
@@ -144,6 +146,7 @@ impl Relay {
         if due(self.login.poll_timeout()) {
             self.login.handle_timeout(now);
         }
+        self.answer_lists(now);
         if due(self.selftest.poll_timeout()) {
             self.selftest.handle_timeout(now, wall_ms);
         }
@@ -238,7 +241,10 @@ impl Relay {
                 return;
             }
             ToRelay::List(list) => {
-                self.handle_list(conn, list);
+                if let Some((terminal, _)) = self.login.terminal_of(conn) {
+                    self.lists.handle(conn, terminal, list, now);
+                    self.answer_lists(now);
+                }
                 return;
             }
             ToRelay::Ping(ping) => {
@@ -283,15 +289,15 @@ impl Relay {
         }
     }
 
-    fn handle_list(&mut self, conn: ConnId, list: control::List) {
-        if self.login.terminal_of(conn).is_none() {
-            return;
+    /// Answers the lists whose turn has come.
+    fn answer_lists(&mut self, now: Instant) {
+        while let Some((conn, list)) = self.lists.poll_due(now) {
+            let limit = usize::from(list.limit).clamp(1, limits::PAGE);
+            let (table, after) = (self.gossip.table(), list.after.as_ref());
+            let (items, next) = self.directory.list(table, &list.filter, after, limit);
+            let page = control::Page { request: list.request, items, next };
+            self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Page(page)));
         }
-        let limit = usize::from(list.limit).clamp(1, limits::PAGE);
-        let table = self.gossip.table();
-        let (items, next) = self.directory.list(table, &list.filter, list.after.as_ref(), limit);
-        let page = control::Page { request: list.request, items, next };
-        self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Page(page)));
     }
 
     /// Where a target is, and the way there (C7): by this relay's own table, without asking anybody.
@@ -609,6 +615,23 @@ impl Relay {
     fn on_sessions(&mut self, output: sessions::Output, now: Instant, wall_ms: u64) {
         self.outputs.push_back(match output {
             sessions::Output::ToTerminal(conn, message) => Output::ToTerminal(conn, message),
+            sessions::Output::OfferTerminal(conn, hop, message) => {
+                Output::OfferTerminal(conn, hop, message)
+            }
+            sessions::Output::OfferPeer(link, hop, message) => {
+                let mut orphans = self.orphan_by_relay.values_mut();
+                match orphans.find(|orphan| orphan.link == link) {
+                    Some(orphan) if orphan.unsaid.len() < limits::LINK_OFFERS => {
+                        orphan.unsaid.push(message);
+                        return;
+                    }
+                    Some(_) => {
+                        self.sessions.handle(sessions::Input::NoRoom(hop), now, wall_ms);
+                        return;
+                    }
+                    None => Output::OfferPeer(link, hop, message),
+                }
+            }
             sessions::Output::ToPeer(link, message) => {
                 let mut orphans = self.orphan_by_relay.values_mut();
                 match orphans.find(|orphan| orphan.link == link) {

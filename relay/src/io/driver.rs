@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::Connection;
@@ -18,7 +18,7 @@ use tasuki_proto::{Incarnation, Label, RefusalCode, RelayId, RelayName, limits, 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::endpoint::{Context, Endpoints};
-use super::event::{Event, LinkUp, TerminalOrder, TerminalUp};
+use super::event::{Event, LinkUp, TerminalOrder, TerminalUp, is_end};
 use super::requests::Way;
 use super::terminals::close;
 use super::{links, selftest, store};
@@ -48,7 +48,29 @@ pub enum Keep {
 struct Terminal {
     connection: Connection,
     orders: mpsc::Sender<TerminalOrder>,
+    answers: Arc<AtomicUsize>,
     neighbour: Arc<Neighbour>,
+}
+
+impl Terminal {
+    /// Whether what others want of it may be added to what it has to read.
+    fn has_room(&self) -> bool {
+        waiting(&self.orders) < limits::TERMINAL_OFFERS
+    }
+
+    /// Hands over an order; an error if too many wait.
+    fn order(&self, order: TerminalOrder) -> Result<(), ()> {
+        let counts = matches!(&order, TerminalOrder::Say(message) if !is_end(message));
+        if counts && self.answers.fetch_add(1, Ordering::Relaxed) >= limits::TERMINAL_QUEUE {
+            return Err(());
+        }
+        self.orders.try_send(order).map_err(drop)
+    }
+}
+
+/// How much waits in a channel.
+fn waiting<T>(channel: &mpsc::Sender<T>) -> usize {
+    channel.max_capacity() - channel.capacity()
 }
 
 struct Link {
@@ -247,7 +269,8 @@ impl Driver {
         };
         self.switch.table.add_neighbour(neighbour.clone());
         let address = canonical(up.connection.remote_address());
-        let terminal = Terminal { connection: up.connection, orders: up.orders, neighbour };
+        let (connection, orders, answers) = (up.connection, up.orders, up.answers);
+        let terminal = Terminal { connection, orders, answers, neighbour };
         self.terminals.insert(up.conn, terminal);
         self.give(Input::TerminalUp {
             conn: up.conn,
@@ -299,6 +322,22 @@ impl Driver {
                     self.order(conn, TerminalOrder::Say(Box::new(message)));
                 }
                 Output::CloseTerminal(conn, code) => self.order(conn, TerminalOrder::Close(code)),
+                Output::OfferTerminal(conn, hop, message) => {
+                    if self.terminals.get(&conn).is_some_and(Terminal::has_room) {
+                        self.order(conn, TerminalOrder::Say(Box::new(message)));
+                    } else {
+                        self.give(Input::NoRoom(hop));
+                    }
+                }
+                Output::OfferPeer(link, hop, message) => {
+                    let calls = self.links.get(&link).map(|link| &link.calls);
+                    let sent = calls
+                        .filter(|calls| waiting(calls) < limits::LINK_OFFERS)
+                        .is_some_and(|calls| calls.try_send(message).is_ok());
+                    if !sent {
+                        self.give(Input::NoRoom(hop));
+                    }
+                }
                 Output::ToPeer(link, message) => {
                     if let Some(link) = self.links.get(&link)
                         && link.calls.try_send(message).is_err()
@@ -394,6 +433,11 @@ impl Driver {
                 }
                 let inboxes = self.switch.links.dropped() + self.switch.terminals.dropped();
                 status.drops.insert("endpoint-queue-full".to_owned(), inboxes);
+                let made_up = self.switch.links.made_up() + self.switch.terminals.made_up();
+                status.drops.insert("unknown-connection".to_owned(), made_up);
+                for (reason, count) in self.context.requests.refused() {
+                    status.drops.insert(reason.to_owned(), count);
+                }
                 status.labels = self.switch.table.len();
                 let [to_callee, to_caller] = self.switch.traffic();
                 status.forwarded = ForwardedView {
@@ -433,18 +477,13 @@ impl Driver {
         let connection = link.connection.clone();
         tokio::spawn(async move {
             tokio::time::sleep(DUPLICATE_REST).await;
-                let made_up = self.switch.links.made_up() + self.switch.terminals.made_up();
-                status.drops.insert("unknown-connection".to_owned(), made_up);
-                for (reason, count) in self.context.requests.refused() {
-                    status.drops.insert(reason.to_owned(), count);
-                }
             close(&connection, code);
         });
     }
 
     fn order(&mut self, conn: ConnId, order: TerminalOrder) {
         let Some(terminal) = self.terminals.get(&conn) else { return };
-        if terminal.orders.try_send(order).is_err() {
+        if terminal.order(order).is_err() {
             // It does not read: its task sees the closed connection and ends.
             close(&terminal.connection, RefusalCode::TooSlow);
         }

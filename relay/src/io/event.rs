@@ -1,6 +1,8 @@
 //! What the relay's tasks tell its driver: one inbox, of one enum.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use tasuki_proto::control::{ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
@@ -24,6 +26,12 @@ pub enum TerminalOrder {
     Close(RefusalCode),
 }
 
+/// Whether a message says that a session or path is over: others cause those, as many as the terminal has, so they do not
+/// count against it.
+pub fn is_end(message: &ToTerminal) -> bool {
+    matches!(message, ToTerminal::Ended(_) | ToTerminal::PathEnded(_))
+}
+
 /// A terminal whose identity is proven.
 #[derive(Debug)]
 pub struct TerminalUp {
@@ -37,6 +45,8 @@ pub struct TerminalUp {
     pub connection: quinn::Connection,
     /// Its task's orders.
     pub orders: mpsc::Sender<TerminalOrder>,
+    /// How many of the waiting ones are no end of a session or path; the task counts down.
+    pub answers: Arc<AtomicUsize>,
 }
 
 /// A relay whose identity is proven, with both streams open and Hello exchanged.

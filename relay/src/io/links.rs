@@ -21,6 +21,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 use super::admission::Handshake;
 use super::endpoint::Context;
 use super::event::{Event, LinkUp};
+use super::reading::Reading;
 use super::terminals::close;
 use crate::core::LinkId;
 
@@ -201,8 +202,9 @@ async fn run(
     let (calls_send, calls_recv) = streams.calls;
     let (gossip_send, gossip_recv): (Vec<_>, Vec<_>) = streams.gossip.into_iter().unzip();
     let events = &context.events;
+    let calls_reading = Reading::new(limits::LINK_MESSAGES_PER_SECOND);
     let code = tokio::select! {
-        code = read(calls_recv, |envelope| Ok(ToPeer::from_envelope(envelope)?.map(|m| Event::Peer(link, m))), events) => code,
+        code = read(calls_recv, |envelope| Ok(ToPeer::from_envelope(envelope)?.map(|m| Event::Peer(link, m))), Some(calls_reading), events) => code,
         code = read_gossip(gossip_recv, link, events) => code,
         code = write_calls(calls_send, calls_inbox) => code,
         code = write_gossip(gossip_send, gossip_inbox, link, events) => code,
@@ -244,6 +246,7 @@ async fn greet(
 async fn read(
     mut stream: RecvStream,
     decode: impl Fn(&Envelope) -> Result<Option<Event>, tasuki_proto::codec::DecodeError>,
+    mut reading: Option<Reading>,
     events: &mpsc::Sender<Event>,
 ) -> RefusalCode {
     loop {
@@ -255,6 +258,9 @@ async fn read(
             }
             Err(_) => return RefusalCode::RouteLost,
         };
+        if let Some(reading) = &mut reading {
+            reading.pause().await;
+        }
         match decode(&envelope) {
             Ok(Some(event)) => {
                 if events.send(event).await.is_err() {
@@ -293,7 +299,7 @@ async fn read_gossip(
         let decode = |envelope: &Envelope| {
             Ok(GossipMessage::from_envelope(envelope)?.map(|m| Event::Gossip(link, m)))
         };
-        Box::pin(read(stream, decode, events))
+        Box::pin(read(stream, decode, None, events))
     });
     futures_util::future::select_all(readers).await.0
 }

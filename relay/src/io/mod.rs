@@ -7,6 +7,7 @@ pub mod endpoint;
 pub mod event;
 pub mod http;
 pub mod links;
+mod reading;
 pub mod registrar;
 pub mod requests;
 mod selftest;

@@ -1,6 +1,7 @@
 //! Connections with terminals and newcomers: handshake, identity, the control stream.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -15,7 +16,8 @@ use tokio::time::timeout;
 
 use super::admission::Handshake;
 use super::endpoint::Context;
-use super::event::{Event, TerminalOrder, TerminalUp};
+use super::event::{Event, TerminalOrder, TerminalUp, is_end};
+use super::reading::Reading;
 use crate::core::ConnId;
 
 /// The first stream after a handshake must be there within this time.
@@ -69,14 +71,16 @@ async fn attach(connection: Connection, context: &Arc<Context>) {
         return close(&connection, RefusalCode::ProtocolError);
     };
     let conn = ConnId(context.number());
-    let (orders, inbox) = mpsc::channel(limits::TERMINAL_QUEUE);
+    let (orders, inbox) = mpsc::channel(limits::TERMINAL_MESSAGES);
+    let answers = Arc::new(AtomicUsize::new(0));
+    let orders_left = Orders { inbox, answers: answers.clone() };
     let lifetime = Duration::from_secs(peer.not_after.saturating_sub(context.clock.now_secs()));
-    let up = TerminalUp { conn, terminal, peer, connection: connection.clone(), orders };
+    let up = TerminalUp { conn, terminal, peer, connection: connection.clone(), orders, answers };
     if context.events.send(Event::TerminalUp(Box::new(up))).await.is_err() {
         return close(&connection, RefusalCode::ShuttingDown);
     }
     let code = tokio::select! {
-        code = converse(conn, send, recv, inbox, &context.events) => code,
+        code = converse(conn, send, recv, orders_left, &context.events) => code,
         () = tokio::time::sleep(lifetime) => RefusalCode::CertificateExpired,
     };
     close(&connection, code);
@@ -88,9 +92,10 @@ async fn converse(
     conn: ConnId,
     mut send: SendStream,
     mut recv: RecvStream,
-    mut orders: mpsc::Receiver<TerminalOrder>,
+    mut orders: Orders,
     events: &mpsc::Sender<Event>,
 ) -> RefusalCode {
+    let mut reading = Reading::new(limits::TERMINAL_MESSAGES_PER_SECOND);
     let mut unread = BytesMut::new();
     // Pages that were asked for and are not written. A terminal that reads none asks in vain for more.
     let mut pages = 0;
@@ -101,7 +106,7 @@ async fn converse(
             {
                 let Ok(Some(chunk)) = chunk else { return RefusalCode::PeerLost };
                 unread.extend_from_slice(&chunk.bytes);
-                if let Err(code) = deliver(conn, &mut unread, &mut pages, events).await {
+                if let Err(code) = deliver(conn, &mut unread, &mut pages, &mut reading, events).await {
                     return code;
                 }
             }
@@ -110,7 +115,8 @@ async fn converse(
                 let Some(order) = order else { return RefusalCode::ShuttingDown };
                 match write(&mut send, order, &mut pages, &mut orders).await {
                     Ok(None) => {
-                        if let Err(code) = deliver(conn, &mut unread, &mut pages, events).await {
+                        let more = deliver(conn, &mut unread, &mut pages, &mut reading, events);
+                        if let Err(code) = more.await {
                             return code;
                         }
                     }
@@ -133,6 +139,7 @@ async fn deliver(
     conn: ConnId,
     unread: &mut BytesMut,
     pages: &mut usize,
+    reading: &mut Reading,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), RefusalCode> {
     while *pages < limits::PAGES_PER_TERMINAL {
@@ -144,6 +151,7 @@ async fn deliver(
         match ToRelay::from_envelope(&envelope) {
             Ok(Some(message)) => {
                 *pages += usize::from(matches!(message, ToRelay::List(_)));
+                reading.pause().await;
                 let event = Event::Terminal(conn, message);
                 events.send(event).await.map_err(|_| RefusalCode::ShuttingDown)?;
             }
@@ -159,12 +167,37 @@ async fn deliver(
     Ok(())
 }
 
+/// What waits for a terminal.
+struct Orders {
+    inbox: mpsc::Receiver<TerminalOrder>,
+    /// As in [`TerminalUp`].
+    answers: Arc<AtomicUsize>,
+}
+
+impl Orders {
+    async fn recv(&mut self) -> Option<TerminalOrder> {
+        let order = self.inbox.recv().await;
+        order.inspect(|order| self.count(order))
+    }
+
+    fn try_recv(&mut self) -> Option<TerminalOrder> {
+        let order = self.inbox.try_recv().ok();
+        order.inspect(|order| self.count(order))
+    }
+
+    fn count(&self, order: &TerminalOrder) {
+        if matches!(order, TerminalOrder::Say(message) if !is_end(message)) {
+            self.answers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Writes an order and what waits behind it; the code when one of them says to close.
 async fn write(
     send: &mut SendStream,
     first: TerminalOrder,
     pages: &mut usize,
-    orders: &mut mpsc::Receiver<TerminalOrder>,
+    orders: &mut Orders,
 ) -> Result<Option<RefusalCode>, quinn::WriteError> {
     let mut bytes = BytesMut::new();
     let mut close = None;
@@ -181,7 +214,7 @@ async fn write(
                 break;
             }
         }
-        next = if bytes.len() < 64 * 1024 { orders.try_recv().ok() } else { None };
+        next = if bytes.len() < 64 * 1024 { orders.try_recv() } else { None };
     }
     send.write_chunk(bytes.freeze()).await?;
     Ok(close)

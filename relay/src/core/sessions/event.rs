@@ -172,6 +172,8 @@ pub enum Input {
         /// The one that is.
         to: Neighbour,
     },
+    /// The next neighbour had no room for an offer: [`Output::OfferTerminal`], [`Output::OfferPeer`].
+    NoRoom(HopId),
     /// An operator ends a session.
     EndByOperator(SessionId),
 }
@@ -183,6 +185,10 @@ pub enum Output {
     ToTerminal(ConnId, ToTerminal),
     /// Say it to a relay.
     ToPeer(LinkId, ToPeer),
+    /// Say it to a terminal if it has room for what others want of it; else answered by [`Input::NoRoom`].
+    OfferTerminal(ConnId, HopId, ToTerminal),
+    /// As [`Output::OfferTerminal`], to a relay.
+    OfferPeer(LinkId, HopId, ToPeer),
     /// Program the switch.
     Install(Forwarding),
     /// Program the switch.

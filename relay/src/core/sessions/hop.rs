@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tasuki_proto::{Label, RelayName, ServiceName, SessionId, TerminalId};
 
+use super::budget::Charge;
 use super::{Counters, Forwarding, Neighbour};
 use crate::core::admin::{SessionState, SessionView};
 
@@ -29,9 +30,35 @@ pub(super) struct Session {
     /// Over all its paths here.
     pub(super) counters: Arc<Counters>,
     pub(super) started_ms: u64,
+    /// Whose places it takes.
+    pub(super) charge: Charge,
 }
 
 impl Session {
+    /// A session without a path.
+    pub(super) fn new(
+        charge: Charge,
+        service: ServiceName,
+        names: Vec<RelayName>,
+        started_ms: u64,
+    ) -> Self {
+        let (caller, callee) = charge.pair.clone();
+        Self {
+            caller,
+            callee,
+            service,
+            names,
+            hops: 0,
+            active: 0,
+            edge: false,
+            direct: false,
+            accepted: false,
+            counters: Arc::default(),
+            started_ms,
+            charge,
+        }
+    }
+
     pub(super) fn state(&self) -> SessionState {
         if self.active == 0 { SessionState::Calling } else { SessionState::Active }
     }

@@ -31,6 +31,7 @@
 //! What comes from a neighbour that is not the hop's `prev` or `next` is dropped: nobody ends what is not his.
 //! Labels are 56 random bits, so one returns within two minutes only with negligible probability.
 
+mod budget;
 mod event;
 mod hop;
 mod resume;
@@ -38,7 +39,6 @@ mod shown;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -55,6 +55,7 @@ use tasuki_proto::{
 use super::admin::{DirectView, SessionView};
 use super::bucket::Bucket;
 use super::{ConnId, LinkId};
+use budget::{Asker, Budget, Charge};
 pub use event::{Counter, Counters, Finished, Forwarding, HopId, Input, Neighbour, Output, Place};
 use hop::{Hop, Session, State};
 use shown::RefusalLog;
@@ -67,24 +68,11 @@ struct PerTerminal {
     calling: u32,
     /// Accepted sessions, with the number of their paths over this terminal's connection.
     active: BTreeMap<SessionId, u32>,
-    /// Calls and paths asked for in the second that started at `since`.
-    recent: u32,
-    since: Option<Instant>,
 }
 
 impl PerTerminal {
     fn active(&self) -> u32 {
         u32::try_from(self.active.len()).unwrap_or(u32::MAX)
-    }
-
-    /// Whether it may ask for one more call or path in this second.
-    fn may_ask(&mut self, now: Instant) -> bool {
-        if self.since.is_none_or(|since| now >= since + Duration::from_secs(1)) {
-            self.since = Some(now);
-            self.recent = 0;
-        }
-        self.recent = self.recent.saturating_add(1);
-        self.recent <= limits::CALLS_PER_SECOND
     }
 }
 
@@ -110,6 +98,7 @@ pub struct Sessions {
     deadlines: BTreeSet<(Instant, HopId)>,
     hops_by_neighbour: FxHashMap<Neighbour, BTreeSet<HopId>>,
     terminals: FxHashMap<ConnId, PerTerminal>,
+    budget: Budget,
     ended: BTreeMap<SessionId, SessionView>,
     ended_order: VecDeque<SessionId>,
     /// What callers attached here said of direct paths, by their NAT, their peer's, and what became of it.
@@ -134,6 +123,7 @@ impl Sessions {
             deadlines: BTreeSet::new(),
             hops_by_neighbour: FxHashMap::default(),
             terminals: FxHashMap::default(),
+            budget: Budget::default(),
             ended: BTreeMap::new(),
             ended_order: VecDeque::new(),
             direct: BTreeMap::new(),
@@ -169,6 +159,7 @@ impl Sessions {
             Input::PathReport { from, report } => self.handle_path_report(from, &report),
             Input::Lost(neighbour, code) => self.handle_lost(neighbour, code, wall_ms),
             Input::Moved { from, to } => self.handle_moved(from, to),
+            Input::NoRoom(hop) => self.handle_no_room(hop, wall_ms),
             Input::EndByOperator(session) => {
                 self.end_session(session, RefusalCode::EndedByOperator, None, wall_ms);
             }
@@ -238,9 +229,13 @@ impl Sessions {
         wall_ms: u64,
     ) {
         let session = call.session;
-        let checked = self.admit(from, &caller, &call, now).and(place);
-        let place = match checked {
-            Ok(place) => place,
+        let asker = Asker::Terminal(caller.clone());
+        let checked = self.admit(&asker, &caller, &call, now).and(place).and_then(|place| {
+            let charge = Charge::new(asker, place.next, &caller, &call.target);
+            self.check_room(&charge).map(|()| (place, charge))
+        });
+        let (place, charge) = match checked {
+            Ok(checked) => checked,
             Err(refusal) => {
                 self.remember_refused(&caller, &call, refusal.code, now, wall_ms);
                 self.refuse(Neighbour::Terminal(from), session, refusal, None);
@@ -258,24 +253,18 @@ impl Sessions {
             label: call.label,
             caller_address: Some(address),
         };
-        self.pass_on(Neighbour::Terminal(from), place.next, routed, now, wall_ms);
+        self.pass_on(Neighbour::Terminal(from), place.next, (routed, charge), now, wall_ms);
     }
 
-    /// The limits and rules for a call of a terminal attached here.
+    /// The rate and rules for a call of a terminal attached here.
     fn admit(
         &mut self,
-        from: ConnId,
+        asker: &Asker,
         caller: &TerminalId,
         call: &control::Call,
         now: Instant,
     ) -> Result<(), Refusal> {
-        let terminal = self.terminals.entry(from).or_default();
-        if !terminal.may_ask(now)
-            || (terminal.calling + terminal.active()) as usize >= limits::SESSIONS_PER_TERMINAL
-            || self.session_by_id.len() >= self.most
-        {
-            return Err(RefusalCode::Busy.into());
-        }
+        self.check_rate(asker, (caller, &call.target), now)?;
         if call.session.edge != self.own || self.session_by_id.contains_key(&call.session) {
             return Err(RefusalCode::BadRequest.into());
         }
@@ -283,6 +272,36 @@ impl Sessions {
             return Err(RefusalCode::SelfCall.into());
         }
         Ok(())
+    }
+
+    /// The rates of whoever asks, and of the pair.
+    fn check_rate(
+        &mut self,
+        asker: &Asker,
+        pair: (&TerminalId, &TerminalId),
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        if self.budget.may_ask(asker, pair, now) { Ok(()) } else { Err(RefusalCode::Busy.into()) }
+    }
+
+    /// The places of whoever asks, of the callee, of the pair and of this relay.
+    fn check_room(&mut self, charge: &Charge) -> Result<(), Refusal> {
+        if self.budget.has_room(charge, self.most) { Ok(()) } else { Err(RefusalCode::Busy.into()) }
+    }
+
+    /// Calls and paths refused as `busy` since the start, by the reason under which operators see them.
+    pub fn refused(&self) -> [(&'static str, u64); 3] {
+        let budget::Refused { rate, share, queue } = self.budget.refused;
+        [("calls-over-rate", rate), ("sessions-over-share", share), ("callee-queue-full", queue)]
+    }
+
+    /// The next neighbour has too much to read: it is not told of the call or path.
+    fn handle_no_room(&mut self, id: HopId, wall_ms: u64) {
+        let Some(hop) = self.hop_by_id.get(&id).filter(|hop| !hop.is_active()) else { return };
+        self.budget.refused.queue += 1;
+        let (session, told) = (id.generation == Generation::CALL, Some(hop.next));
+        let ending = Ending { code: RefusalCode::Busy, session, told, refused: None };
+        self.remove(id, ending, wall_ms);
     }
 
     fn handle_routed(
@@ -294,17 +313,21 @@ impl Sessions {
         wall_ms: u64,
     ) {
         let session = call.session;
-        let full = self.session_by_id.len() >= self.most;
+        let asker = Asker::Link(from);
         let checked = if self.session_by_id.contains_key(&session) {
             // The same session again, perhaps over another link: the first one stays.
             Err(RefusalCode::BadRequest.into())
-        } else if full {
-            Err(RefusalCode::Busy.into())
         } else {
-            next
+            self.check_rate(&asker, (&call.caller, &call.target), now).and(next)
         };
+        let checked = checked.and_then(|next| {
+            let charge = Charge::new(asker, next, &call.caller, &call.target);
+            self.check_room(&charge).map(|()| (next, charge))
+        });
         match checked {
-            Ok(next) => self.pass_on(Neighbour::Link(from), next, call, now, wall_ms),
+            Ok((next, charge)) => {
+                self.pass_on(Neighbour::Link(from), next, (call, charge), now, wall_ms);
+            }
             Err(refusal) => self.refuse(Neighbour::Link(from), session, refusal, None),
         }
     }
@@ -314,19 +337,20 @@ impl Sessions {
         &mut self,
         prev: Neighbour,
         next: Neighbour,
-        call: RoutedCall,
+        (call, charge): (RoutedCall, Charge),
         now: Instant,
         wall_ms: u64,
     ) {
         let id = HopId { session: call.session, generation: Generation::CALL };
-        let who = (&call.caller, &call.target, &call.service);
+        let who = (&call.service, Some(charge));
         let label = self.add_hop(id, (prev, next), (call.label, &call.names), who, now, wall_ms);
         self.outputs.push_back(match next {
             Neighbour::Link(link) => {
-                Output::ToPeer(link, ToPeer::Call(RoutedCall { label, ..call }))
+                Output::OfferPeer(link, id, ToPeer::Call(RoutedCall { label, ..call }))
             }
-            Neighbour::Terminal(conn) => Output::ToTerminal(
+            Neighbour::Terminal(conn) => Output::OfferTerminal(
                 conn,
+                id,
                 ToTerminal::Incoming(control::Incoming {
                     session: call.session,
                     caller: call.caller,
@@ -340,14 +364,14 @@ impl Sessions {
         });
     }
 
-    /// Makes a hop that waits for its answer, and its session where there is none; returns the label of frames
-    /// towards the caller for the next neighbour.
+    /// Makes a hop that waits for its answer, and its session if it comes with what that is charged to; returns the label
+    /// of frames towards the caller for the next neighbour.
     fn add_hop(
         &mut self,
         id: HopId,
         (prev, next): (Neighbour, Neighbour),
         (out_to_caller, names): (Label, &[RelayName]),
-        (caller, callee, service): (&TerminalId, &TerminalId, &ServiceName),
+        (service, charge): (&ServiceName, Option<Charge>),
         now: Instant,
         wall_ms: u64,
     ) -> Label {
@@ -355,21 +379,16 @@ impl Sessions {
         let deadline = now + limits::CALL_TIMEOUT + MARGIN;
         self.ended.remove(&id.session);
         self.changed.push_back(id.session);
-        let session = self.session_by_id.entry(id.session).or_insert_with(|| Session {
-            caller: caller.clone(),
-            callee: callee.clone(),
-            service: service.clone(),
-            names: names.to_vec(),
-            active: 0,
-            hops: 0,
-            edge: false,
-            direct: false,
-            accepted: false,
-            counters: Arc::default(),
-            started_ms: wall_ms,
+        if let Some(charge) = charge {
+            self.budget.take(&charge);
+            let session = Session::new(charge, service.clone(), names.to_vec(), wall_ms);
+            self.session_by_id.insert(id.session, session);
+        }
+        let counters = self.session_by_id.get_mut(&id.session).map(|session| {
+            session.hops += 1;
+            session.edge |= [prev, next].iter().any(|n| matches!(n, Neighbour::Terminal(_)));
+            session.counters.clone()
         });
-        session.hops += 1;
-        session.edge |= [prev, next].iter().any(|n| matches!(n, Neighbour::Terminal(_)));
         let hop = Hop {
             prev,
             next,
@@ -377,7 +396,7 @@ impl Sessions {
             out_to_caller,
             in_from_callee,
             state: State::Calling { deadline },
-            counters: session.counters.clone(),
+            counters: counters.unwrap_or_default(),
         };
         self.hop_by_id.insert(id, hop);
         self.deadlines.insert((deadline, id));
@@ -437,6 +456,7 @@ impl Sessions {
 
     fn handle_moved(&mut self, from: Neighbour, to: Neighbour) {
         let hops = self.hops_by_neighbour.remove(&from).unwrap_or_default();
+        self.move_charges(from, to, &hops);
         for id in &hops {
             let Some(hop) = self.hop_by_id.get_mut(id) else { continue };
             for end in [&mut hop.prev, &mut hop.next] {
@@ -447,6 +467,20 @@ impl Sessions {
             self.outputs.extend(hop.forwardings().into_iter().flatten().map(Output::Install));
         }
         self.hops_by_neighbour.entry(to).or_default().extend(hops);
+    }
+
+    /// What was charged to a link is charged to the one that takes its place.
+    fn move_charges(&mut self, from: Neighbour, to: Neighbour, hops: &BTreeSet<HopId>) {
+        let (Neighbour::Link(from), Neighbour::Link(to)) = (from, to) else { return };
+        self.budget.handle_moved(from, to);
+        for id in hops {
+            let Some(session) = self.session_by_id.get_mut(&id.session) else { continue };
+            if session.charge.asker == Asker::Link(from) {
+                self.budget.give(&session.charge);
+                session.charge.asker = Asker::Link(to);
+                self.budget.take(&session.charge);
+            }
+        }
     }
 
     fn handle_end(&mut self, from: Neighbour, end: End, wall_ms: u64) {
@@ -545,6 +579,7 @@ impl Sessions {
             return;
         }
         let Some(session) = self.session_by_id.remove(&id.session) else { return };
+        self.budget.give(&session.charge);
         self.finish(id.session, &session, ending.code, wall_ms);
     }
 

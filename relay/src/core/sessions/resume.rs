@@ -6,6 +6,7 @@ use tasuki_proto::control::{self, PathEnd, ToTerminal};
 use tasuki_proto::mesh::{RoutedResume, ToPeer};
 use tasuki_proto::{Generation, Refusal, RefusalCode, TerminalId, limits};
 
+use super::budget::{Asker, Charge};
 use super::{Ending, HopId, Neighbour, Output, Place, Sessions};
 use crate::core::{ConnId, LinkId};
 
@@ -21,12 +22,14 @@ impl Sessions {
     ) {
         let id = HopId { session: resume.session, generation: resume.generation };
         let prev = Neighbour::Terminal(from);
-        let may_ask = self.terminals.entry(from).or_default().may_ask(now);
-        let checked = if may_ask { Ok(()) } else { Err(RefusalCode::Busy.into()) };
-        let checked =
-            checked.and_then(|()| self.admit_path(id, &caller, &resume.target)).and(place);
-        let place = match checked {
-            Ok(place) => place,
+        let asker = Asker::Terminal(caller.clone());
+        let pair = (&caller, &resume.target);
+        let checked = self.check_rate(&asker, pair, now).and(place);
+        let checked = checked.and_then(|place| {
+            self.admit_path(id, asker, place.next, pair).map(|charge| (place, charge))
+        });
+        let (place, charge) = match checked {
+            Ok(checked) => checked,
             Err(refusal) => return self.tell_end(prev, id, refusal.code, false),
         };
         let routed = RoutedResume {
@@ -39,7 +42,7 @@ impl Sessions {
             service: resume.service,
             label: resume.label,
         };
-        self.pass_path_on(prev, place.next, routed, now, wall_ms);
+        self.pass_path_on(prev, place.next, (routed, charge), now, wall_ms);
     }
 
     pub(super) fn handle_routed_resume(
@@ -52,34 +55,40 @@ impl Sessions {
     ) {
         let id = HopId { session: resume.session, generation: resume.generation };
         let prev = Neighbour::Link(from);
-        match self.admit_path(id, &resume.caller, &resume.target).and(next) {
-            Ok(next) => self.pass_path_on(prev, next, resume, now, wall_ms),
+        let asker = Asker::Link(from);
+        let pair = (&resume.caller, &resume.target);
+        let checked = self.check_rate(&asker, pair, now).and(next);
+        let checked = checked
+            .and_then(|next| self.admit_path(id, asker, next, pair).map(|charge| (next, charge)));
+        match checked {
+            Ok((next, charge)) => self.pass_path_on(prev, next, (resume, charge), now, wall_ms),
             Err(refusal) => self.tell_end(prev, id, refusal.code, false),
         }
     }
 
     /// A path for a session that this relay knows is for the same terminals. Of others it cannot know whether they
-    /// run: their callee does.
+    /// run: their callee does. Such a path makes a session here, so it is charged as a call is; returns to whom.
     fn admit_path(
-        &self,
+        &mut self,
         id: HopId,
-        caller: &TerminalId,
-        target: &TerminalId,
-    ) -> Result<(), Refusal> {
-        let fits = match self.session_by_id.get(&id.session) {
+        asker: Asker,
+        next: Neighbour,
+        (caller, target): (&TerminalId, &TerminalId),
+    ) -> Result<Option<Charge>, Refusal> {
+        let known = self.session_by_id.get(&id.session);
+        let fits = match known {
             Some(session) => session.caller == *caller && session.callee == *target,
-            None if self.session_by_id.len() >= self.most => {
-                return Err(RefusalCode::Busy.into());
-            }
             None => caller != target,
         };
         if !fits || id.generation == Generation::CALL || self.hop_by_id.contains_key(&id) {
             return Err(RefusalCode::BadRequest.into());
         }
-        if self.hops_of(id.session).count() >= limits::PATHS_PER_SESSION {
-            return Err(RefusalCode::Busy.into());
+        if known.is_some() {
+            let room = self.hops_of(id.session).count() < limits::PATHS_PER_SESSION;
+            return if room { Ok(None) } else { Err(RefusalCode::Busy.into()) };
         }
-        Ok(())
+        let charge = Charge::new(asker, next, caller, target);
+        self.check_room(&charge).map(|()| Some(charge))
     }
 
     /// Makes the hop and tells the next neighbour.
@@ -87,20 +96,21 @@ impl Sessions {
         &mut self,
         prev: Neighbour,
         next: Neighbour,
-        resume: RoutedResume,
+        (resume, charge): (RoutedResume, Option<Charge>),
         now: Instant,
         wall_ms: u64,
     ) {
         let id = HopId { session: resume.session, generation: resume.generation };
-        let who = (&resume.caller, &resume.target, &resume.service);
+        let who = (&resume.service, charge);
         let label =
             self.add_hop(id, (prev, next), (resume.label, &resume.names), who, now, wall_ms);
         self.outputs.push_back(match next {
             Neighbour::Link(link) => {
-                Output::ToPeer(link, ToPeer::Resume(RoutedResume { label, ..resume }))
+                Output::OfferPeer(link, id, ToPeer::Resume(RoutedResume { label, ..resume }))
             }
-            Neighbour::Terminal(conn) => Output::ToTerminal(
+            Neighbour::Terminal(conn) => Output::OfferTerminal(
                 conn,
+                id,
                 ToTerminal::Resuming(control::Resuming {
                     session: resume.session,
                     generation: resume.generation,

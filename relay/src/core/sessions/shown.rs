@@ -1,6 +1,5 @@
 //! What is shown of sessions: running ones, those that are over, lines of the log.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use tasuki_proto::control;
@@ -177,20 +176,22 @@ impl Sessions {
         if id.edge != self.own || is_known {
             return;
         }
-        let session = Session {
+        let view = SessionView {
+            id: id.to_string(),
             caller: caller.clone(),
             callee: call.target.clone(),
             service: call.service.clone(),
-            names: Vec::new(),
-            hops: 0,
-            active: 0,
-            edge: true,
-            direct: false,
-            accepted: false,
-            counters: Arc::default(),
-            started_ms: wall_ms,
+            state: SessionState::Ended,
+            started_at: wall_ms,
+            ended_at: Some(wall_ms),
+            reason: Some(code.to_string()),
+            route: Vec::new(),
+            path: "relayed".to_owned(),
+            bytes_to_callee: 0,
+            packets_to_callee: 0,
+            bytes_to_caller: 0,
+            packets_to_caller: 0,
         };
-        let view = session.ended_view(&id, code, wall_ms);
         self.refusals.say(&view, wall_ms);
         self.remember(id, view.clone());
         let (rate, burst) =

@@ -63,12 +63,14 @@ impl World {
     fn drain(&mut self, at: usize, queue: &mut VecDeque<(usize, Input)>) {
         while let Some(output) = self.relays[at].poll_output() {
             match output {
-                Output::ToTerminal(_, message) => self.to_terminals.push((at, message)),
+                Output::ToTerminal(_, message) | Output::OfferTerminal(_, _, message) => {
+                    self.to_terminals.push((at, message));
+                }
                 Output::Install(forwarding) => assert!(self.installed[at].insert(forwarding.label)),
                 Output::Remove(label) => assert!(self.installed[at].remove(&label)),
                 Output::Communicating(..) => {}
                 Output::Finished(finished) => self.finished.push((at, *finished)),
-                Output::ToPeer(link, message) => {
+                Output::ToPeer(link, message) | Output::OfferPeer(link, _, message) => {
                     let to = if link.0 as usize == at { at + 1 } else { at - 1 };
                     let from = Neighbour::Link(link);
                     let input = match message {
@@ -159,6 +161,7 @@ impl World {
         assert!(self.relays.iter().all(|r| r.hops_by_neighbour.is_empty()));
         for relay in &self.relays {
             assert!(relay.session_by_id.is_empty());
+            assert!(relay.budget.is_empty(), "something is charged to somebody");
             assert!(relay.terminals.values().all(|t| t.calling == 0 && t.active.is_empty()));
         }
     }
@@ -458,6 +461,96 @@ fn a_terminal_at_its_limit_is_busy() {
         ToTerminal::CallRefused(r) if r.refusal.code == RefusalCode::Busy));
     world.give(0, Input::Lost(Neighbour::Terminal(CALLER), RefusalCode::PeerLost));
     world.assert_gone();
+}
+
+#[test]
+fn a_path_that_makes_a_session_counts_as_a_call() {
+    let mut world = World::new();
+    for nonce in 0..4 * limits::SESSIONS_PER_TERMINAL as u64 {
+        world.resume(id(nonce), 1, "a");
+    }
+    assert_eq!(world.relays[0].len(), limits::SESSIONS_PER_PAIR);
+    assert!(matches!(world.last_to(0),
+        ToTerminal::PathEnded(end) if end.code == RefusalCode::Busy));
+    // A session that runs gets its further paths all the same.
+    world.take_path(id(0), 1);
+    world.now += Duration::from_secs(1);
+    world.resume(id(0), 2, "a");
+    assert!(matches!(world.last_to(2), ToTerminal::Resuming(path) if path.generation.0 == 2));
+    world.give(0, Input::Lost(Neighbour::Terminal(CALLER), RefusalCode::LoggedOut));
+    world.assert_gone();
+}
+
+#[test]
+fn a_relay_that_begins_calls_is_held_to_its_rate_and_share() {
+    let mut world = World::new();
+    let routed = |n: u64| RoutedCall {
+        session: id(n),
+        route: vec![RelayId(1), RelayId(2), RelayId(3)],
+        names: Vec::new(),
+        caller: name(&format!("made-up-{n}")),
+        target: name("b"),
+        service: ServiceName::new("ssh").unwrap(),
+        tie_break: None,
+        label: Label::new(100).unwrap(),
+        caller_address: None,
+    };
+    let (last, next) = (LINE - 1, Ok(Neighbour::Terminal(CALLEE)));
+    for n in 0..100_000 {
+        let input = Input::Routed { from: LinkId(1), call: routed(n), next: next.clone() };
+        world.relays[last].handle(input, world.now, 5);
+        while world.relays[last].poll_output().is_some() {}
+    }
+    let held = world.relays[last].len();
+    assert!(held < limits::SESSIONS_PER_TERMINAL, "{held} calls ring at one terminal");
+    let [rate, share, _] = world.relays[last].refused().map(|(_, count)| count);
+    assert!(rate > 50_000 && share > 1_000, "{rate} over the rate, {share} over the share");
+    // Somebody else still reaches the terminal.
+    let call = RoutedCall { caller: name("honest"), ..routed(u64::MAX) };
+    world.relays[last].handle(Input::Routed { from: LinkId(9), call, next }, world.now, 5);
+    assert_eq!(world.relays[last].len(), held + 1);
+    world.relays[last].handle(
+        Input::Lost(Neighbour::Link(LinkId(1)), RefusalCode::RouteLost),
+        world.now,
+        5,
+    );
+    assert_eq!(world.relays[last].len(), 1);
+}
+
+#[test]
+fn an_offer_without_room_is_refused_as_busy_and_tells_the_callee_nothing() {
+    let mut world = World::new();
+    world.call(id(1));
+    let told = world.to_terminals.iter().filter(|(at, _)| *at == LINE - 1).count();
+    world.give(LINE - 1, Input::NoRoom(hop(id(1), 0)));
+    assert!(matches!(world.last_to(0),
+        ToTerminal::CallRefused(r) if r.refusal.code == RefusalCode::Busy));
+    assert_eq!(world.to_terminals.iter().filter(|(at, _)| *at == LINE - 1).count(), told);
+    world.assert_gone();
+    // A path: the session goes on over the other one.
+    world.call(id(2));
+    world.accept(id(2));
+    world.resume(id(2), 1, "a");
+    world.give(LINE - 1, Input::NoRoom(hop(id(2), 1)));
+    assert!(matches!(world.last_to(0),
+        ToTerminal::PathEnded(end) if end.code == RefusalCode::Busy));
+    assert!(world.relays.iter().all(|relay| relay.len() == 1));
+    // What was taken meanwhile is not undone.
+    world.give(LINE - 1, Input::NoRoom(hop(id(2), 0)));
+    assert!(world.relays.iter().all(|relay| relay.len() == 1));
+}
+
+#[test]
+fn what_a_link_is_charged_with_moves_with_its_sessions() {
+    let mut world = World::new();
+    world.call(id(1));
+    world.accept(id(1));
+    let now = world.now;
+    let moved = Input::Moved { from: Neighbour::Link(LinkId(1)), to: Neighbour::Link(LinkId(7)) };
+    world.relays[LINE - 1].handle(moved, now, 5);
+    let lost = Input::Lost(Neighbour::Link(LinkId(7)), RefusalCode::RouteLost);
+    world.relays[LINE - 1].handle(lost, now, 5);
+    assert!(world.relays[LINE - 1].is_empty() && world.relays[LINE - 1].budget.is_empty());
 }
 
 #[test]
