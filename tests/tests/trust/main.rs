@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests act")]
 
 mod doors;
+mod floods;
 mod logins;
 mod paths;
 mod relays;
