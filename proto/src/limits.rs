@@ -25,14 +25,15 @@ pub const RELAYS: usize = 4096;
 pub const LINKS: usize = 64;
 /// Validated addresses of one neighbour; the oldest makes room.
 pub const NEIGHBOUR_ADDRESSES: usize = 16;
-/// Messages that a terminal asked for, or that come with its attachment, waiting for it; beyond: the attachment is cut with
-/// `too-slow`.
+/// Messages waiting for one terminal, other than what becomes of its calls, sessions and paths; beyond: the attachment is
+/// cut with `too-slow`.
 pub const TERMINAL_QUEUE: usize = 256;
-/// Messages waiting for one terminal beyond which no call and no path of others is offered to it: refused with `busy`.
+/// Calls and paths of others waiting for one terminal; further ones are refused with `busy`. One caller takes no more places
+/// than are free, and one neighbour relay no more than three times as many.
 pub const TERMINAL_OFFERS: usize = 128;
-/// All messages waiting for one terminal, so many that the ends of all its sessions fit; beyond: the attachment is cut with
-/// `too-slow`.
-pub const TERMINAL_MESSAGES: usize = 16 * 1024;
+/// All messages waiting for one terminal, so many that the ends of all its sessions fit, and of an agent for its relay;
+/// beyond: the attachment is cut with `too-slow`.
+pub const TERMINAL_MESSAGES: usize = 8 * 1024;
 /// Call messages waiting for one link, so many that the ends of all sessions fit that a relay may have; beyond: the link is
 /// cut with `too-slow`.
 pub const LINK_QUEUE: usize = 256 * 1024;

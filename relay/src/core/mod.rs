@@ -56,7 +56,7 @@ use lists::Lists;
 use login::Login;
 use routes::Routes;
 use selftest::SelfTest;
-use sessions::{Finished, Forwarding, HopId, Sessions};
+use sessions::{Asker, Finished, Forwarding, HopId, Sessions};
 
 /// A link, by a number that the driver never uses twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -199,9 +199,9 @@ pub enum Output {
     CloseTerminal(ConnId, RefusalCode),
     /// Say it to a relay on the call stream.
     ToPeer(LinkId, ToPeer),
-    /// Offer a call or path to a terminal that has room for it ([`tasuki_proto::limits::TERMINAL_OFFERS`]); else answered
-    /// by [`Input::NoRoom`].
-    OfferTerminal(ConnId, HopId, ToTerminal),
+    /// Offer a call or path to a terminal, of whose places for offers ([`tasuki_proto::limits::TERMINAL_OFFERS`]) whoever asks
+    /// has a share left; else answered by [`Input::NoRoom`].
+    OfferTerminal(ConnId, (HopId, Asker), ToTerminal),
     /// As [`Output::OfferTerminal`], to a relay ([`tasuki_proto::limits::LINK_OFFERS`]).
     OfferPeer(LinkId, HopId, ToPeer),
     /// Say it to a relay on the gossip stream; answered by [`Input::GossipSent`].

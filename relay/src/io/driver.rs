@@ -1,8 +1,8 @@
 //! Runs the core: inputs in, outputs performed. It decides nothing.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::Connection;
@@ -18,7 +18,7 @@ use tasuki_proto::{Incarnation, Label, RefusalCode, RelayId, RelayName, limits, 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::endpoint::{Context, Endpoints};
-use super::event::{Event, LinkUp, TerminalOrder, TerminalUp, is_end};
+use super::event::{Event, LinkUp, TerminalOrder, TerminalUp, Waiting};
 use super::requests::Way;
 use super::terminals::close;
 use super::{links, selftest, store};
@@ -48,29 +48,16 @@ pub enum Keep {
 struct Terminal {
     connection: Connection,
     orders: mpsc::Sender<TerminalOrder>,
-    answers: Arc<AtomicUsize>,
+    waiting: Arc<Mutex<Waiting>>,
     neighbour: Arc<Neighbour>,
 }
 
 impl Terminal {
-    /// Whether what others want of it may be added to what it has to read.
-    fn has_room(&self) -> bool {
-        waiting(&self.orders) < limits::TERMINAL_OFFERS
-    }
-
     /// Hands over an order; an error if too many wait.
     fn order(&self, order: TerminalOrder) -> Result<(), ()> {
-        let counts = matches!(&order, TerminalOrder::Say(message) if !is_end(message));
-        if counts && self.answers.fetch_add(1, Ordering::Relaxed) >= limits::TERMINAL_QUEUE {
-            return Err(());
-        }
-        self.orders.try_send(order).map_err(drop)
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.enter(&order) { self.orders.try_send(order).map_err(drop) } else { Err(()) }
     }
-}
-
-/// How much waits in a channel.
-fn waiting<T>(channel: &mpsc::Sender<T>) -> usize {
-    channel.max_capacity() - channel.capacity()
 }
 
 struct Link {
@@ -269,8 +256,8 @@ impl Driver {
         };
         self.switch.table.add_neighbour(neighbour.clone());
         let address = canonical(up.connection.remote_address());
-        let (connection, orders, answers) = (up.connection, up.orders, up.answers);
-        let terminal = Terminal { connection, orders, answers, neighbour };
+        let (connection, orders, waiting) = (up.connection, up.orders, up.waiting);
+        let terminal = Terminal { connection, orders, waiting, neighbour };
         self.terminals.insert(up.conn, terminal);
         self.give(Input::TerminalUp {
             conn: up.conn,
@@ -322,15 +309,17 @@ impl Driver {
                     self.order(conn, TerminalOrder::Say(Box::new(message)));
                 }
                 Output::CloseTerminal(conn, code) => self.order(conn, TerminalOrder::Close(code)),
-                Output::OfferTerminal(conn, hop, message) => {
-                    if self.terminals.get(&conn).is_some_and(Terminal::has_room) {
-                        self.order(conn, TerminalOrder::Say(Box::new(message)));
-                    } else {
+                Output::OfferTerminal(conn, (hop, asker), message) => {
+                    let offer = TerminalOrder::Offer(Box::new((asker, message)));
+                    let terminal = self.terminals.get(&conn);
+                    if !terminal.is_some_and(|terminal| terminal.order(offer).is_ok()) {
                         self.give(Input::NoRoom(hop));
                     }
                 }
                 Output::OfferPeer(link, hop, message) => {
                     let calls = self.links.get(&link).map(|link| &link.calls);
+                    let waiting =
+                        |calls: &&mpsc::Sender<_>| calls.max_capacity() - calls.capacity();
                     let sent = calls
                         .filter(|calls| waiting(calls) < limits::LINK_OFFERS)
                         .is_some_and(|calls| calls.try_send(message).is_ok());

@@ -1,20 +1,21 @@
 //! What the relay's tasks tell its driver: one inbox, of one enum.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 
 use tasuki_proto::control::{ToRelay, ToTerminal};
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::{KeyFingerprint, Peer, PublicKey};
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::record::Record;
-use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, SessionId, TerminalId};
+use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, SessionId, TerminalId, limits};
 use tokio::sync::mpsc;
 
 use super::http::AdminCall;
 use crate::config::{Limits, Links};
 use crate::core::admin::SessionView;
+use crate::core::sessions::Asker;
+use crate::core::shares::Shares;
 use crate::core::{ConnId, LinkId};
 
 /// What goes to a terminal's connection task.
@@ -22,14 +23,49 @@ use crate::core::{ConnId, LinkId};
 pub enum TerminalOrder {
     /// Say it. Boxed, since a queue keeps places for 32 orders, for each of 20,000 terminals (P7).
     Say(Box<ToTerminal>),
+    /// As [`TerminalOrder::Say`]: what somebody wants of it.
+    Offer(Box<(Asker, ToTerminal)>),
     /// Let what was said go out, then close with the code.
     Close(RefusalCode),
 }
 
-/// Whether a message says that a session or path is over: others cause those, as many as the terminal has, so they do not
-/// count against it.
-pub fn is_end(message: &ToTerminal) -> bool {
-    matches!(message, ToTerminal::Ended(_) | ToTerminal::PathEnded(_))
+/// What waits for one terminal; its task counts down.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    answers: usize,
+    offers: Shares<Asker>,
+}
+
+impl Waiting {
+    /// An order is to wait; whether there is room.
+    pub fn enter(&mut self, order: &TerminalOrder) -> bool {
+        match order {
+            TerminalOrder::Say(message) if !is_owed(message) => {
+                self.answers += 1;
+                self.answers <= limits::TERMINAL_QUEUE
+            }
+            TerminalOrder::Say(_) | TerminalOrder::Close(_) => true,
+            TerminalOrder::Offer(offer) => {
+                self.offers.try_take(&offer.0, limits::TERMINAL_OFFERS, offer.0.times())
+            }
+        }
+    }
+
+    /// An order that waited is carried out.
+    pub fn leave(&mut self, order: &TerminalOrder) {
+        match order {
+            TerminalOrder::Say(message) if !is_owed(message) => self.answers -= 1,
+            TerminalOrder::Say(_) | TerminalOrder::Close(_) => {}
+            TerminalOrder::Offer(offer) => self.offers.give(&offer.0),
+        }
+    }
+}
+
+/// Whether a message says what became of a call, session or path that stood: there are no more of those than the terminal
+/// has, and others decide how many come at once, so they do not count against it.
+fn is_owed(message: &ToTerminal) -> bool {
+    use ToTerminal::{Accepted, Ended, PathEnded, Resumed};
+    matches!(message, Ended(_) | PathEnded(_) | Accepted(_) | Resumed(_))
 }
 
 /// A terminal whose identity is proven.
@@ -45,8 +81,8 @@ pub struct TerminalUp {
     pub connection: quinn::Connection,
     /// Its task's orders.
     pub orders: mpsc::Sender<TerminalOrder>,
-    /// How many of the waiting ones are no end of a session or path; the task counts down.
-    pub answers: Arc<AtomicUsize>,
+    /// What waits of them.
+    pub waiting: Arc<Mutex<Waiting>>,
 }
 
 /// A relay whose identity is proven, with both streams open and Hello exchanged.

@@ -1,7 +1,6 @@
 //! Connections with terminals and newcomers: handshake, identity, the control stream.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -16,7 +15,7 @@ use tokio::time::timeout;
 
 use super::admission::Handshake;
 use super::endpoint::Context;
-use super::event::{Event, TerminalOrder, TerminalUp, is_end};
+use super::event::{Event, TerminalOrder, TerminalUp, Waiting};
 use super::reading::Reading;
 use crate::core::ConnId;
 
@@ -72,10 +71,10 @@ async fn attach(connection: Connection, context: &Arc<Context>) {
     };
     let conn = ConnId(context.number());
     let (orders, inbox) = mpsc::channel(limits::TERMINAL_MESSAGES);
-    let answers = Arc::new(AtomicUsize::new(0));
-    let orders_left = Orders { inbox, answers: answers.clone() };
+    let waiting = Arc::<Mutex<Waiting>>::default();
+    let orders_left = Orders { inbox, waiting: waiting.clone() };
     let lifetime = Duration::from_secs(peer.not_after.saturating_sub(context.clock.now_secs()));
-    let up = TerminalUp { conn, terminal, peer, connection: connection.clone(), orders, answers };
+    let up = TerminalUp { conn, terminal, peer, connection: connection.clone(), orders, waiting };
     if context.events.send(Event::TerminalUp(Box::new(up))).await.is_err() {
         return close(&connection, RefusalCode::ShuttingDown);
     }
@@ -171,24 +170,22 @@ async fn deliver(
 struct Orders {
     inbox: mpsc::Receiver<TerminalOrder>,
     /// As in [`TerminalUp`].
-    answers: Arc<AtomicUsize>,
+    waiting: Arc<Mutex<Waiting>>,
 }
 
 impl Orders {
     async fn recv(&mut self) -> Option<TerminalOrder> {
         let order = self.inbox.recv().await;
-        order.inspect(|order| self.count(order))
+        order.inspect(|order| self.leave(order))
     }
 
     fn try_recv(&mut self) -> Option<TerminalOrder> {
         let order = self.inbox.try_recv().ok();
-        order.inspect(|order| self.count(order))
+        order.inspect(|order| self.leave(order))
     }
 
-    fn count(&self, order: &TerminalOrder) {
-        if matches!(order, TerminalOrder::Say(message) if !is_end(message)) {
-            self.answers.fetch_sub(1, Ordering::Relaxed);
-        }
+    fn leave(&self, order: &TerminalOrder) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).leave(order);
     }
 }
 
@@ -209,6 +206,7 @@ async fn write(
                 *pages = pages.saturating_sub(usize::from(is_page));
                 message.to_envelope().put(&mut bytes);
             }
+            TerminalOrder::Offer(offer) => offer.1.to_envelope().put(&mut bytes),
             TerminalOrder::Close(code) => {
                 close = Some(code);
                 break;

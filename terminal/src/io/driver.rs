@@ -302,7 +302,7 @@ impl Driver {
     fn perform_login(&mut self, output: login::Output) {
         match output {
             login::Output::Attach { attach, relay } => {
-                let (orders, inbox) = mpsc::channel(limits::TERMINAL_QUEUE);
+                let (orders, inbox) = mpsc::channel(limits::TERMINAL_MESSAGES);
                 let attachment = Attachment {
                     orders,
                     relay: None,

@@ -32,7 +32,7 @@ const REMEMBERED: usize = 4_096;
 
 /// Who asks for a session.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Asker {
+pub enum Asker {
     /// A terminal attached here.
     Terminal(TerminalId),
     /// A neighbour relay.
@@ -40,7 +40,8 @@ pub(super) enum Asker {
 }
 
 impl Asker {
-    fn times(&self) -> usize {
+    /// Its share of places is so many times what is free.
+    pub fn times(&self) -> usize {
         match self {
             Asker::Terminal(_) => 1,
             Asker::Link(_) => LINK_TIMES,

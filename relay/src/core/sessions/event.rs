@@ -10,6 +10,7 @@ use tasuki_proto::{
     Generation, Label, Refusal, RefusalCode, RelayId, RelayName, SessionId, TerminalId,
 };
 
+use super::Asker;
 use crate::core::admin::SessionView;
 use crate::core::{ConnId, LinkId};
 
@@ -185,8 +186,8 @@ pub enum Output {
     ToTerminal(ConnId, ToTerminal),
     /// Say it to a relay.
     ToPeer(LinkId, ToPeer),
-    /// Say it to a terminal if it has room for what others want of it; else answered by [`Input::NoRoom`].
-    OfferTerminal(ConnId, HopId, ToTerminal),
+    /// Say it to a terminal if it has room for what this one wants of it; else answered by [`Input::NoRoom`].
+    OfferTerminal(ConnId, (HopId, Asker), ToTerminal),
     /// As [`Output::OfferTerminal`], to a relay.
     OfferPeer(LinkId, HopId, ToPeer),
     /// Program the switch.

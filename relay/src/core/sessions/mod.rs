@@ -55,7 +55,8 @@ use tasuki_proto::{
 use super::admin::{DirectView, SessionView};
 use super::bucket::Bucket;
 use super::{ConnId, LinkId};
-use budget::{Asker, Budget, Charge};
+pub use budget::Asker;
+use budget::{Budget, Charge};
 pub use event::{Counter, Counters, Finished, Forwarding, HopId, Input, Neighbour, Output, Place};
 use hop::{Hop, Session, State};
 use shown::RefusalLog;
@@ -342,6 +343,7 @@ impl Sessions {
         wall_ms: u64,
     ) {
         let id = HopId { session: call.session, generation: Generation::CALL };
+        let asker = charge.asker.clone();
         let who = (&call.service, Some(charge));
         let label = self.add_hop(id, (prev, next), (call.label, &call.names), who, now, wall_ms);
         self.outputs.push_back(match next {
@@ -350,7 +352,7 @@ impl Sessions {
             }
             Neighbour::Terminal(conn) => Output::OfferTerminal(
                 conn,
-                id,
+                (id, asker),
                 ToTerminal::Incoming(control::Incoming {
                     session: call.session,
                     caller: call.caller,

@@ -101,6 +101,10 @@ impl Sessions {
         wall_ms: u64,
     ) {
         let id = HopId { session: resume.session, generation: resume.generation };
+        let asker = match prev {
+            Neighbour::Terminal(_) => Asker::Terminal(resume.caller.clone()),
+            Neighbour::Link(link) => Asker::Link(link),
+        };
         let who = (&resume.service, charge);
         let label =
             self.add_hop(id, (prev, next), (resume.label, &resume.names), who, now, wall_ms);
@@ -110,7 +114,7 @@ impl Sessions {
             }
             Neighbour::Terminal(conn) => Output::OfferTerminal(
                 conn,
-                id,
+                (id, asker),
                 ToTerminal::Resuming(control::Resuming {
                     session: resume.session,
                     generation: resume.generation,
