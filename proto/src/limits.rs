@@ -98,6 +98,10 @@ pub const ROLE_CHANGES_AT_ONCE: u32 = 16;
 pub const COUNTS_PER_SECOND: u32 = 4;
 /// How often in a burst.
 pub const COUNTS_AT_ONCE: u32 = 16;
+/// How often per second a relay tells its terminals that the relays of the mesh changed, on average; beyond: a moment later.
+pub const CONTACTS_PER_SECOND: u32 = 2;
+/// How often in a burst.
+pub const CONTACTS_AT_ONCE: u32 = 16;
 /// Attributes of a terminal, and groups.
 pub const ATTRIBUTES: usize = 32;
 /// Bytes of a key or value of an attribute.

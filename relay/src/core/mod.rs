@@ -297,6 +297,11 @@ pub struct Relay {
     /// Sessions of links that were closed as duplicates wait here for the link that stays.
     orphan_by_relay: BTreeMap<RelayId, wiring::Orphan>,
     contacts_changed: bool,
+    /// Terminals were not told of the last change.
+    contacts_untold: bool,
+    contacts_rate: bucket::Bucket,
+    /// When a change that waits is told.
+    contacts_due: Option<Instant>,
     /// The relays of the mesh, as terminals were told last.
     contacts: Vec<RelayContact>,
     /// The registrar and the link towards it, as the driver was told last.
@@ -424,6 +429,7 @@ impl Relay {
             self.load.poll_timeout(),
             self.selftest.poll_timeout(),
             self.ends_at,
+            self.contacts_due,
             self.orphan_by_relay.values().map(|orphan| orphan.until).min(),
         ]
         .into_iter()

@@ -14,6 +14,7 @@ use tasuki_proto::{
     Generation, Incarnation, Refusal, RefusalCode, RelayId, RelayName, TerminalId, limits, version,
 };
 
+use super::bucket::Bucket;
 use super::changes::{Changes, Key};
 use super::directory::{self, Directory};
 use super::gossip::{self, Gossip};
@@ -94,6 +95,9 @@ impl Relay {
             link_by_relay: BTreeMap::new(),
             orphan_by_relay: BTreeMap::new(),
             contacts_changed: false,
+            contacts_untold: false,
+            contacts_rate: Bucket::full(limits::CONTACTS_AT_ONCE, now),
+            contacts_due: None,
             contacts: Vec::new(),
             registrar: (None, None),
             load: Load::default(),
@@ -440,7 +444,10 @@ impl Relay {
             } else if self.on_selftest() {
             } else if self.contacts_changed {
                 self.contacts_changed = false;
-                self.tell_contacts(now);
+                self.take_contacts(now);
+            } else if self.contacts_untold && self.may_tell_contacts(now) {
+                self.contacts_untold = false;
+                self.tell_contacts();
             } else if !self.write_load(now, wall_ms) {
                 break;
             }
@@ -667,16 +674,30 @@ impl Relay {
         }
     }
 
-    /// The relays of the mesh, for whom they concern.
-    fn tell_contacts(&mut self, now: Instant) {
+    /// Whether all terminals may be told of the relays again: one relay that drains and does not, without end, is told of
+    /// at a rate, and the last word is told when its time has come.
+    fn may_tell_contacts(&mut self, now: Instant) -> bool {
+        let (rate, burst) = (limits::CONTACTS_PER_SECOND, limits::CONTACTS_AT_ONCE);
+        let may = self.contacts_rate.take(rate, burst, now);
+        self.contacts_due = (!may).then(|| now + self.contacts_rate.wait(rate));
+        may
+    }
+
+    /// The relays of the mesh changed.
+    fn take_contacts(&mut self, now: Instant) {
         let relays = self.directory.contacts();
         if relays == self.contacts {
             return;
         }
         self.contacts.clone_from(&relays);
         self.learn_contacts(&relays, now);
-        self.outputs.push_back(Output::Contacts(relays.clone()));
-        let told = ToTerminal::Relays(control::Relays { relays });
+        self.outputs.push_back(Output::Contacts(relays));
+        self.contacts_untold = true;
+    }
+
+    /// Tells the terminals of the relays of the mesh.
+    fn tell_contacts(&mut self) {
+        let told = ToTerminal::Relays(control::Relays { relays: self.contacts.clone() });
         for conn in self.login.logged_in() {
             self.outputs.push_back(Output::ToTerminal(conn, told.clone()));
         }

@@ -110,6 +110,7 @@ pub struct Driver {
     hello: Arc<HelloMaker>,
     way: Arc<Way>,
     terminals: HashMap<ConnId, Terminal>,
+    conn_by_handle: HashMap<Label, ConnId>,
     links: BTreeMap<LinkId, Link>,
     replies: BTreeMap<u64, oneshot::Sender<AdminReply>>,
     next_reply: u64,
@@ -146,6 +147,7 @@ impl Driver {
             hello,
             way,
             terminals: HashMap::new(),
+            conn_by_handle: HashMap::new(),
             links: BTreeMap::new(),
             replies: BTreeMap::new(),
             next_reply: 1,
@@ -198,14 +200,12 @@ impl Driver {
             Event::TerminalDown(conn) => {
                 if let Some(terminal) = self.terminals.remove(&conn) {
                     self.switch.table.remove_neighbour(terminal.neighbour.handle());
+                    self.conn_by_handle.remove(&terminal.neighbour.handle());
                 }
                 self.give(Input::TerminalDown(conn));
             }
             Event::Moved(handle, to) => {
-                // Few move, and few move at once.
-                let mut terminals = self.terminals.iter();
-                let moved = terminals.find(|(_, terminal)| terminal.neighbour.handle() == handle);
-                if let Some((&conn, _)) = moved {
+                if let Some(&conn) = self.conn_by_handle.get(&handle) {
                     self.give(Input::TerminalMoved(conn, canonical(to)));
                 }
             }
@@ -259,6 +259,7 @@ impl Driver {
         let (connection, orders, waiting) = (up.connection, up.orders, up.waiting);
         let terminal = Terminal { connection, orders, waiting, neighbour };
         self.terminals.insert(up.conn, terminal);
+        self.conn_by_handle.insert(handle, up.conn);
         self.give(Input::TerminalUp {
             conn: up.conn,
             terminal: up.terminal,

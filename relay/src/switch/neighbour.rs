@@ -1,7 +1,7 @@
 //! A neighbour as the switch sees it: the addresses it has proven, and how an address is proven.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use tasuki_proto::frame::{self, NeighbourKey};
@@ -23,6 +23,9 @@ const COOKIE_PERIOD_MS: u64 = 10_000;
 /// An address that a connection hinted at is challenged this often before only frames from it do so.
 const HINT_TRIES: u64 = 60;
 
+/// Challenges on their way that are answered at most, the latest ones.
+const ECHOES: u32 = 4;
+
 /// A terminal or relay next to this one.
 #[derive(Debug)]
 pub struct Neighbour {
@@ -34,6 +37,9 @@ pub struct Neighbour {
     hint: ArcSwap<Address>,
     hint_tries: AtomicU64,
     challenged_ms: AtomicU64,
+    /// Challenges that were not answered: each allows one echo, or a neighbour that repeats its echoes could move without
+    /// end.
+    echoes: AtomicU32,
     /// The way to it takes no segmented sends.
     one_by_one: AtomicBool,
 }
@@ -48,6 +54,7 @@ impl Neighbour {
             hint: ArcSwap::from_pointee(hint),
             hint_tries: AtomicU64::new(0),
             challenged_ms: AtomicU64::new(0),
+            echoes: AtomicU32::new(0),
             one_by_one: AtomicBool::new(false),
         }
     }
@@ -122,10 +129,12 @@ impl Neighbour {
             return None;
         }
         self.challenged_ms.store(now_ms.max(1), Ordering::Relaxed);
+        let one_more = |echoes: u32| Some((echoes + 1).min(ECHOES));
+        let _ = self.echoes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         Some(frame::challenge(self.handle, self.cookie(source, secret, now_ms / COOKIE_PERIOD_MS)))
     }
 
-    /// Takes an echo: whether it proves `source`, and then whether the neighbour was elsewhere before.
+    /// Takes an echo, one for each challenge: whether it proves `source`, and then whether the neighbour was elsewhere before.
     pub(super) fn echoed(
         &self,
         source: Address,
@@ -135,11 +144,18 @@ impl Neighbour {
         now_ms: u64,
     ) -> Option<bool> {
         use subtle::ConstantTimeEq;
+        if self.echoes.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
         let period = now_ms / COOKIE_PERIOD_MS;
         let ours = [period, period.saturating_sub(1)]
             .iter()
             .any(|&p| bool::from(self.cookie(source, secret, p).ct_eq(cookie)));
-        (ours && self.key.verify(self.handle, cookie, proof)).then(|| self.prove(source))
+        let one_less = |echoes: u32| echoes.checked_sub(1);
+        let proven = ours
+            && self.key.verify(self.handle, cookie, proof)
+            && self.echoes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+        proven.then(|| self.prove(source))
     }
 
     /// Binds a challenge to the neighbour's address, handle and time, so that nothing is remembered for it. The

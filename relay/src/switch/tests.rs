@@ -172,6 +172,24 @@ fn a_neighbour_that_moved_goes_on_after_one_echo() {
 }
 
 #[test]
+fn echoes_that_are_repeated_move_nobody() {
+    let mut world = World::new();
+    let there = world.give(address(1001), &mut data(1, b"a packet"), 100).replies[0].1.clone();
+    assert_eq!(world.echo(address(1001), &there, &key(1)).moved, [address(1001)]);
+    world.now_ms += 30;
+    let back = world.give(address(1000), &mut data(1, b"a packet"), 100).replies[0].1.clone();
+    assert_eq!(world.echo(address(1000), &back, &key(1)).moved, [address(1000)]);
+    let before = world.dropped("bad-proof");
+    for _ in 0..100 {
+        for (from, challenge) in [(1001, &there), (1000, &back)] {
+            assert_eq!(world.echo(address(from), challenge, &key(1)).moved, []);
+        }
+    }
+    assert_eq!(world.dropped("bad-proof"), before + 200);
+    assert_eq!(world.from.current(), Some(address(1000)));
+}
+
+#[test]
 fn an_echo_is_good_for_its_address_and_its_time_only() {
     let mut world = World::new();
     let challenge = world.give(address(1001), &mut data(1, b"a packet"), 100).replies[0].1.clone();

@@ -219,3 +219,26 @@ fn idle_connections_do_not_hold_the_status_endpoint_up() {
     let closed = silent.read(&mut [0; 16]);
     assert!(matches!(closed, Ok(0)), "{closed:?}");
 }
+
+/// Whoever acts in the operator's name is found in the log: what was done, over which door, and what came of it.
+#[test]
+fn actions_are_logged_with_where_they_came_from() {
+    let mesh = MeshSpec::new().relay(RelaySpec::new("r1")).start();
+    let relay = mesh.relay("r1");
+    let token = std::fs::read_to_string(relay.data().join("admin.token")).unwrap();
+    let path = "/api/v1/terminals/nobody/kick";
+    let refused = relay.api.post(path, Some("not the token, but long enough")).unwrap();
+    assert_eq!(refused.status, 401);
+    assert_eq!(relay.api.post(path, Some(token.trim())).unwrap().status, 404);
+    relay.verb(&["drain"]).ok();
+    relay.verb(&["undrain"]).ok();
+    let log = relay.log_text();
+    let actions: Vec<&str> = log.lines().filter(|line| line.contains("action taken")).collect();
+    let has =
+        |parts: [&str; 3]| actions.iter().any(|line| parts.iter().all(|part| line.contains(part)));
+    assert!(has([path, "from=127.0.0.1", "status=404"]), "{actions:?}");
+    assert!(has(["/api/v1/drain", "from=local user", "status=2"]), "{actions:?}");
+    // A stranger's try fills no log.
+    assert_eq!(actions.len(), 3, "{actions:?}");
+    assert!(!log.contains(token.trim()), "the token is in the log");
+}
