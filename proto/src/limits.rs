@@ -74,7 +74,7 @@ pub const CALLS_PER_SECOND: u32 = 2_000;
 /// Calls and paths from one terminal to another per second, on average; beyond: `busy`.
 pub const PAIR_CALLS_PER_SECOND: u32 = 1_000;
 /// Calls and paths from one terminal to another at once; beyond: `busy`.
-pub const PAIR_CALLS_AT_ONCE: u32 = 1_024;
+pub const PAIR_CALLS_AT_ONCE: u32 = 2_000;
 /// Calls and paths that one neighbour relay may ask for per second, on average; beyond: `busy`.
 pub const LINK_CALLS_PER_SECOND: u32 = 10_000;
 /// Calls and paths that one neighbour relay may ask for at once; beyond: `busy`.
@@ -183,9 +183,13 @@ pub const ENROLMENT_ANSWER_BYTES: usize = 64 * 1024;
 pub const ENROLMENT_CONNECTIONS: usize = 256;
 /// How long such a connection may take to ask; beyond: it ends.
 pub const ENROLMENT_REQUEST_TIME: Duration = Duration::from_secs(3);
-/// Requests for enrolment that one relay passes to the registrar and that are not answered yet, and as many for renewal;
-/// further ones are refused with `overloaded`. One address or neighbour relay takes no more places than are free.
-pub const ENROLMENT_REQUESTS: usize = 64;
+/// Requests for enrolment that one relay passes to the registrar and that are not answered yet, and as many for renewal, so
+/// that both fit into the streams of a link; further ones are refused with `overloaded`. One address or neighbour relay
+/// takes no more places than are free.
+pub const ENROLMENT_REQUESTS: usize = 24;
+/// Requests of one address or neighbour relay that are looked at per second, on average and in a burst: a renewal's
+/// signature is checked. Beyond: `overloaded`.
+pub const REQUESTS_LOOKED_AT_PER_SECOND: u32 = 200;
 /// Requests for enrolment that one relay takes per second, on average, and as many for renewal; beyond: `overloaded`. One
 /// address or neighbour relay takes half of them at most.
 pub const ENROLMENTS_PER_SECOND: u32 = 100;
@@ -206,6 +210,8 @@ pub const OPEN_TOKENS: u64 = 100_000;
 /// Connections to the status endpoint at once, and as many to the local socket. Beyond, the oldest one makes room that has
 /// no request under way, of the address or user that has most of those; where there is none, the next one is closed.
 pub const HTTP_CONNECTIONS: usize = 64;
+/// Requests of one user under way over the local socket; further connections of that user are closed.
+pub const HTTP_REQUESTS_PER_USER: usize = HTTP_CONNECTIONS * 3 / 4;
 /// How long such a connection may take for its first byte; beyond: it ends.
 pub const HTTP_FIRST_BYTE_TIME: Duration = Duration::from_secs(3);
 /// Connections to the status endpoint of one address (IPv4 address or IPv6 /64) where it is open to the network; further

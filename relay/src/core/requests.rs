@@ -71,11 +71,24 @@ impl Part {
 pub struct Requests {
     enrolments: Part,
     renewals: Part,
+    looks: BTreeMap<Asker, Bucket>,
     nodes: BTreeMap<KeyFingerprint, Bucket>,
     refused: [u64; 2],
 }
 
 impl Requests {
+    /// Whether a request may be looked at, to learn its kind: to check a signature is work too.
+    pub fn may_look(&mut self, asker: Asker, now: Instant) -> bool {
+        let rate = limits::REQUESTS_LOOKED_AT_PER_SECOND;
+        if self.looks.len() >= REMEMBERED {
+            self.looks.retain(|_, bucket| !bucket.is_full(rate, rate, now));
+        }
+        let look = self.looks.entry(asker).or_insert_with(|| Bucket::full(rate, now));
+        let may = look.take(rate, rate, now);
+        self.refused[0] += u64::from(!may);
+        may
+    }
+
     /// Whether a request may go to the registrar; if so, [`Requests::handle_done`] follows.
     pub fn begin(&mut self, asker: Asker, kind: Kind, now: Instant) -> bool {
         let may = match kind {
@@ -159,6 +172,14 @@ mod tests {
             let most = EACH.1 + 10 * EACH.0;
             assert!(passed <= most && passed + 2 > most, "{passed} of {most}");
         }
+    }
+
+    #[test]
+    fn signatures_are_checked_at_a_rate() {
+        let (mut requests, now) = (Requests::default(), Instant::now());
+        let looks = (0..10_000).filter(|_| requests.may_look(at(1), now)).count();
+        assert_eq!(looks, limits::REQUESTS_LOOKED_AT_PER_SECOND as usize);
+        assert!(requests.may_look(at(2), now));
     }
 
     #[test]

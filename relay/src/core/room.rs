@@ -86,6 +86,12 @@ impl<S: Ord + Clone> Room<S> {
         self.guests.values().filter(|guest| guest.source == *source).count()
     }
 
+    /// How many of them are at work.
+    pub fn busy_of(&self, source: &S) -> usize {
+        let busy = |guest: &&Guest<S>| !guest.idle && guest.source == *source;
+        self.guests.values().filter(busy).count()
+    }
+
     /// Connections that made room for another one, and those that were refused, since the start.
     pub fn counts(&self) -> (u64, u64) {
         (self.made_room, self.refused)
@@ -124,6 +130,7 @@ mod tests {
         room.leave(last);
         assert_eq!(enter(&mut room, 5).1, None);
         assert_eq!((room.of(&4), room.of(&5)), (0, 1));
+        assert_eq!((room.busy_of(&2), room.busy_of(&5)), (2, 0));
     }
 
     #[test]

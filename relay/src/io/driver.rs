@@ -313,7 +313,7 @@ impl Driver {
                 Output::OfferTerminal(conn, (hop, asker), message) => {
                     let offer = TerminalOrder::Offer(Box::new((asker, message)));
                     let terminal = self.terminals.get(&conn);
-                    if !terminal.is_some_and(|terminal| terminal.order(offer).is_ok()) {
+                    if terminal.is_none_or(|terminal| terminal.order(offer).is_err()) {
                         self.give(Input::NoRoom(hop));
                     }
                 }

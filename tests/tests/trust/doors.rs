@@ -176,6 +176,28 @@ fn packets_of_no_connection_push_out_none_of_those_that_are() {
     assert!(grown < 32 * 1024, "{grown} KiB more");
 }
 
+/// A stateless reset carries no connection id: agents take it all the same, and learn that their relay restarted long before
+/// silence would tell them.
+#[test]
+fn a_relay_that_restarted_is_noticed_by_its_reset() {
+    let mesh = MeshSpec::new()
+        .relay(RelaySpec::new("r1"))
+        .terminal(TerminalSpec::new("a").at(&["r1"]))
+        .start();
+    let relay = mesh.relay("r1");
+    relay.kill();
+    let begun = Instant::now();
+    relay.start();
+    eventually("a is logged in again", Duration::from_secs(15), || {
+        // What it asks draws the reset.
+        mesh.terminal("a").verb(&["ls"]);
+        let row = relay.row("a")?;
+        if row["state"] == "logged-in" { Ok(()) } else { Err(row.to_string()) }
+    });
+    println!("noticed within {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15));
+}
+
 /// Connections to the status endpoint and to the local socket that ask for nothing, or stop within a request: whoever asks
 /// is answered at once.
 #[test]

@@ -96,7 +96,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Whether one more call or path may be asked for now; what is not refused counts.
+    /// Whether one more call or path may be asked for; what is not refused counts.
     pub(super) fn may_ask(
         &mut self,
         asker: &Asker,

@@ -179,7 +179,10 @@ impl Guests {
     /// A connection comes in; with it, the one that makes room.
     fn enter(&self, origin: Origin, per_source: usize) -> Option<(Guest, Option<Seat>)> {
         let mut room = self.lock();
-        if room.of(&origin) >= per_source {
+        let is_user = matches!(origin, Origin::User(_));
+        if room.of(&origin) >= per_source
+            || is_user && room.busy_of(&origin) >= limits::HTTP_REQUESTS_PER_USER
+        {
             return None;
         }
         let Entry::In(seat, other) = room.enter(origin) else { return None };

@@ -84,6 +84,9 @@ impl Gate {
 
     /// Whether a request may go to the registrar, for as long as what is returned is kept.
     fn admit(&self, asker: Asker, request: &Envelope) -> Result<Asking<'_>, RefusalCode> {
+        if !self.lock().requests.may_look(asker, Instant::now()) {
+            return Err(RefusalCode::Overloaded);
+        }
         let kind = match ToRegistrar::from_envelope(request) {
             Ok(Some(ToRegistrar::Renew(renew))) => {
                 let (own, now) = (self.cell.get(), self.clock.now_secs());
