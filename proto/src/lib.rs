@@ -4,6 +4,7 @@
 //! [`control`] (terminal and relay), [`mesh`] (relay and relay), [`session`] (terminal and terminal).
 //! [`record`] is the unit of the connection-info table; [`rows`] is what its payloads hold.
 
+pub mod advice;
 pub mod codec;
 pub mod control;
 pub mod enrolment;
@@ -12,6 +13,7 @@ pub mod gossip;
 pub mod id;
 pub mod identity;
 pub mod limits;
+pub mod log;
 pub mod mesh;
 pub mod net;
 pub mod path;
@@ -19,6 +21,7 @@ pub mod record;
 pub mod refusal;
 pub mod rows;
 pub mod session;
+pub mod text;
 pub mod traces;
 pub mod version;
 pub mod view;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::Escaped;
+
 macro_rules! codes {
     ($($(#[$doc:meta])* $value:literal $name:ident $word:literal $advice:literal;)+) => {
         /// Why something was refused, or ended. The number stands on the wire and never changes its meaning.
@@ -171,6 +173,10 @@ codes! {
     92 FileCorrupt "file-corrupt" "the file's hash does not fit, it changed while it was sent; send it again";
     /// The receiver could not write.
     93 InboxFailed "inbox-failed" "the other terminal could not write the file; see its disk and its log";
+    /// The sender's file did not keep still while it was sent.
+    94 FileChanged "file-changed" "the file kept changing while it was sent; send it again when nothing writes to it, or send a copy";
+    /// No room for it, by the disk or by a quota.
+    95 InboxFull "inbox-full" "the other terminal has no room for the file; make room there, or raise its inbox settings";
 }
 
 impl RefusalCode {
@@ -243,7 +249,9 @@ impl fmt::Display for Refusal {
         if self.detail.is_empty() {
             write!(f, "{}: {}", self.code, self.code.advice())
         } else {
-            write!(f, "{}: {}: {}", self.code, self.detail, self.code.advice())
+            // A peer may have written the detail.
+            let detail = Escaped(&self.detail);
+            write!(f, "{}: {detail}: {}", self.code, self.code.advice())
         }
     }
 }
@@ -251,6 +259,13 @@ impl fmt::Display for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_detail_cannot_steer_a_screen() {
+        let refusal = Refusal::new(RefusalCode::Busy, "\u{1b}[2J\u{202e}x\n");
+        let text = refusal.to_string();
+        assert!(text.starts_with("busy: \\u{1b}[2J\\u{202e}x\\n: "), "{text}");
+    }
 
     #[test]
     fn numbers_and_words_are_unique_and_come_back() {

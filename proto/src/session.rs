@@ -54,6 +54,7 @@ use crate::id::{Label, RelayName, ServiceName};
 use crate::limits;
 use crate::path::NatKind;
 use crate::refusal::Refusal;
+use crate::text::shown;
 
 /// The service that measures round trips. Open to every terminal of the mesh unless a rule narrows it: it shows
 /// no more than the table does.
@@ -287,18 +288,6 @@ impl Answer {
 
 const REFUSAL_DETAIL_CHARS: usize = 200;
 
-/// Text of a peer as it may be shown: control characters escaped, cut to `chars`.
-pub fn shown(text: &str, chars: usize) -> String {
-    text.chars()
-        .take(chars)
-        .flat_map(|c| {
-            let escape = if c.is_control() { Some(c.escape_default()) } else { None };
-            let plain = if escape.is_none() { Some(c) } else { None };
-            escape.into_iter().flatten().chain(plain)
-        })
-        .collect()
-}
-
 /// The largest flow number: with its direction bit it fits a variable-length integer of four bytes.
 pub const MAX_FLOW: u32 = (1 << 29) - 1;
 
@@ -411,9 +400,13 @@ mod tests {
     }
 
     #[test]
-    fn a_peers_text_cannot_steer_a_screen() {
-        assert_eq!(shown("a\u{1b}[2Jé\n", 80), "a\\u{1b}[2Jé\\n");
-        assert_eq!(shown("aaaa", 2), "aa");
+    fn a_peers_refusal_cannot_steer_a_screen() {
+        let evil = Refusal::new(RefusalCode::Busy, "a\u{1b}[2J\u{202e}\n");
+        let heard = Answer::from_peer(&Answer::Refused(evil).to_envelope()).unwrap();
+        assert_eq!(
+            heard,
+            Answer::Refused(Refusal::new(RefusalCode::Busy, "a\\u{1b}[2J\\u{202e}\\n"))
+        );
     }
 
     proptest! {

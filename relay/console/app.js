@@ -1,6 +1,6 @@
 // The frame around the views: where one is, the state of the connection, keys.
 
-import { Scope, h, schedule, setAttr, setText } from "./dom.js";
+import { Scope, h, schedule, setAttr, setText, shown } from "./dom.js";
 import { askForToken, message, showKeys } from "./dialogs.js";
 import { icon, logo } from "./icons.js";
 import { hurry, logIn, on, start, store } from "./store.js";
@@ -75,7 +75,7 @@ function navigate() {
 }
 
 function title() {
-  document.title = `${view?.title ?? "Tasuki"} · ${store.status?.name ?? "Tasuki"}`;
+  document.title = shown(`${view?.title ?? "Tasuki"} · ${store.status?.name ?? "Tasuki"}`);
 }
 
 function go(href) {

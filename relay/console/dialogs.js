@@ -1,7 +1,7 @@
 // Dialogs over the page (HTMLDialogElement, which keeps the focus inside and gives it back), and short messages.
 
 import { ApiError, act } from "./api.js";
-import { h } from "./dom.js";
+import { h, setText } from "./dom.js";
 import { icon } from "./icons.js";
 import { logIn } from "./store.js";
 
@@ -52,8 +52,8 @@ export async function askForToken(why = null) {
         logIn(word);
         close(true);
       } catch (error) {
-        note.textContent = error instanceof ApiError && error.status === 401
-          ? "This relay does not take that token." : error.message;
+        setText(note, error instanceof ApiError && error.status === 401
+          ? "This relay does not take that token." : error.message);
         field.select();
       } finally {
         submit.disabled = false;

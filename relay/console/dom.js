@@ -1,5 +1,13 @@
 // Building blocks of the page. What the relay says gets in as text nodes and attributes only, never as markup.
 
+/** What a page would obey or hide: control characters, changes of direction, characters without width (proto/src/text.rs). */
+const HAZARDS = /[\p{Cc}\u{ad}\u{34f}\u{61c}\u{115f}\u{1160}\u{17b4}\u{17b5}\u{180b}-\u{180f}\u{200b}-\u{200f}\u{2028}-\u{202e}\u{2060}-\u{206f}\u{3164}\u{fe00}-\u{fe0f}\u{feff}\u{ffa0}\u{fff0}-\u{fffb}\u{1bca0}-\u{1bca3}\u{1d173}-\u{1d17a}\u{e0000}-\u{e0fff}]/gu;
+
+/** Text of others as it may be shown: each hazard as `\u{...}`. */
+export function shown(text) {
+  return String(text).replace(HAZARDS, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+}
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** An HTML element: `h("a", {class: "x", href: "#/", on: {click}}, "text", child)`. Null children are left out. */
@@ -20,24 +28,26 @@ function fill(element, props, children) {
     } else if (name === "value" || name === "disabled") {
       element[name] = value;
     } else {
-      element.setAttribute(name, value === true ? "" : value);
+      element.setAttribute(name, value === true ? "" : shown(value));
     }
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  const there = children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+  element.append(...there.map((child) => (child instanceof Node ? child : shown(child))));
   return element;
 }
 
 /** Sets the text where it differs: writing the same text again costs a layout. */
 export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const harmless = shown(text);
+  if (element.textContent !== harmless) element.textContent = harmless;
 }
 
 /** Sets or removes an attribute where it differs. */
 export function setAttr(element, name, value) {
   if (value === null || value === undefined || value === false) {
     if (element.hasAttribute(name)) element.removeAttribute(name);
-  } else if (element.getAttribute(name) !== String(value)) {
-    element.setAttribute(name, value);
+  } else if (element.getAttribute(name) !== shown(value)) {
+    element.setAttribute(name, shown(value));
   }
 }
 

@@ -23,7 +23,7 @@ use crate::core::admission::PerAddress;
 use crate::core::links::LinkChoice;
 use crate::io::http::CertificateFiles;
 use crate::io::registrar::is_address;
-use crate::log::LogFormat;
+use tasuki_proto::log::{self, LogFormat};
 
 /// The system's data directory.
 const SYSTEM_DATA: &str = "/var/lib/tasuki-relay";
@@ -60,9 +60,9 @@ impl FromStr for Links {
         if word == "auto" {
             return Ok(Self::Auto);
         }
-        let names = word.split(',').map(str::trim).filter(|name| !name.is_empty());
-        let names = names.map(|name| RelayName::new(name).map_err(|error| error.to_string()));
-        Ok(Self::Names(names.collect::<Result<_, _>>()?))
+        let names = word.split(',').map(|name| RelayName::new(name.trim()));
+        let names: Result<_, _> = names.collect();
+        Ok(Self::Names(names.map_err(|error| format!("{error}: write auto, or names of relays"))?))
     }
 }
 
@@ -157,7 +157,15 @@ impl Reader<'_> {
     }
 
     fn links(&mut self) -> Option<Links> {
-        if let Some(toml::Value::Array(_)) = self.table.get("links") {
+        if let Some(toml::Value::Array(names)) = self.table.get("links") {
+            if names.is_empty() {
+                self.table.remove("links");
+                self.note(
+                    "links",
+                    "an empty list would link with no relay: write \"auto\", or names",
+                );
+                return None;
+            }
             return self.take("links").map(Links::Names);
         }
         match self.take::<String>("links")?.parse() {
@@ -326,7 +334,7 @@ pub fn default_data() -> PathBuf {
 pub struct RelayConfig {
     /// The data directory.
     pub data: PathBuf,
-    /// What is logged, as [`tracing_subscriber::EnvFilter`] takes it.
+    /// What is logged, as [`tasuki_proto::log`] takes it.
     pub log: String,
     /// How it is logged.
     pub log_format: LogFormat,
@@ -477,7 +485,7 @@ impl RelayConfig {
             }
         };
         let log = layer.log.unwrap_or_else(|| "info".to_owned());
-        errors.extend(crate::log::check(&log).map(|error| format!("log: {error}")));
+        errors.extend(log::check(&log).map(|error| format!("log: {error}")));
         check(errors)?;
         Ok(Self {
             data,

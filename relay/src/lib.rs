@@ -7,6 +7,5 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod io;
-pub mod log;
 pub mod reload;
 pub mod switch;

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{ConfigErrors, Layer, RelayConfig};
 use crate::io::event::Event;
-use crate::log::LogControl;
+use tasuki_proto::log::LogControl;
 
 /// Where a relay's settings come from.
 #[derive(Debug, Clone)]

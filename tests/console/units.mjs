@@ -6,6 +6,7 @@ import test from "node:test";
 globalThis.sessionStorage = { getItem: () => null };
 globalThis.document = { hidden: false, addEventListener() {} };
 const { Parser } = await import("../../relay/console/events.js");
+const { setText, shown } = await import("../../relay/console/dom.js");
 const { PagedList } = await import("../../relay/console/list.js");
 const { arrange, placed, scale } = await import("../../relay/console/layout.js");
 
@@ -152,4 +153,13 @@ test("a relay that comes moves the others little", () => {
   const after = arrange([...names, "zulu"], [...links, { a: "zulu", b: "relay-3", rtt: 1000 }], before);
   const moves = names.map((name) => Math.hypot(after.get(name).x - before.get(name).x, after.get(name).y - before.get(name).y));
   assert.ok(moves.reduce((sum, move) => sum + move, 0) / names.length < 0.25, moves.join());
+});
+
+test("what peers say cannot steer the page", () => {
+  assert.equal(shown("a\u001b[2J\u009b\u202ex\u200b\n"), "a\\u{1b}[2J\\u{9b}\\u{202e}x\\u{200b}\\u{a}");
+  assert.equal(shown("plain, 日本語, עברית, 🎽"), "plain, 日本語, עברית, 🎽");
+  assert.equal(shown("\u{e0041}\ufeff"), "\\u{e0041}\\u{feff}");
+  const element = { textContent: "" };
+  setText(element, "\u2066x");
+  assert.equal(element.textContent, "\\u{2066}x");
 });

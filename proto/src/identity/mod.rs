@@ -45,13 +45,13 @@ pub use tls::{
     TlsError, client_config, newcomer_config, quinn_client_config, quinn_newcomer_config,
     quinn_server_config, server_config, shown_certificate, web_server_config,
 };
-pub use token::{Token, TokenError, TokenFor, TokenId, TokenSecret};
+pub use token::{Token, TokenError, TokenFor, TokenId, TokenSecret, word_or_stdin};
 
 /// Why an identity could not be read, written or made.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}: {}", crate::advice::file(source))]
     File {
         /// Which one.
         path: String,

@@ -129,6 +129,22 @@ pub struct Token {
     pub relays: Vec<RelayContact>,
 }
 
+/// The word of a token as a command line gives it: itself, or what standard input holds where it is `-`. Other users of
+/// the machine can see the words of a command line, and so a token in them.
+///
+/// # Errors
+/// When standard input cannot be read, or holds more than a token.
+pub fn word_or_stdin(word: &str) -> std::io::Result<String> {
+    use std::io::Read as _;
+    if word != "-" {
+        return Ok(word.to_owned());
+    }
+    let mut text = String::new();
+    let most = limits::TOKEN_CHARACTERS as u64 + 2;
+    std::io::stdin().lock().take(most).read_to_string(&mut text)?;
+    Ok(text.trim().to_owned())
+}
+
 impl Token {
     /// A token with a fresh id and secret. Of `relays` as many are taken as fit.
     ///

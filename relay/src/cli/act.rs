@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
+use tasuki_proto::text::escape_json;
 use tasuki_proto::{RefusalCode, RelayName, SessionId, TerminalId, limits};
 use tokio::net::UnixStream;
 
@@ -95,7 +96,14 @@ pub(crate) async fn perform(global: &Global, act: Act, out: query::Out<'_>) -> R
         Act::Undrain => ("/api/v1/undrain".to_owned(), "takes terminals".to_owned()),
     };
     let answer = local::ask(&socket, "POST", &path, None).await?;
-    query::print(out, &if global.json { format!("{answer}\n") } else { format!("{did}\n") })
+    query::print(
+        out,
+        &if global.json {
+            format!("{}\n", escape_json(&answer.to_string()))
+        } else {
+            format!("{did}\n")
+        },
+    )
 }
 
 /// Drains, and says who is left; where the relay is to end, until it has.

@@ -13,6 +13,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
+use tasuki_proto::text::escape_json;
 
 use super::query::text::{Look, Paint, wrapped};
 use super::query::{Out, print, unless_unread};
@@ -144,7 +145,7 @@ async fn running(data: &Path) -> Option<Running> {
 fn report(findings: &[Finding], json: bool, look: Look, out: Out<'_>) -> Result<()> {
     if json {
         let text = serde_json::to_string_pretty(findings)?;
-        return print(out, &format!("{text}\n"));
+        return print(out, &format!("{}\n", escape_json(&text)));
     }
     for finding in findings {
         print(out, &lines(finding, look))?;

@@ -1,10 +1,11 @@
 //! `join`: makes a relay of an existing mesh.
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 use tasuki_proto::RelayName;
 use tasuki_proto::enrolment::{PendingKey, enrol, save_relays};
-use tasuki_proto::identity::{Clock, NodeName, Role, Token};
+use tasuki_proto::identity::{Clock, NodeName, Role, Token, word_or_stdin};
 use tasuki_proto::{Refusal, RefusalCode};
 
 use super::{AddressArgs, Global, NO_NAME, refuse_in_use, write_admin_token};
@@ -17,7 +18,8 @@ use crate::io::store::Store;
     after_help = "Example: tasuki-relay join tk1... --name r2 --advertise r2.example.net:4433"
 )]
 pub(super) struct JoinArgs {
-    /// What 'tasuki-relay token relay' printed
+    /// What 'tasuki-relay token relay' printed; - reads it from standard input, so that other users of this machine do
+    /// not see it
     token: String,
     /// This relay's name: a DNS label
     #[arg(long)]
@@ -31,8 +33,8 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> anyhow::Result<()> 
     let (data, layer) = layers(flags.or(global.layer()), global.config.as_deref())?;
     refuse_in_use(&data)?;
     let name = layer.name.clone().ok_or(NO_NAME)?;
-    let token =
-        Token::from_word(&args.token).map_err(|error| anyhow::anyhow!("bad-token: {error}"))?;
+    let word = word_or_stdin(&args.token).context("bad-token: standard input")?;
+    let token = Token::from_word(&word).map_err(|error| anyhow::anyhow!("bad-token: {error}"))?;
     if token.made_for.role() != Role::Relay {
         let detail = "it is for a terminal, see 'tasuki-agent enroll'";
         return Err(Refusal::new(RefusalCode::TokenKind, detail).into());

@@ -19,9 +19,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use tasuki_proto::identity::write_private;
+use tasuki_proto::log::{self, LogFormat};
+use tasuki_proto::text::escape;
 
 use crate::config::{Layer, is_in_use};
-use crate::log::{self, LogFormat};
 
 /// A relay of a Tasuki mesh: joins machines behind NAT.
 #[derive(Debug, Parser)]
@@ -123,7 +124,7 @@ pub fn main() -> ExitCode {
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            eprintln!("error: {}", escape(&format!("{error:#}").replace('\n', " ")));
             if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
@@ -135,7 +136,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         return run::run(&global, args);
     }
     let format = global.log_format.unwrap_or_default();
-    log::start(global.log.as_deref().unwrap_or("warn"), format)?;
+    log::start(global.log.as_deref().unwrap_or("warn"), format)
+        .map_err(|error| anyhow::anyhow!("--log: {error}"))?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         match verb {
             Verb::Init(args) => init::init(&global, args).await,

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use serde_json::Value;
+use tasuki_proto::text::escape_json;
 use tasuki_proto::{ServiceName, SessionId, TerminalId, limits};
 
 use self::table::{Cell, Table};
@@ -157,7 +158,7 @@ impl List<'_> {
         each_page(self.socket, self.path, filter, &mut |items| {
             if self.json {
                 for item in items {
-                    write!(out, "{before}  {item}")?;
+                    write!(out, "{before}  {}", escape_json(&item.to_string()))?;
                     before = ",\n";
                 }
                 return Ok(());
@@ -208,5 +209,5 @@ pub(super) fn print(out: Out<'_>, text: &str) -> Result<()> {
 }
 
 fn pretty(value: &Value) -> String {
-    format!("{value:#}\n")
+    escape_json(&format!("{value:#}\n")).into_owned()
 }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use tasuki_proto::log;
 
 use super::{AddressArgs, Global};
 use crate::config::{Layer, Links};
-use crate::log;
 use crate::reload::{Reloader, Source};
 
 /// Runs the relay on a data directory that 'init' or 'join' made.
@@ -66,7 +66,8 @@ pub(super) fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
     };
     let source = Source { flags: flags.or(global.layer()), file: global.config.clone() };
     let running = source.read()?;
-    let log = log::start(&running.log, running.log_format)?;
+    let log = log::start(&running.log, running.log_format)
+        .map_err(|error| anyhow::anyhow!("--log: {error}"))?;
     tasuki_proto::net::allow_files();
     let reloader = Reloader { source, running, log };
     tokio::runtime::Runtime::new()?.block_on(crate::app::run(reloader))

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
 use clap::Args;
+use tasuki_proto::text::escape;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Place, VerbContext};
@@ -107,11 +108,12 @@ fn tell(out: &mut dyn Write, place: &Place, news: &ForwardNews) -> anyhow::Resul
         ForwardNews::Connected {} => eprintln!("connected to {to}"),
         ForwardNews::Waiting { why, retry_ms } => {
             eprintln!(
-                "no session with {to}, next try in {:.1} s: {why}",
-                *retry_ms as f64 / 1000.0
+                "no session with {to}, next try in {:.1} s: {}",
+                *retry_ms as f64 / 1000.0,
+                escape(why)
             );
         }
-        ForwardNews::Refused { why } => eprintln!("connection refused: {why}"),
+        ForwardNews::Refused { why } => eprintln!("connection refused: {}", escape(why)),
     }
     Ok(())
 }

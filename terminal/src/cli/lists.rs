@@ -34,8 +34,7 @@ fn state(word: &str) -> Result<TerminalState, String> {
 }
 
 fn json(out: &mut dyn Write, value: &Value) -> anyhow::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    Ok(writeln!(out)?)
+    Ok(table::json(out, value)?)
 }
 
 fn rows(value: &Value) -> &[Value] {
@@ -73,6 +72,16 @@ pub(crate) fn status(context: &VerbContext, out: &mut dyn Write) -> anyhow::Resu
         ["sent", "dropped"].map(|field| status["traces"][field].as_u64())
     {
         writeln!(out, "traces     {sent} sent, {dropped} dropped")?;
+    }
+    let inbox = &status["inbox"];
+    if inbox.is_object() {
+        let size = |field: &str| bytes(inbox[field].as_u64().unwrap_or(0));
+        let [files, rests] = ["received", "unfinished"].map(|field| text(inbox, field));
+        let [whole, part] = ["received_bytes", "unfinished_bytes"].map(size);
+        writeln!(
+            out,
+            "inbox      {files} files, {whole}; {rests} unfinished, {part}, removed first"
+        )?;
     }
     writeln!(out, "version    {}", text(&status, "version"))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());

@@ -18,6 +18,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use tasuki_proto::identity::word_or_stdin;
+use tasuki_proto::log::{self, LogFormat};
+use tasuki_proto::text::escape;
 use tasuki_proto::{ServiceName, TerminalId};
 
 use crate::config::{self, ConfigErrors, RawConfig, SYSTEM_DATA};
@@ -58,9 +61,12 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Make this machine a terminal of the mesh
-    #[command(after_help = "Example:\n  tasuki-agent enroll tk1...")]
+    #[command(
+        after_help = "Example:\n  tasuki-agent enroll tk1...\n  tasuki-agent enroll - < token.txt"
+    )]
     Enroll {
-        /// The one-time token that 'tasuki-relay token terminal NAME' printed
+        /// The one-time token that 'tasuki-relay token terminal NAME' printed; - reads it from standard input, so that
+        /// other users of this machine do not see it
         token: String,
     },
     /// Run the daemon
@@ -162,7 +168,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if let Some(ConfigErrors(lines)) = error.downcast_ref() {
-                lines.iter().for_each(|line| eprintln!("error: {line}"));
+                lines.iter().for_each(|line| eprintln!("error: {}", escape(line)));
                 return ExitCode::from(2);
             }
             let output = match error.downcast_ref() {
@@ -171,7 +177,7 @@ pub fn main() -> ExitCode {
             };
             // Who reads the output has enough, as `head`.
             if output.is_none_or(|error| error.kind() != std::io::ErrorKind::BrokenPipe) {
-                eprintln!("error: {error:#}");
+                eprintln!("error: {}", escape(&format!("{error:#}")));
             }
             ExitCode::from(1)
         }
@@ -201,6 +207,7 @@ impl Cli {
             Verb::Enroll { token } => {
                 let data = own_data()?;
                 block_on(async {
+                    let token = word_or_stdin(&token).context("bad-token: standard input")?;
                     let id = enroll::enroll(&data, &token).await?;
                     println!("enrolled as {id}: start 'tasuki-agent run'");
                     Ok(())
@@ -251,14 +258,11 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 }
 
 fn start_log(level: &str) -> Result<(), ConfigErrors> {
-    let filter = tracing_subscriber::EnvFilter::try_new(level)
-        .map_err(|error| ConfigErrors(vec![format!("log '{level}': {error}")]))?;
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi)
-        .try_init();
+    if let Some(error) = log::check(level) {
+        return Err(ConfigErrors(vec![format!("log: {error}")]));
+    }
+    // Tests start it more than once in a process; the first one counts.
+    let _ = log::start(level, LogFormat::Text);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 use tasuki_proto::TerminalId;
+use tasuki_proto::text::escape;
 
 use super::VerbContext;
 use crate::io::ipc::{PingNews, PingResult, Request};
@@ -37,7 +38,7 @@ pub(crate) fn run(
                 args.target,
                 news.sequence,
                 rtt_us as f64 / 1000.0,
-                news.path
+                escape(&news.path)
             ),
             None => writeln!(out, "{}: {} lost", args.target, news.sequence),
         };
@@ -45,11 +46,11 @@ pub(crate) fn run(
     broken?;
     let summary: PingResult = serde_json::from_value(result.clone())?;
     if context.json {
-        serde_json::to_writer_pretty(&mut *out, &result)?;
-        writeln!(out)?;
+        super::table::json(out, &result)?;
     } else {
         let ms = |us: u64| us as f64 / 1000.0;
-        let PingResult { sent, received, rtt_us, path, .. } = &summary;
+        let PingResult { sent, received, rtt_us, .. } = &summary;
+        let path = escape(&summary.path);
         writeln!(
             out,
             "{received} of {sent} came back, {path}; ms: min {:.3}, p50 {:.3}, p99 {:.3}, max {:.3}",

@@ -196,7 +196,7 @@ impl<'a> Upload<'a> {
             bail!("protocol-error: the other terminal's answer is not understood");
         };
         self.bar.finish_and_clear();
-        Ok((tasuki_proto::session::shown(&stored.path, 4096), self.size))
+        Ok((tasuki_proto::text::shown(&stored.path, 4096), self.size))
     }
 
     /// Sends what the other side does not have, several segments at once; gives the hashes of all.

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use serde_json::Value;
-use tasuki_proto::session::shown;
+use tasuki_proto::text::{escape, escape_json, shown};
 
 /// Columns of a screen.
 pub const WIDTH: usize = 80;
@@ -16,7 +16,8 @@ pub fn print(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) -> io::Re
     let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
     let all: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
     let widest = |column: usize| {
-        all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+        let length = |cell: &String| escape(cell).chars().count();
+        all.iter().filter_map(|row| row.get(column)).map(length).max()
     };
     let mut widths: Vec<usize> =
         (0..head.len()).map(|column| widest(column).unwrap_or(0)).collect();
@@ -34,12 +35,21 @@ pub fn print(out: &mut dyn Write, head: &[&str], rows: &[Vec<String>]) -> io::Re
 }
 
 fn fit(cell: &str, width: usize) -> String {
+    let cell = escape(cell);
     let length = cell.chars().count();
     if length <= width {
         return format!("{cell}{}", " ".repeat(width - length));
     }
     let cut: String = cell.chars().take(width.saturating_sub(1)).collect();
     format!("{cut}…")
+}
+
+/// Prints a value as JSON, harmless on a screen whatever peers wrote into it.
+///
+/// # Errors
+/// The writer's.
+pub fn json(out: &mut dyn Write, value: &impl serde::Serialize) -> io::Result<()> {
+    writeln!(out, "{}", escape_json(&serde_json::to_string_pretty(value)?))
 }
 
 /// A field of a JSON row as text: lists with commas, nothing for null.
@@ -92,6 +102,19 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(text.lines().skip(1).all(|line| line.ends_with("ok")), "{text}");
+    }
+
+    #[test]
+    fn what_peers_say_cannot_steer_a_screen() {
+        let evil = "\u{1b}]0;t\u{7}\u{9b}2J\u{202e}\u{200b}\r\n";
+        let row = serde_json::json!({ "x": evil, "all": [evil] });
+        let mut out = Vec::new();
+        print(&mut out, &["A"], &[vec![evil.into()]]).unwrap();
+        json(&mut out, &row).unwrap();
+        let printed = String::from_utf8(out).unwrap() + &text(&row, "x") + &text(&row, "all");
+        let harmful = |c| tasuki_proto::text::is_hazard(c) && c != '\n';
+        assert!(!printed.contains(harmful), "{printed:?}");
+        assert!(!text(&row, "x").contains('\n'));
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub fn inbox_path(folder: &str, name: &str) -> Result<Vec<String>, Refusal> {
         let whole = format!("{folder}/{name}");
         return Err(Refusal::new(
             RefusalCode::BadFileName,
-            tasuki_proto::session::shown(&whole, 100),
+            tasuki_proto::text::shown(&whole, 100),
         ));
     }
     Ok(parts.into_iter().map(str::to_owned).collect())

@@ -86,6 +86,46 @@ pub(crate) fn crates_are_layered(tree: &Tree) -> Vec<String> {
     out
 }
 
+/// Text of others is escaped at the edges: one log set-up, one way to print JSON, one way to write into a page.
+pub(crate) fn text_of_others_is_escaped(tree: &Tree) -> Vec<String> {
+    let mut out = Vec::new();
+    for (path, text) in tree.shipped() {
+        let text = shipped_code(text);
+        if path != "proto/src/log.rs" {
+            let why = "proto/src/log.rs sets logs up, and escapes what peers say";
+            out.extend(findings_of(path, &text, &["tracing_subscriber"], why));
+        }
+        if path.contains("/src/cli/") {
+            let why = "JSON is printed by cli/table.rs or escape_json, which escape it";
+            out.extend(findings_of(path, &text, &["to_writer", "to_writer_pretty"], why));
+        }
+        if path.ends_with("/src/cli/mod.rs") {
+            for (at, line) in text.lines().enumerate() {
+                if line.contains("eprintln!(") && !line.contains("escape(") {
+                    out.push(format!("{path}:{}: an error is printed unescaped", at + 1));
+                }
+            }
+        }
+    }
+    const WRITES: [&str; 5] =
+        [".textContent = ", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"];
+    let pages = tree.files().filter(|(path, _)| {
+        path.starts_with("relay/console/")
+            && path.ends_with(".js")
+            && *path != "relay/console/dom.js"
+    });
+    for (path, text) in pages {
+        for (at, line) in text.lines().enumerate() {
+            let writes = WRITES.iter().any(|write| line.contains(write))
+                || line.contains("document.title = ") && !line.contains("shown(");
+            if writes {
+                out.push(format!("{path}:{}: relay/console/dom.js writes text, escaped", at + 1));
+            }
+        }
+    }
+    out
+}
+
 /// One file names the serialisation, so that one file replaces it (ADR 1).
 pub(crate) fn one_file_names_bincode(tree: &Tree) -> Vec<String> {
     tree.rust("")

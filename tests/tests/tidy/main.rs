@@ -105,6 +105,22 @@ rules! {
             [("proto/src/rows.rs", "//! One bincode struct.")],
         ],
     }
+    code::text_of_others_is_escaped {
+        broken: [
+            [("relay/src/a.rs", "fn f() { tracing_subscriber::fmt(); }")],
+            [("terminal/src/cli/a.rs", "fn f() { serde_json::to_writer_pretty(out, v)?; }")],
+            [("terminal/src/cli/mod.rs", "fn f() { eprintln!(\"error: {error}\"); }")],
+            [("relay/console/a.js", "note.textContent = error.message;")],
+            [("relay/console/a.js", "cell.innerHTML = row.name;")],
+            [("relay/console/a.js", "document.title = row.name;")],
+        ],
+        sound: [
+            [("proto/src/log.rs", "use tracing_subscriber::fmt;"),
+             ("terminal/src/cli/mod.rs", "fn f() { eprintln!(\"error: {}\", escape(&line)); }"),
+             ("relay/console/dom.js", "element.textContent = harmless;"),
+             ("relay/console/a.js", "hidden = note.textContent === \"\"; document.title = shown(x);")],
+        ],
+    }
     code::no_features {
         broken: [
             [("relay/Cargo.toml", "[features]\nfast = []\n")],

@@ -1,14 +1,15 @@
 //! The rows of relays, terminals and sessions, and this relay's status.
 
 use serde_json::Value;
+use tasuki_proto::text::escape;
 
 use super::table::{Cell, Table};
 use super::text::{Look, Paint, bytes, milliseconds, span, wrapped};
 
-/// A value as text without quotes, nothing as `-`.
+/// A value as text without quotes, nothing as `-`. What a screen could obey is escaped.
 pub(crate) fn plain(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => escape(text).into_owned(),
         Value::Null => "-".to_owned(),
         other => other.to_string(),
     }
@@ -105,7 +106,7 @@ pub(super) fn session_detail(row: &Value) -> String {
 /// This relay.
 pub(super) fn status(status: &Value, look: Look) -> String {
     let state = match (&status["not_ready"], status["draining"] == true) {
-        (Value::String(why), _) => look.paint(Paint::Warn, &format!("not ready: {why}")),
+        (Value::String(why), _) => look.paint(Paint::Warn, &format!("not ready: {}", escape(why))),
         (_, true) => look.paint(Paint::Warn, "draining"),
         _ => look.paint(Paint::Good, "ready"),
     };

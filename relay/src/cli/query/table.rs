@@ -1,6 +1,8 @@
 //! Tables for people: columns as wide as needed, lines of at most [`LINE`] characters.
 
-use super::text::{LINE, Look, Paint, shown};
+use tasuki_proto::text::escape;
+
+use super::text::{LINE, Look, Paint};
 
 /// Characters between columns.
 const GAP: usize = 2;
@@ -43,7 +45,7 @@ impl Table {
     }
 
     /// These rows as lines, below the heads where they are the first. Control characters, which a terminal
-    /// would obey, are replaced; what does not fit is cut.
+    /// would obey, are escaped; what does not fit is cut.
     pub(crate) fn lines(&mut self, rows: &[Vec<Cell>]) -> String {
         self.fit(rows);
         let mut out = String::new();
@@ -60,7 +62,7 @@ impl Table {
     pub(crate) fn fit(&mut self, rows: &[Vec<Cell>]) {
         for row in rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.text.chars().count());
+                *width = (*width).max(escape(&cell.text).chars().count());
             }
         }
         self.shrink();
@@ -94,11 +96,12 @@ impl Table {
 
 /// `text` in at most `width` characters.
 pub(crate) fn fitted(text: &str, width: usize) -> String {
+    let text = escape(text);
     if text.chars().count() <= width {
-        return shown(text);
+        return text.into_owned();
     }
     let cut: String = text.chars().take(width.saturating_sub(1)).collect();
-    format!("{}…", shown(&cut))
+    format!("{cut}…")
 }
 
 #[cfg(test)]
@@ -113,7 +116,7 @@ mod tests {
     fn columns_line_up_over_pages() {
         let mut table = Table::new(&["ID", "STATE"], Look::plain());
         assert_eq!(table.lines(&[row(&["plant7", "up"])]), "ID      STATE\nplant7  up\n");
-        assert_eq!(table.lines(&[row(&["a", "\u{1b}[31m"])]), "a       ?[31m\n");
+        assert_eq!(table.lines(&[row(&["a", "\u{1b}[31m"])]), "a       \\u{1b}[31m\n");
     }
 
     #[test]

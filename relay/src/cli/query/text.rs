@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tasuki_proto::text::escape;
+
 /// Characters of a line.
 pub(crate) const LINE: usize = 80;
 
@@ -119,16 +121,16 @@ pub(crate) fn milliseconds(us: f64) -> String {
     }
 }
 
-/// Text as it may be shown: a terminal would obey control characters.
-pub(crate) fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+/// Escapes what a screen could obey; line breaks, at which text is wrapped, become spaces.
+fn escape_words(text: &str) -> String {
+    text.split('\n').map(escape).collect::<Vec<_>>().join(" ")
 }
 
 /// Lines of at most [`LINE`] characters: `head` in a column of `width`, and beside it the words of `text`.
 pub(crate) fn wrapped(head: &str, width: usize, text: &str) -> String {
     let room = LINE.saturating_sub(width).max(20);
     let (mut lines, mut line) = (Vec::new(), String::new());
-    for word in shown(text).split_whitespace() {
+    for word in escape_words(text).split_whitespace() {
         let mut letters: Vec<char> = word.chars().collect();
         while !letters.is_empty() {
             let used = line.chars().count();
@@ -174,7 +176,7 @@ mod tests {
         assert!(lines.lines().skip(1).all(|line| line.starts_with("        ")), "{lines}");
         assert_eq!(lines.matches('x').count(), 100);
         assert_eq!(wrapped("a", 3, ""), "a\n");
-        assert_eq!(wrapped("a", 3, "\u{1b}[31m"), "a  ?[31m\n");
+        assert_eq!(wrapped("a", 3, "\u{1b}[31m"), "a  \\u{1b}[31m\n");
     }
 
     #[test]

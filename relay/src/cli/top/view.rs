@@ -6,11 +6,12 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph, Row, Table, TableState};
 use serde_json::Value;
+use tasuki_proto::text::escape;
 
 use super::model::{Model, STATES, View, session_key};
 use crate::cli::query::lists::{items, plain, relay_state};
 use crate::cli::query::table::Cell;
-use crate::cli::query::text::{Look, Paint, bytes, milliseconds, shown, span};
+use crate::cli::query::text::{Look, Paint, bytes, milliseconds, span};
 
 /// Lines above the list, and below it: the marked row in full, and the keys.
 const ABOVE: u16 = 4;
@@ -41,7 +42,9 @@ fn style(look: Look, paint: Paint) -> Style {
 type Pieces = Vec<(Paint, String)>;
 
 fn line(look: Look, pieces: Pieces) -> Line<'static> {
-    let span = |(paint, text): (Paint, String)| Span::styled(shown(&text), style(look, paint));
+    let span = |(paint, text): (Paint, String)| {
+        Span::styled(escape(&text).into_owned(), style(look, paint))
+    };
     Line::from_iter(pieces.into_iter().map(span))
 }
 
@@ -162,7 +165,10 @@ fn draw_list(model: &Model, look: Look, frame: &mut Frame<'_>, area: Rect) {
     let seen = rows.iter().skip(place.top).take(height);
     let row = |row: &&Value| {
         let cells = cells(model, row, look).into_iter();
-        Row::new(cells.map(|cell| Span::styled(shown(&cell.text), style(look, cell.paint))))
+        Row::new(
+            cells
+                .map(|cell| Span::styled(escape(&cell.text).into_owned(), style(look, cell.paint))),
+        )
     };
     let head = Row::new(heads.iter().copied()).style(style(look, Paint::Head));
     let mark = Style::new().add_modifier(Modifier::REVERSED);

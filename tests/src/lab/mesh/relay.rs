@@ -139,7 +139,7 @@ impl Relay {
         assert!(!self.is_running(), "{} runs already", self.name);
         let mut command = self.command();
         command.args(["run", "--log", "info"]);
-        if let Some(links) = &self.spec.links {
+        if let Some(links) = self.spec.links.as_deref().filter(|links| !links.is_empty()) {
             command.args(["--links", links]);
         }
         if self.spec.quick_silence {
