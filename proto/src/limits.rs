@@ -361,6 +361,24 @@ pub const FILE_SEGMENTS: usize = 4096;
 pub const FILE_SEGMENT_BYTES: u64 = 1024 * 1024;
 /// Files that one session receives at once; further ones are refused with `busy`.
 pub const TRANSFERS_PER_SESSION: usize = 16;
+/// Unfinished files of one sender in an inbox, those on their way included; the oldest makes room, and when all are on
+/// their way `busy`.
+pub const UNFINISHED_FILES_PER_SENDER: usize = 32;
+/// Unfinished files in an inbox; the sender's oldest makes room, then the oldest that is not
+/// [`REST_SAFE_TIME`] young; else `busy`.
+pub const UNFINISHED_FILES: usize = 512;
+/// How long the rest of another sender's transfer is safe from files that need its room.
+pub const REST_SAFE_TIME: Duration = Duration::from_secs(3600);
+/// Bytes of the disk that an inbox leaves to others, a twentieth of a small disk; beyond: `inbox-full`.
+pub const INBOX_DISK_LEFT: u64 = 64 * 1024 * 1024;
+/// Bytes of all files in an inbox, unless configured; beyond: `inbox-full`.
+pub const INBOX_BYTES: u64 = 1_000_000_000_000;
+/// Bytes of one sender's files in an inbox, unless configured; beyond: `inbox-full`.
+pub const INBOX_BYTES_PER_SENDER: u64 = 250_000_000_000;
+/// Files of one sender in an inbox; beyond: `inbox-full`.
+pub const INBOX_FILES_PER_SENDER: usize = 100_000;
+/// Terminals that an agent's `ls` lists; a relay that gives more is told off with `protocol-error`.
+pub const LISTED_TERMINALS: usize = 2_000_000;
 /// How long the rest of an interrupted transfer is kept.
 pub const PARTIAL_FILE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Connections of verbs to one daemon; further ones are refused with `busy`.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tasuki_proto::advice;
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::enrolment::{Enrolled, keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, write_private};
@@ -27,6 +28,8 @@ use crate::io::services::Services;
 const CLOCK_MARK: &str = "clock.mark";
 /// How often it is kept.
 const MARK_PERIOD: Duration = Duration::from_secs(3600);
+/// How long to wait before what the disk did not take is kept again.
+const KEEP_AGAIN: Duration = Duration::from_secs(60);
 /// How long the log-out at the end may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -36,6 +39,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// When the data directory is not usable, in use, or without an identity.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     tasuki_proto::net::allow_files();
+    if let Some(why) = advice::foreign_owner(&config.data) {
+        anyhow::bail!(why);
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let ipc = IpcListener::bind(&config.data, config::is_root()).map_err(|error| {
@@ -47,14 +53,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             ErrorKind::NotFound => anyhow::anyhow!(
                 "not-enrolled: {data} does not exist: run 'tasuki-agent enroll TOKEN' first"
             ),
-            _ => anyhow::anyhow!("data-not-usable: {data}: {error}: check owner and mode"),
+            _ => anyhow::anyhow!("data-not-usable: {data}: {error}: {}", advice::file(&error)),
         }
     })?;
     let access = Arc::new(config.access.clone());
     let (sessions, incoming) = mpsc::channel(limits::ACCEPTED_SESSIONS_QUEUE);
     let upper = Upper { access: access.clone(), incoming: sessions };
     let agent = driver::start(lower_half(&config)?, upper).context("the agent could not start")?;
-    let services = Services::new(access, config.exposed.clone(), config.data.join("inbox"));
+    let services =
+        Services::new(access, config.exposed.clone(), config.data.join("inbox"), config.inbox);
     let serve_verbs = ipc.serve(agent.clone(), services.clone());
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
         tracing::debug!(%error, "systemd was not told");
@@ -134,13 +141,16 @@ async fn keep_watchdog(agent: Agent) {
 /// Writes the relays for the next start. The disk may take its time: nothing waits for it.
 async fn keep_contacts(data: PathBuf, mut contacts: watch::Receiver<Vec<RelayContact>>) {
     while contacts.changed().await.is_ok() {
-        let (relays, data) = (contacts.borrow_and_update().clone(), data.clone());
-        match tokio::task::spawn_blocking(move || save_relays(&data, &relays)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the relays could not be kept for the next start");
+        loop {
+            let (relays, data) = (contacts.borrow_and_update().clone(), data.clone());
+            match tokio::task::spawn_blocking(move || save_relays(&data, &relays)).await {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the relays could not be kept for the next start yet");
+                    tokio::time::sleep(KEEP_AGAIN).await;
+                }
+                Err(_) => return,
             }
-            Err(_) => return,
         }
     }
 }

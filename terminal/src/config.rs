@@ -14,6 +14,7 @@ use tasuki_proto::traces::{self, TracesConfig};
 use tasuki_proto::{RelayName, ServiceName, TerminalId, limits};
 
 use crate::core::access::{AccessRules, Allowed};
+use crate::core::inbox::Quota;
 
 /// The data directory of the system's daemon.
 pub const SYSTEM_DATA: &str = "/var/lib/tasuki-agent";
@@ -126,6 +127,8 @@ pub struct Config {
     pub idle: Duration,
     /// How long a session whose paths are all lost waits for another.
     pub resume: Duration,
+    /// How much the inbox may hold.
+    pub inbox: Quota,
     /// Where traces go.
     pub traces: Option<traces::Endpoint>,
 }
@@ -160,6 +163,10 @@ pub struct RawConfig {
     pub idle: Option<u64>,
     /// Seconds that a session waits for a path after all of its paths were lost.
     pub resume: Option<u64>,
+    /// MB of all files in the inbox.
+    pub inbox_total: Option<u64>,
+    /// MB of one sender's files in the inbox.
+    pub inbox_per_sender: Option<u64>,
     /// `endpoint = "http://HOST:PORT"`.
     pub traces: Option<TracesConfig>,
 }
@@ -268,6 +275,7 @@ impl RawConfig {
         if resume > RESUME_MOST {
             errors.push(format!("resume {}: at most {}", resume.as_secs(), RESUME_MOST.as_secs()));
         }
+        let inbox = self.check_quota(&mut errors);
         if !errors.is_empty() {
             return Err(ConfigErrors(errors));
         }
@@ -283,8 +291,24 @@ impl RawConfig {
             keep_alive,
             idle,
             resume,
+            inbox,
             traces: self.traces.clone().map(|traces| traces.endpoint),
         })
+    }
+
+    fn check_quota(&self, errors: &mut Vec<String>) -> Quota {
+        let most = Quota::default();
+        let mut bytes = |key: &str, mb: Option<u64>, unless: u64| {
+            if mb == Some(0) {
+                errors.push(format!(
+                    "{key} 0: at least 1 (MB); without --allow inbox=... nobody sends"
+                ));
+            }
+            mb.map_or(unless, |mb| mb.saturating_mul(1_000_000))
+        };
+        let total = bytes("inbox-total", self.inbox_total, most.total);
+        let per_sender = bytes("inbox-per-sender", self.inbox_per_sender, most.per_sender);
+        Quota { total, per_sender: per_sender.min(total) }
     }
 
     fn check_exposed(&self, errors: &mut Vec<String>) -> BTreeMap<ServiceName, Endpoint> {
@@ -323,8 +347,11 @@ impl RawConfig {
                     continue;
                 }
             };
-            if !matches!(name.as_str(), PING | INBOX) && !exposed.contains_key(&service) {
-                tracing::warn!(%service, "--allow has no effect: no such service is exposed");
+            // A misspelt name would leave the service that was meant closed.
+            if !matches!(name.as_str(), PING | INBOX) && !self.expose.contains_key(name) {
+                let all: Vec<&str> = exposed.keys().map(ServiceName::as_str).collect();
+                let all = [&all[..], &[INBOX, PING]].concat().join(", ");
+                errors.push(format!("allow {service}: it is not exposed; there are: {all}"));
             }
             let words = users.words();
             if words == ["*"] {
@@ -420,6 +447,8 @@ mod tests {
             direct = "never"
             direct-never = ["ssh", "dns"]
             port-mapping = "never"
+            inbox-total = 10
+            inbox-per-sender = 50
             keep-alive = 2
             idle = 6
             [expose]
@@ -441,6 +470,7 @@ mod tests {
         assert!(config.never_direct.len() == 2 && !config.port_mapping);
         assert!(matches!(&config.relays, RelayChoice::Only(names) if names.len() == 2));
         assert_eq!(config.keep_alive, Duration::from_secs(2));
+        assert_eq!(config.inbox, Quota { total: 10_000_000, per_sender: 10_000_000 });
         let alice = TerminalId::new("alice").unwrap();
         assert!(config.access.check(&alice, &ServiceName::new("inbox").unwrap()).is_ok());
     }
@@ -455,6 +485,7 @@ mod tests {
             port-mapping = "yes"
             keep-alive = 10
             idle = 10
+            inbox-total = 0
             [expose]
             ssh = "127.0.0.1:22"
             ping = "tcp://127.0.0.1:7"
@@ -465,7 +496,7 @@ mod tests {
             "#,
         )
         .unwrap_err();
-        assert_eq!(errors.0.len(), 9, "{errors:#?}");
+        assert_eq!(errors.0.len(), 11, "{errors:#?}");
     }
 
     #[test]

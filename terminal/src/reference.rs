@@ -14,7 +14,7 @@ pub struct Setting {
 }
 
 /// All settings, in the order of the documentation.
-pub const SETTINGS: [Setting; 13] = {
+pub const SETTINGS: [Setting; 15] = {
     const fn setting(
         key: &'static str,
         flag: &'static str,
@@ -85,6 +85,18 @@ pub const SETTINGS: [Setting; 13] = {
             "--resume",
             "60",
             "s: how long a session whose paths are all lost waits for another; at most 80",
+        ),
+        setting(
+            "inbox-total",
+            "--inbox-total",
+            "1000000",
+            "MB: how much the files in the inbox may take, of all senders",
+        ),
+        setting(
+            "inbox-per-sender",
+            "--inbox-per-sender",
+            "250000",
+            "MB: how much the files of one sender in the inbox may take",
         ),
         setting(
             "traces",

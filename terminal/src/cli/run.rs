@@ -36,6 +36,12 @@ pub struct RunArgs {
     /// Seconds that a session whose paths are all lost waits for another one, at most 80; 60 unless given.
     #[arg(long, value_name = "SECONDS")]
     resume: Option<u64>,
+    /// MB that all files in the inbox may take; 1000000 unless given
+    #[arg(long, value_name = "MB")]
+    inbox_total: Option<u64>,
+    /// MB that the files of one sender in the inbox may take; 250000 unless given
+    #[arg(long, value_name = "MB")]
+    inbox_per_sender: Option<u64>,
 }
 
 impl RunArgs {
@@ -55,6 +61,8 @@ impl RunArgs {
         raw.keep_alive = self.keep_alive.or(raw.keep_alive);
         raw.idle = self.idle.or(raw.idle);
         raw.resume = self.resume.or(raw.resume);
+        raw.inbox_total = self.inbox_total.or(raw.inbox_total);
+        raw.inbox_per_sender = self.inbox_per_sender.or(raw.inbox_per_sender);
         match raw.check(data) {
             Ok(config) if errors.is_empty() => Ok(config),
             Ok(_) => Err(ConfigErrors(errors)),

@@ -6,6 +6,7 @@ pub mod access;
 pub mod budget;
 pub mod calls;
 pub mod candidates;
+pub mod inbox;
 pub mod login;
 pub mod nat;
 pub mod paths;

@@ -1,9 +1,11 @@
 //! Files for the inbox: which names are taken, and when a received file is whole. Pure.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use ring::digest::{self, SHA256};
 use tasuki_proto::session::{Offer, segments};
+use tasuki_proto::text::{escape, shown};
 use tasuki_proto::{Refusal, RefusalCode, TerminalId};
 
 /// SHA-256.
@@ -13,11 +15,14 @@ pub type Hash = [u8; 32];
 const FOLDERS: usize = 16;
 /// Bytes of one part of a path (what common file systems take).
 const PART_BYTES: usize = 255;
-/// The permission bits that a received file may get; the owner can always read and write it.
-const MODE_MASK: u32 = 0o755;
+/// The permission bits that a received file may get; the owner can always read and write it. Nobody can execute it:
+/// whether a file from elsewhere is to be run is decided here, not there.
+const MODE_MASK: u32 = 0o644;
 
 /// The folder below the inbox that holds unfinished files. No offer can name it, since it begins with a dot.
 pub const PARTIAL_FOLDER: &str = ".partial";
+/// The folder below the inbox that keeps who sent what.
+pub const RECEIVED_FOLDER: &str = ".received";
 
 /// A plain name: it stays where it is put. Neither empty, nor hidden, nor with a separator or a control character.
 fn is_plain(part: &str) -> bool {
@@ -28,25 +33,39 @@ fn is_plain(part: &str) -> bool {
         && !part.chars().any(char::is_control)
 }
 
-/// Where an offered file lands below the inbox: its folder's parts, then its name.
+/// Where an offered file lands below the inbox: its folder's parts, then its name. Characters that a screen would hide
+/// or obey (changes of direction, zero width) are escaped.
 ///
 /// # Errors
 /// `bad-file-name` for whatever could leave the inbox, hide in it, or is not a plain name.
 pub fn inbox_path(folder: &str, name: &str) -> Result<Vec<String>, Refusal> {
-    let mut parts: Vec<&str> =
-        if folder.is_empty() { Vec::new() } else { folder.split('/').collect() };
-    parts.push(name);
-    if parts.len() > FOLDERS + 1 || !parts.iter().all(|part| is_plain(part)) {
-        let whole = format!("{folder}/{name}");
-        return Err(Refusal::new(
-            RefusalCode::BadFileName,
-            tasuki_proto::text::shown(&whole, 100),
-        ));
-    }
-    Ok(parts.into_iter().map(str::to_owned).collect())
+    let mut parts = inbox_folder(folder)?;
+    parts.push(plain(name).ok_or_else(|| bad_name(name))?);
+    Ok(parts)
 }
 
-/// The permission bits of a received file: never set-uid, never writable by others.
+/// The parts of a folder below the inbox; none for the inbox itself.
+///
+/// # Errors
+/// As [`inbox_path`].
+pub fn inbox_folder(folder: &str) -> Result<Vec<String>, Refusal> {
+    if folder.is_empty() {
+        return Ok(Vec::new());
+    }
+    let parts: Option<Vec<String>> = folder.split('/').map(plain).collect();
+    parts.filter(|parts| parts.len() <= FOLDERS).ok_or_else(|| bad_name(folder))
+}
+
+fn bad_name(name: &str) -> Refusal {
+    Refusal::new(RefusalCode::BadFileName, format!("'{}'", shown(name, 100)))
+}
+
+fn plain(part: &str) -> Option<String> {
+    let escaped = escape(part);
+    (is_plain(part) && escaped.len() <= PART_BYTES).then(|| escaped.into_owned())
+}
+
+/// The permission bits of a received file: never set-uid, never writable by others, never executable.
 pub fn file_mode(offered: u32) -> u32 {
     offered & MODE_MASK | 0o600
 }
@@ -61,7 +80,13 @@ pub fn partial_name(peer: &TerminalId, offer: &Offer) -> PathBuf {
     hash.update(&offer.size.to_be_bytes());
     let digest = hash.finish();
     let hex: String = digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    PathBuf::from(format!("{hex}.part"))
+    PathBuf::from(format!("{peer}.{hex}.part"))
+}
+
+/// Who sent the rest of this name; `None` for names that earlier versions gave.
+pub fn sender_of_partial(name: &str) -> Option<TerminalId> {
+    let (sender, rest) = name.split_once('.')?;
+    rest.ends_with(".part").then(|| TerminalId::new(sender).ok()).flatten()
 }
 
 /// SHA-256 over the hashes of all segments: what a whole file is checked by.
@@ -82,6 +107,10 @@ pub fn to_hash(digest: &digest::Digest) -> Hash {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incoming {
     hashes: Vec<Option<Hash>>,
+    /// Segments that are being written.
+    writing: BTreeSet<u32>,
+    /// The file was found whole; nothing may be written any more.
+    sealed: bool,
 }
 
 impl Incoming {
@@ -90,16 +119,27 @@ impl Incoming {
         let count = segments(size) as usize;
         let mut hashes: Vec<Option<Hash>> = have.iter().copied().map(Some).take(count).collect();
         hashes.resize(count, None);
-        Self { hashes }
+        Self { hashes, writing: BTreeSet::new(), sealed: false }
     }
 
     /// A segment begins to arrive; until it is whole it counts as missing.
     ///
     /// # Errors
-    /// `bad-request` when the file has no such segment.
+    /// `bad-request` when the file has no such segment, the segment is being written already, or the file is finished.
     pub fn begin(&mut self, index: u32) -> Result<(), Refusal> {
+        if self.sealed {
+            return Err(Refusal::new(RefusalCode::BadRequest, "the file is finished"));
+        }
         *self.slot(index)? = None;
+        if !self.writing.insert(index) {
+            return Err(Refusal::new(RefusalCode::BadRequest, "segment is on its way already"));
+        }
         Ok(())
+    }
+
+    /// A segment that began to arrive does not arrive any more.
+    pub fn abort(&mut self, index: u32) {
+        self.writing.remove(&index);
     }
 
     /// A segment was written and its hash was right.
@@ -108,6 +148,7 @@ impl Incoming {
     /// `bad-request` when the file has no such segment.
     pub fn complete(&mut self, index: u32, hash: Hash) -> Result<(), Refusal> {
         *self.slot(index)? = Some(hash);
+        self.writing.remove(&index);
         Ok(())
     }
 
@@ -115,6 +156,19 @@ impl Incoming {
         self.hashes
             .get_mut(index as usize)
             .ok_or_else(|| Refusal::new(RefusalCode::BadRequest, "no such segment"))
+    }
+
+    /// As [`Incoming::check`]; from then on nothing is written, so that the file stays what was checked.
+    ///
+    /// # Errors
+    /// As [`Incoming::check`], and `bad-request` while a segment is being written.
+    pub fn seal(&mut self, wanted: &Hash) -> Result<(), Refusal> {
+        if !self.writing.is_empty() {
+            return Err(Refusal::new(RefusalCode::BadRequest, "a segment is still on its way"));
+        }
+        self.check(wanted)?;
+        self.sealed = true;
+        Ok(())
     }
 
     /// Whether the file is whole and the one that the sender means.
@@ -147,9 +201,12 @@ impl std::str::FromStr for Destination {
             .split_once(':')
             .ok_or_else(|| format!("'{word}' has no ':'; write TARGET: or TARGET:DIR"))?;
         let folder = folder.trim_end_matches('/').to_owned();
-        if !folder.is_empty() {
-            inbox_path(&folder, "x").map_err(|refusal| refusal.to_string())?;
+        if folder.starts_with('/') || folder.is_empty() && word.ends_with('/') {
+            return Err(format!(
+                "bad-file-name: '{folder}/': folders are below the inbox: leave out the leading '/'"
+            ));
         }
+        inbox_folder(&folder).map_err(|refusal| refusal.to_string())?;
         Ok(Self { target: TerminalId::new(target).map_err(|error| error.to_string())?, folder })
     }
 }
@@ -190,6 +247,35 @@ mod tests {
         assert!(inbox_path("", &"a".repeat(256)).is_err());
     }
 
+    #[test]
+    fn names_that_deceive_are_escaped_and_refusals_name_what_was_written() {
+        assert_eq!(
+            inbox_path("a\u{200b}", "\u{202e}gpj.exe").unwrap(),
+            ["a\\u{200b}", "\\u{202e}gpj.exe"]
+        );
+        assert!(inbox_path("", &"\u{feff}".repeat(80)).is_err(), "too long when escaped");
+        assert_eq!(inbox_path("", "a\u{1b}b").unwrap_err().detail, "'a\\u{1b}b'");
+        assert_eq!(inbox_path("", "/x").unwrap_err().detail, "'/x'");
+        assert_eq!(inbox_path("ok", ".x").unwrap_err().detail, "'.x'");
+    }
+
+    #[test]
+    fn the_name_of_a_rest_says_whose_it_is() {
+        let offer = Offer {
+            transfer: 1,
+            folder: String::new(),
+            name: "n".into(),
+            size: 5,
+            mode: 0,
+            overwrite: false,
+        };
+        let peer = TerminalId::new("plant-7").unwrap();
+        let name = partial_name(&peer, &offer);
+        assert_eq!(sender_of_partial(name.to_str().unwrap()), Some(peer));
+        assert_eq!(sender_of_partial("0123456789abcdef0123456789abcdef.part"), None);
+        assert_eq!(sender_of_partial("x.y"), None);
+    }
+
     proptest! {
         #[test]
         fn no_offer_leaves_the_inbox(
@@ -210,7 +296,7 @@ mod tests {
         #[test]
         fn modes_are_tame(mode: u32) {
             let mode = file_mode(mode);
-            prop_assert_eq!(mode & !0o755, 0);
+            prop_assert_eq!(mode & !0o644, 0);
             prop_assert_eq!(mode & 0o600, 0o600);
         }
     }
@@ -228,6 +314,15 @@ mod tests {
         assert_eq!(file.check(&wanted), Ok(()));
         file.begin(0).unwrap();
         assert!(file.check(&wanted).is_err());
+        assert!(file.begin(0).is_err(), "twice at once");
+        file.complete(0, [1; 32]).unwrap();
+        file.begin(1).unwrap();
+        assert!(file.seal(&wanted).is_err(), "a segment is on its way");
+        file.abort(1);
+        assert!(file.seal(&wanted).is_err(), "and does not arrive");
+        file.complete(1, [2; 32]).unwrap();
+        assert_eq!(file.seal(&wanted), Ok(()));
+        assert!(file.begin(1).is_err(), "what was checked stays");
         assert!(file.complete(3, [0; 32]).is_err());
         assert_eq!(Incoming::new(0, &[[1; 32]]).check(&root(&[])), Ok(()));
     }
@@ -259,5 +354,10 @@ mod tests {
         assert_eq!(to("plant7:").unwrap().folder, "");
         assert_eq!(to("plant7:a/b/").unwrap().folder, "a/b");
         assert!(to("plant7").is_err() && to("plant7:../x").is_err() && to(":x").is_err());
+        for (word, said) in [("p:/abs", "'/abs/'"), ("p:/", "'/'"), ("p:a//b", "'a//b'")] {
+            let error = to(word).unwrap_err();
+            assert!(error.starts_with("bad-file-name: ") && error.contains(said), "{error}");
+            assert!(!error.contains("/x"), "nobody wrote an x: {error}");
+        }
     }
 }

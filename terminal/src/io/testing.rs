@@ -20,6 +20,7 @@ use crate::agent::{
 };
 use crate::config::{Config, RawConfig};
 use crate::core::calls::RequestId;
+use crate::core::inbox::Quota;
 use crate::io::services::Services;
 
 /// How long a test waits for a state.
@@ -173,7 +174,12 @@ impl Mesh {
         let folder = tempfile::tempdir().unwrap();
         let config = RawConfig::parse(config).unwrap().check(folder.path().into()).unwrap();
         let access = Arc::new(config.access.clone());
-        let services = Services::new(access, config.exposed.clone(), folder.path().join("inbox"));
+        let services = Services::new(
+            access,
+            config.exposed.clone(),
+            folder.path().join("inbox"),
+            Quota::default(),
+        );
         let (calls, incoming) = mpsc::channel(16);
         tokio::spawn(services.clone().run(incoming));
         self.places.lock().unwrap().insert(terminal(name), (config, calls));

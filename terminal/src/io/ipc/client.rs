@@ -24,7 +24,7 @@ pub enum ClientError {
     )]
     Denied(PathBuf),
     /// The daemon went away, or is of another version.
-    #[error("agent-lost: {0}: see whether 'tasuki-agent run' still runs, in the same version")]
+    #[error("agent-lost: {}: see its log, and whether 'tasuki-agent run' still runs, in the same version", why(.0))]
     Lost(io::Error),
     /// Where a stream's bytes go took no more.
     #[error("output-failed: {0}: what standard output leads to takes no more")]
@@ -32,6 +32,20 @@ pub enum ClientError {
     /// The daemon refused or failed.
     #[error("{}", .0.message)]
     Failed(Failure),
+}
+
+/// What the error says about the daemon.
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+            "the agent ended or hung up before its answer".to_owned()
+        }
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound => {
+            "the agent does not run any more".to_owned()
+        }
+        ErrorKind::InvalidData => "its answer is not understood".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 impl From<io::Error> for ClientError {
@@ -231,4 +245,19 @@ fn read_envelope(stream: &mut UnixStream) -> io::Result<(u16, Vec<u8>)> {
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;
     Ok((u16::from_be_bytes([head[0], head[1]]), body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_agent_is_told_in_words_that_people_know() {
+        for kind in [ErrorKind::UnexpectedEof, ErrorKind::BrokenPipe, ErrorKind::ConnectionReset] {
+            let line = ClientError::Lost(kind.into()).to_string();
+            assert!(line.starts_with("agent-lost: the agent ended or hung up"), "{line}");
+        }
+        let gone = ClientError::Lost(ErrorKind::ConnectionRefused.into()).to_string();
+        assert!(gone.contains("does not run any more"), "{gone}");
+    }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use quinn::{RecvStream, SendStream};
 use serde::Serialize;
+use tasuki_proto::advice;
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::session::{Begin, OpenBytes, PING};
 use tasuki_proto::view::{TerminalFilter, TerminalView};
@@ -205,7 +206,16 @@ impl Daemon {
 
     async fn answer(&self, request: Request, out: &mut Out) -> Result<(), Failed> {
         match request {
-            Request::Status {} => self.result(out, &self.agent.status().await?).await,
+            Request::Status {} => {
+                let mut status = serde_json::to_value(self.agent.status().await?)
+                    .map_err(|error| Refusal::new(RefusalCode::BadRequest, error.to_string()))?;
+                if let (Some(inbox), Some(fields)) =
+                    (self.services.inbox().await, status.as_object_mut())
+                {
+                    fields.insert("inbox".to_owned(), serde_json::json!(inbox));
+                }
+                self.result(out, &status).await
+            }
             Request::List { filter } => self.result(out, &self.list(filter).await?).await,
             Request::Sessions {} => self.result(out, &self.agent.sessions().await?).await,
             Request::Paths {} => self.result(out, &self.agent.paths().await?).await,
@@ -248,12 +258,15 @@ impl Daemon {
         let mut all = Vec::new();
         let mut after = None;
         loop {
-            let page = self.agent.list(filter.clone(), after, limits::PAGE as u16).await?;
+            let page = self.agent.list(filter.clone(), after.clone(), limits::PAGE as u16).await?;
             all.extend(page.items);
-            match page.next {
-                Some(next) => after = Some(next),
-                None => return Ok(all),
+            let Some(next) = page.next else { return Ok(all) };
+            // A relay could go on for ever.
+            if !goes_on(after.as_ref(), &next) || all.len() > limits::LISTED_TERMINALS {
+                let detail = "the relay's list does not end";
+                return Err(Refusal::new(RefusalCode::ProtocolError, detail));
             }
+            after = Some(next);
         }
     }
 
@@ -351,6 +364,11 @@ impl Daemon {
     }
 }
 
+/// Whether a list that went on behind `after` goes on behind `next`: each page begins later than the one before.
+fn goes_on(after: Option<&TerminalId>, next: &TerminalId) -> bool {
+    after.is_none_or(|after| next > after)
+}
+
 async fn forward_for(
     forward: Forward,
     mut news: mpsc::Receiver<ForwardEvent>,
@@ -362,9 +380,10 @@ async fn forward_for(
         let event = tokio::select! {
             error = &mut run => return Err(match error {
                 ForwardError::Refused(refusal) => refusal.into(),
-                error @ ForwardError::Listen(..) => {
-                    let code = "cannot-listen".to_owned();
-                    Failed::Told(Failure { message: format!("{code}: {error}"), code })
+                ForwardError::Listen(address, error) => {
+                    let (code, advice) = ("cannot-listen".to_owned(), advice::port(address, &error));
+                    let message = format!("{code}: cannot listen on {address}: {error}: {advice}");
+                    Failed::Told(Failure { message, code })
                 }
             }),
             Some(event) = news.recv() => event,

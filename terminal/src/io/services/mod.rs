@@ -30,6 +30,7 @@ use crate::agent::{Session, SessionGuard};
 use crate::config::{Endpoint, Protocol};
 use crate::core::access::AccessRules;
 use crate::core::budget::Budget;
+use crate::core::inbox::Quota;
 
 /// How long a service may take for the last bytes of a session that is over.
 const HAND_ON: Duration = Duration::from_secs(30);
@@ -39,7 +40,7 @@ const HAND_ON: Duration = Duration::from_secs(30);
 pub struct Services {
     access: Arc<AccessRules>,
     exposed: BTreeMap<ServiceName, Endpoint>,
-    inbox: inbox::Inbox,
+    inbox: Arc<inbox::Inbox>,
     /// Datagrams that were dropped, over all sessions.
     pub udp_drops: Arc<udp::UdpDrops>,
     attended: Mutex<HashMap<SessionId, Arc<Attended>>>,
@@ -89,19 +90,25 @@ impl Hold {
 }
 
 impl Services {
-    /// Serves `exposed` by the rules of `access`, and takes files below `inbox`.
+    /// Serves `exposed` by the rules of `access`, and takes files below `inbox`, as many as `quota` says.
     pub fn new(
         access: Arc<AccessRules>,
         exposed: BTreeMap<ServiceName, Endpoint>,
         inbox: PathBuf,
+        quota: Quota,
     ) -> Arc<Self> {
         Arc::new(Self {
             access,
             exposed,
-            inbox: inbox::Inbox::new(inbox),
+            inbox: inbox::Inbox::new(inbox, quota),
             udp_drops: Arc::default(),
             attended: Mutex::default(),
         })
+    }
+
+    /// What the inbox holds, where it was ever used.
+    pub(crate) async fn inbox(&self) -> Option<inbox::InboxView> {
+        self.inbox.view().await
     }
 
     fn attended(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Attended>>> {
