@@ -518,6 +518,8 @@ impl Sessions {
 
     fn handle_lost(&mut self, neighbour: Neighbour, code: RefusalCode, wall_ms: u64) {
         let for_good = is_for_good(code);
+        // That somebody logged in with its identity is the lost terminal's affair, not that of whom it spoke with.
+        let code = if code == RefusalCode::Superseded { RefusalCode::PeerLost } else { code };
         for id in self.hops_by_neighbour.remove(&neighbour).unwrap_or_default() {
             if for_good {
                 self.end_session(id.session, code, Some(neighbour), wall_ms);

@@ -356,6 +356,17 @@ fn a_caller_hears_what_became_of_the_target_that_its_call_rang_at() {
     }
 }
 
+/// As when its agent was killed and started again: nobody at the other end has to stop an agent.
+#[test]
+fn whose_peer_logged_in_anew_hears_that_it_was_lost() {
+    let mut world = World::new();
+    world.call(id(1));
+    world.accept(id(1));
+    world.give(2, Input::Lost(Neighbour::Terminal(CALLEE), RefusalCode::Superseded));
+    assert!(matches!(world.last_to(0), ToTerminal::Ended(e) if e.code == RefusalCode::PeerLost));
+    world.assert_gone();
+}
+
 #[test]
 fn a_session_comes_back_after_its_last_path() {
     let mut world = World::new();
