@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use rand::Rng;
+use tasuki_proto::advice;
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::enrolment::{keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, NodeName, PublicKey};
@@ -44,6 +45,8 @@ const ENDPOINT_KEYS: &str = "endpoint.key";
 const ADMIN_TOKEN: &str = "admin.token";
 /// The local socket, in the data directory.
 const SOCKET: &str = "relay.sock";
+/// How long to wait before what the disk did not take is kept again.
+const KEEP_AGAIN: Duration = Duration::from_secs(60);
 /// How often the clock's high-water mark is kept.
 const MARK_PERIOD: Duration = Duration::from_secs(3600);
 
@@ -75,6 +78,9 @@ struct Running {
 impl Running {
     async fn start(config: RelayConfig) -> anyhow::Result<Self> {
         let data = config.data.clone();
+        if let Some(why) = advice::foreign_owner(&data) {
+            anyhow::bail!(why);
+        }
         let cell = IdentityCell::new(Identity::load(&data)?.with_context(|| {
             format!("no-identity: {}: use 'tasuki-relay init' or 'join' first", data.display())
         })?);
@@ -87,12 +93,15 @@ impl Running {
         let socket = LocalSocket::bind(&data.join(SOCKET))?;
         let security = Security::new(config.status, config.status_certificate.as_ref(), &cell)?;
         let scheme = security.scheme();
-        let status = TcpListener::bind(config.status).await.with_context(|| {
-            format!("status address {}: choose another with --status", config.status)
+        let status = TcpListener::bind(config.status).await.map_err(|error| {
+            let (at, advice) = (config.status, advice::port(config.status, &error));
+            anyhow::anyhow!("cannot-listen: status address (--status) {at}: {error}: {advice}")
         })?;
-        let token = AdminToken::new(&std::fs::read_to_string(data.join(ADMIN_TOKEN))?)?;
-        let store = Store::open(&data)?;
-        let incarnation = store.begin_incarnation().await?;
+        let token = AdminToken::new(&admin_token(&data)?)?;
+        let store = Store::open_for_run(&data)?;
+        let incarnation = store.begin_incarnation_anyhow(wall_ms() / 1000).await?;
+        tokio::spawn(store.clone().keep_incarnation(incarnation));
+        tokio::spawn(store.clone().keep_trying());
         let clock = Clock::system(store.clock_mark().await?);
         let (inbox, arriving) = mpsc::channel(limits::CORE_INBOX);
         let events = inbox.clone();
@@ -102,9 +111,16 @@ impl Running {
             let _ = moving.try_send(Event::Moved(handle, to));
         });
         let secret = rand::rng().random();
-        let keys = EndpointKeys::load_or_create(&data.join(ENDPOINT_KEYS))?;
+        let keys = data.join(ENDPOINT_KEYS);
+        let keys = EndpointKeys::load_or_create(&keys).map_err(|error| {
+            anyhow::anyhow!("endpoint-key: {}: {error}: {}", keys.display(), advice::file(&error))
+        })?;
         let secrets = (&secret, &keys);
-        let switch = Arc::new(Switch::start(config.listen, threads(), secrets, moved)?);
+        let switch =
+            Arc::new(Switch::start(config.listen, threads(), secrets, moved).map_err(|error| {
+                let (at, advice) = (config.listen, advice::port(config.listen, &error));
+                anyhow::anyhow!("cannot-listen: UDP address (--listen) {at}: {error}: {advice}")
+            })?);
         switch.table.pace.set(config.limits.session_mbit_s);
         let (records, made) = mpsc::channel(limits::CORE_INBOX);
         let (admin, asked) = mpsc::channel(limits::TERMINAL_QUEUE);
@@ -157,13 +173,16 @@ impl Running {
             admin,
             token,
             revoker: Arc::new(Revoking(registrar.clone(), way.clone())),
-            metrics: vec![Arc::new(traces.clone())],
+            metrics: vec![Arc::new(traces.clone()), Arc::new(store.health().clone())],
         };
         tokio::spawn(keep_watchdog(service.admin.clone()));
         let (stopped, stop) = watch::channel(false);
         serve_http((status, security), socket, service, registrar.clone(), way.clone(), &stop);
         if let Some(registrar) = registrar {
-            registrar.advertise(config.advertise.clone()).await.map_err(anyhow::Error::from)?;
+            if let Err(refusal) = registrar.advertise(config.advertise.clone()).await {
+                // Others hear the addresses from this relay itself; its account has those of the last start.
+                tracing::error!(%refusal, "this relay's account could not be brought up to date");
+            }
             tokio::spawn(registrar.run());
         }
         let contacts: watch::Sender<Vec<RelayContact>> = watch::Sender::new(load_relays(&data)?);
@@ -195,6 +214,20 @@ impl Running {
         let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
         Ok(())
     }
+}
+
+/// What actions over the status endpoint need.
+fn admin_token(data: &Path) -> anyhow::Result<String> {
+    let path = data.join(ADMIN_TOKEN);
+    std::fs::read_to_string(&path).map_err(|error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                "restore it from a backup, or write 40 random letters into it (mode 600)"
+            }
+            _ => advice::file(&error),
+        };
+        anyhow::anyhow!("admin-token: {}: {error}: {advice}", path.display())
+    })
 }
 
 fn core_config(
@@ -375,16 +408,18 @@ async fn keep_mark(store: Store, clock: Clock, cell: IdentityCell) {
 
 async fn keep_contacts(data: std::path::PathBuf, mut contacts: watch::Receiver<Vec<RelayContact>>) {
     while contacts.changed().await.is_ok() {
-        let (relays, data) = (contacts.borrow_and_update().clone(), data.clone());
-        // The disk may take its time: no thread that others need waits for it.
-        if tokio::task::spawn_blocking(move || save_contacts(&data, &relays)).await.is_err() {
-            return;
+        loop {
+            let (relays, data) = (contacts.borrow_and_update().clone(), data.clone());
+            // The disk may take its time: no thread that others need waits for it.
+            let saved = tokio::task::spawn_blocking(move || save_relays(&data, &relays)).await;
+            match saved {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the relays of the mesh could not be kept for the next start yet");
+                    tokio::time::sleep(KEEP_AGAIN).await;
+                }
+                Err(_) => return,
+            }
         }
-    }
-}
-
-fn save_contacts(data: &Path, relays: &[RelayContact]) {
-    if let Err(error) = save_relays(data, relays) {
-        tracing::warn!(%error, "the relays of the mesh could not be kept for the next start");
     }
 }

@@ -12,7 +12,8 @@ const LOOK: Duration = Duration::from_secs(600);
 const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
 /// Renews the certificate in `cell` at two thirds of its life, through any of the relays that `relays` gives, for
-/// as long as it runs; also before, when [`IdentityCell::renew_early`] asks for it. `keep` writes what came of it to disk; only then does the cell hold it.
+/// as long as it runs; also before, when [`IdentityCell::renew_early`] asks for it. `keep` writes what came of it to disk.
+/// While the disk takes nothing it is used all the same, and kept later: a node with a full disk must not lock itself out.
 ///
 /// A refusal is logged and tried again like any other failure: an account can be made to stand again.
 pub async fn keep_renewed(
@@ -22,7 +23,11 @@ pub async fn keep_renewed(
     keep: impl Fn(&Enrolled) -> Result<(), crate::identity::IdentityError>,
 ) {
     let (mut retry, mut early) = (RETRY.0, false);
+    let mut unkept: Option<Enrolled> = None;
     loop {
+        if unkept.take_if(|renewed| keep(renewed).is_ok()).is_some() {
+            tracing::info!("the renewed certificate was kept");
+        }
         let identity = cell.get();
         let left = due(&identity).saturating_sub(clock.now_secs());
         if left > 0 && !early {
@@ -33,7 +38,7 @@ pub async fn keep_renewed(
             continue;
         }
         let renewed = renew(&identity, &relays(), clock).await;
-        match renewed.and_then(|enrolled| Ok(keep(&enrolled).map(|()| enrolled.identity)?)) {
+        match renewed.and_then(|enrolled| keep_or_hold(&identity, enrolled, &keep, &mut unkept)) {
             // The registrar gave what is there already: its clock is behind, or this one ahead.
             Ok(renewed) if due(&renewed) <= clock.now_secs() => {
                 tracing::warn!("the renewed certificate is due again; check the clocks");
@@ -57,6 +62,20 @@ pub async fn keep_renewed(
             }
         }
     }
+}
+
+/// Writes what was renewed to disk; where that fails `unkept` holds it for another try.
+fn keep_or_hold(
+    own: &Identity,
+    enrolled: Enrolled,
+    keep: impl Fn(&Enrolled) -> Result<(), crate::identity::IdentityError>,
+    unkept: &mut Option<Enrolled>,
+) -> Result<Identity, EnrolError> {
+    let Err(error) = keep(&enrolled) else { return Ok(enrolled.identity) };
+    tracing::warn!(%error, "the renewed certificate could not be kept; it is used, and kept later");
+    let renewed = own.renewed(enrolled.identity.chain().to_vec())?;
+    *unkept = Some(enrolled);
+    Ok(renewed)
 }
 
 /// Two thirds of the life, and up to a twelfth more, by the key: a thousand machines enrolled on one morning do

@@ -35,8 +35,13 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
-    write_and_sync(&temporary, bytes).map_err(file_error(&temporary))?;
-    fs::rename(&temporary, path).map_err(file_error(path))?;
+    let written = write_and_sync(&temporary, bytes).map_err(file_error(&temporary));
+    let named = written.and_then(|()| fs::rename(&temporary, path).map_err(file_error(path)));
+    if named.is_err() {
+        // On a full disk half a file takes room for nothing.
+        let _ = fs::remove_file(&temporary);
+    }
+    named?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(file_error(dir))
 }

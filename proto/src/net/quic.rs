@@ -9,6 +9,7 @@ use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use rand::Rng;
 
 use super::cid::{CidClass, ClassCids};
+use crate::identity::write_private;
 use crate::limits;
 
 /// Streams of a link: calls, gossip, and requests to the registrar.
@@ -28,35 +29,32 @@ impl EndpointKeys {
         Self { reset: rng.random(), cid: rng.random() }
     }
 
-    /// The keys in the file `path`; makes it (0600) where it is missing.
+    /// The keys in the file `path`; makes it (0600) where it is missing or damaged. Where it cannot be written, the keys
+    /// serve for this start.
     ///
     /// # Errors
-    /// The system's; `InvalidData` when the file has another length.
+    /// The system's, when the file is there and cannot be read.
     pub fn load_or_create(path: &Path) -> io::Result<Self> {
-        use std::os::unix::fs::OpenOptionsExt;
-        match std::fs::read(path) {
-            Ok(bytes) => {
-                let bytes: [u8; 64] = bytes.try_into().map_err(|_| {
-                    io::Error::new(io::ErrorKind::InvalidData, "64 bytes expected: remove the file")
-                })?;
-                let mut keys = Self { reset: [0; 32], cid: [0; 32] };
-                keys.reset.copy_from_slice(&bytes[..32]);
-                keys.cid.copy_from_slice(&bytes[32..]);
-                Ok(keys)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let keys = Self::random();
-                let mut file = std::fs::OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(path)?;
-                io::Write::write_all(&mut file, &[keys.reset, keys.cid].concat())?;
-                file.sync_all()?;
-                Ok(keys)
-            }
-            Err(error) => Err(error),
+        let kept = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        if let Ok(bytes) = <[u8; 64]>::try_from(&kept[..]) {
+            let mut keys = Self { reset: [0; 32], cid: [0; 32] };
+            keys.reset.copy_from_slice(&bytes[..32]);
+            keys.cid.copy_from_slice(&bytes[32..]);
+            return Ok(keys);
         }
+        if !kept.is_empty() {
+            tracing::warn!(path = %path.display(), "the file with the endpoint's keys is damaged and made anew");
+        }
+        let keys = Self::random();
+        // On a full disk they serve until the next start.
+        if let Err(error) = write_private(path, &[keys.reset, keys.cid].concat()) {
+            tracing::warn!(%error, "the endpoint's keys could not be kept");
+        }
+        Ok(keys)
     }
 }
 
@@ -151,4 +149,23 @@ pub fn link_transport(periods: Periods) -> TransportConfig {
         .keep_alive_interval(Some(periods.keep_alive))
         .max_idle_timeout(idle(periods.idle));
     transport
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_outlive_a_restart_and_nothing_stops_a_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("endpoint.key");
+        let first = EndpointKeys::load_or_create(&path).unwrap();
+        assert_eq!(EndpointKeys::load_or_create(&path).unwrap().reset, first.reset);
+        // As a full disk leaves it.
+        std::fs::write(&path, [7; 5]).unwrap();
+        let second = EndpointKeys::load_or_create(&path).unwrap();
+        assert_ne!(second.reset, first.reset);
+        assert_eq!(EndpointKeys::load_or_create(&path).unwrap().reset, second.reset);
+        assert!(EndpointKeys::load_or_create(&dir.path().join("none/endpoint.key")).is_ok());
+    }
 }

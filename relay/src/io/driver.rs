@@ -613,9 +613,11 @@ fn ledger_view(entry: store::FinishedSession) -> SessionView {
 /// Writes what is to be kept, in batches: one transaction for what waits.
 async fn keep_all(store: store::Store, mut kept: mpsc::Receiver<Keep>) {
     let mut batch = Vec::new();
+    // What the disk did not take is tried again with what comes next: a revocation must not be lost.
+    let (mut owed, mut head) = (Vec::new(), None);
     while kept.recv_many(&mut batch, limits::STORE_BATCH).await > 0 {
-        let (mut records, mut sessions, mut done) = (Vec::new(), Vec::new(), Vec::new());
-        let mut head = None;
+        let (mut records, mut sessions, mut done) =
+            (std::mem::take(&mut owed), Vec::new(), Vec::new());
         for keep in batch.drain(..) {
             match keep {
                 Keep::Record(record) => records.push(record),
@@ -630,8 +632,13 @@ async fn keep_all(store: store::Store, mut kept: mpsc::Receiver<Keep>) {
                 }
             }
         }
-        if let Err(error) = store.put_records(records, head).await {
-            tracing::error!(%error, "rows of the authority could not be kept");
+        if let Err(error) = store.put_records(records.clone(), head).await {
+            let excess = records.len().saturating_sub(limits::STORE_BACKLOG);
+            tracing::error!(%error, left_out = excess, "rows of the authority could not be kept yet");
+            // Gossip brings the oldest again after the next start, since the head does not fit without them.
+            owed = records.split_off(excess);
+        } else {
+            head = None;
         }
         if let Err(error) = store.put_sessions(sessions).await {
             tracing::error!(%error, "finished sessions could not be kept");

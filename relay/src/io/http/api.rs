@@ -123,6 +123,18 @@ impl Api {
         }
     }
 
+    /// What keeps the relay from all that it should do, beside what the core knows.
+    fn trouble(&self) -> Option<String> {
+        self.service.metrics.iter().find_map(|source| source.trouble())
+    }
+
+    /// As the core sees it, and whether the rest of the relay is well.
+    async fn status(&self) -> Result<Box<StatusView>, Problem> {
+        let mut view = self.ask_status().await?;
+        view.not_ready = view.not_ready.take().or_else(|| self.trouble());
+        Ok(view)
+    }
+
     /// The counts, gathered part by part, or those of a moment ago.
     async fn summary(&self) -> Result<Arc<Summary>, Problem> {
         let mut held = self.summary.lock().await;
@@ -176,13 +188,14 @@ fn mismatch() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
 }
 
-async fn healthz(State(api): Asked) -> Result<&'static str, Problem> {
+async fn healthz(State(api): Asked) -> Result<String, Problem> {
     api.ask_status().await?;
-    Ok("ok\n")
+    // The process works, and to start it again would not help.
+    Ok(api.trouble().map_or_else(|| "ok\n".to_owned(), |why| format!("ok, but {why}\n")))
 }
 
 async fn readyz(State(api): Asked) -> Result<&'static str, Problem> {
-    match api.ask_status().await?.not_ready {
+    match api.status().await?.not_ready {
         None => Ok("ok\n"),
         Some(why) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", why)),
     }
@@ -190,7 +203,7 @@ async fn readyz(State(api): Asked) -> Result<&'static str, Problem> {
 
 async fn prometheus(State(api): Asked) -> Answer {
     let mut out = Exposition::default();
-    api.ask_status().await?.collect(&mut out);
+    api.status().await?.collect(&mut out);
     for source in &api.service.metrics {
         source.collect(&mut out);
     }
@@ -205,7 +218,7 @@ async fn description(params: Params) -> Answer {
 
 async fn status(State(api): Asked, params: Params) -> Answer {
     params.only(&[])?;
-    Ok(Json(api.ask_status().await?).into_response())
+    Ok(Json(api.status().await?).into_response())
 }
 
 async fn relays(State(api): Asked, params: Params) -> Answer {

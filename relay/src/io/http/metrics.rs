@@ -7,6 +7,7 @@ use tasuki_proto::traces::Traces;
 
 use crate::core::admin::StatusView;
 use crate::core::selftest::Reached;
+use crate::io::store::Health;
 
 /// The content type of what [`Exposition::finish`] returns.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -15,6 +16,11 @@ pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 pub trait MetricSource: Send + Sync {
     /// Writes its metrics. Their names begin `tasuki_`, those of counters end in `_total`, units are base units.
     fn collect(&self, out: &mut Exposition);
+
+    /// Why the relay does not do all that it should; `None` where this source knows of nothing.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Collects samples by name, so that those of one name stand together below their HELP and TYPE.
@@ -103,6 +109,18 @@ impl MetricSource for Traces {
         let counts = self.counts();
         out.counter(NAME, HELP, &[("outcome", "sent")], counts.sent());
         out.counter(NAME, HELP, &[("outcome", "dropped")], counts.dropped());
+    }
+}
+
+impl MetricSource for Health {
+    fn collect(&self, out: &mut Exposition) {
+        let fails = f64::from(u8::from(Health::trouble(self).is_some()));
+        let help = "Whether the store takes nothing: see readyz for why.";
+        out.gauge("tasuki_store_failing", help, &[], fails);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        Health::trouble(self).map(|why| format!("the store cannot write: {why}"))
     }
 }
 

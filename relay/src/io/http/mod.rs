@@ -123,7 +123,7 @@ pub enum ServeError {
     #[error("status address {0}: it is open to the network and has no TLS: report this as a bug")]
     NotEncrypted(SocketAddr),
     /// The system refused.
-    #[error("local socket {path}: {error}: see who owns its directory, or choose a shorter --data")]
+    #[error("local socket {path}: {error}: {}", tasuki_proto::advice::file(error))]
     Socket {
         /// Where it should be.
         path: String,

@@ -371,7 +371,10 @@ impl Registrar {
         let issued = self.decide(move |a, rows, _| a.issue(rows, &name, &public, true)).await?;
         let chain = issued.chain.into_iter().map(CertificateDer::from).collect();
         let renewed = own.renewed(chain)?;
-        renewed.save(&self.0.data)?;
+        if let Err(error) = renewed.save(&self.0.data) {
+            // It asks itself again at its next start.
+            tracing::error!(%error, "the registrar's own certificate was renewed and could not be kept");
+        }
         tracing::info!(until = renewed.not_after(), "the registrar's own certificate was renewed");
         self.0.cell.renew(renewed);
         Ok(())
@@ -383,7 +386,7 @@ fn refusal_of(denial: Denial) -> Refusal {
         Denial::Refused(refusal) => refusal,
         Denial::Store(error) => {
             tracing::error!(%error, "the registrar's store failed");
-            RefusalCode::StoreFailed.into()
+            Refusal::new(RefusalCode::StoreFailed, error.to_string())
         }
         Denial::Identity(error) => {
             tracing::error!(%error, "the registrar could not make a certificate");

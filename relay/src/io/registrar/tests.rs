@@ -7,7 +7,7 @@ use std::time::Duration;
 use tasuki_proto::enrolment::{
     Enrol, EnrolError, Enrolled, FromRegistrar, Newcomer, PendingKey, enrol, keep_renewed, renew,
 };
-use tasuki_proto::identity::{NodeKey, PublicKey, quinn_server_config};
+use tasuki_proto::identity::{IdentityError, NodeKey, PublicKey, quinn_server_config};
 use tasuki_proto::record::RecordKind;
 use tasuki_proto::rows::{self, AccountRow, RelayAccountRow, RevocationRow};
 use tasuki_proto::version::Alpn;
@@ -352,6 +352,40 @@ async fn a_node_renews_by_itself_before_its_certificate_ends() {
     };
     assert_eq!(until, end + 25 * DAY);
     assert_eq!(Identity::load(data.path()).unwrap().unwrap().not_after(), until, "on disk first");
+}
+
+/// As on a full disk: the node goes on with what it was given, and writes it when there is room.
+#[tokio::test]
+async fn a_renewed_certificate_that_cannot_be_written_is_used_and_kept_later() {
+    let mesh = Mesh::new("m", 100 * DAY).await;
+    let name = terminal("t1");
+    let token = mesh.token(&name).await;
+    let enrolled = mesh.enrol(&token, key(), &name).await.unwrap();
+    let (cell, end) = (IdentityCell::new(enrolled.identity), mesh.clock.now_secs() + 30 * DAY);
+    let relays = || enrolled.relays.clone();
+    let tries = std::sync::atomic::AtomicUsize::new(0);
+    let (kept, mut seen) = tokio::sync::watch::channel(0);
+    let keep = |renewed: &Enrolled| {
+        if tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(IdentityError::File { path: "identity.pem".into(), source });
+        }
+        kept.send_replace(renewed.identity.not_after());
+        Ok(())
+    };
+    mesh.clock.set(end - 5 * DAY);
+    mesh.registrar.tend().await;
+    let mut renewals = cell.subscribe();
+    let both = async {
+        renewals.changed().await.unwrap();
+        assert_eq!(cell.get().not_after(), end + 25 * DAY, "used at once");
+        seen.changed().await.unwrap();
+        assert_eq!(*seen.borrow(), end + 25 * DAY, "and kept");
+    };
+    tokio::select! {
+        () = keep_renewed(&cell, &mesh.clock, relays, keep) => unreachable!("it goes on for ever"),
+        done = tokio::time::timeout(Duration::from_secs(20), both) => done.unwrap(),
+    }
 }
 
 #[tokio::test]

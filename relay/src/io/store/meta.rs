@@ -54,6 +54,19 @@ impl Rows<'_> {
         self.mark(mark)
     }
 
+    /// Writes something that was not there before.
+    ///
+    /// # Errors
+    /// The store's, when the disk takes nothing.
+    pub(super) fn try_to_write(&self) -> Result<(), StoreError> {
+        let mut update = self.connection.prepare_cached(
+            "INSERT INTO meta (name, value) VALUES ('tried', 1)
+             ON CONFLICT (name) DO UPDATE SET value = (value + 1) % 1000000",
+        )?;
+        update.execute([])?;
+        Ok(())
+    }
+
     /// Adds one and gives the sum.
     ///
     /// # Errors
@@ -79,6 +92,28 @@ impl Store {
     /// The store's.
     pub async fn begin_incarnation(&self) -> Result<Incarnation, StoreError> {
         self.run(|rows| rows.next(Mark::Incarnation)).await.map(Incarnation)
+    }
+
+    /// As [`Store::begin_incarnation`]; where nothing can be written, one above all that were ever begun so: the seconds
+    /// since 1970 of this start are added. It is kept as soon as there is room ([`Store::keep_incarnation`]).
+    ///
+    /// # Errors
+    /// When the store cannot be read either.
+    pub async fn begin_incarnation_anyhow(&self, now_secs: u64) -> Result<Incarnation, StoreError> {
+        match self.begin_incarnation().await {
+            Ok(incarnation) => Ok(incarnation),
+            Err(_) => {
+                let last = self.run(|rows| rows.mark(Mark::Incarnation)).await?;
+                Ok(Incarnation(last.saturating_add(1).saturating_add(now_secs)))
+            }
+        }
+    }
+
+    /// Keeps this start's incarnation, however long the disk takes nothing.
+    pub async fn keep_incarnation(self, incarnation: Incarnation) {
+        while self.raise_incarnation(incarnation).await.is_err() && !self.tasks.is_closed() {
+            tokio::time::sleep(super::RETRY).await;
+        }
     }
 
     /// Keeps an incarnation that the core moved to, above one that it heard of itself.

@@ -79,6 +79,40 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+/// Opens the file where nothing can be written: the disk is full, or read-only. What is there can be read, and writing
+/// works once there is room. No other process can open it meanwhile.
+pub(super) fn open_unwritable(path: &Path) -> Result<Connection, StoreError> {
+    let exclusive = || {
+        // The index of the log lies in memory then: the file for it would need room.
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        check_version(&connection)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        Ok(connection)
+    };
+    exclusive().or_else(|error: StoreError| {
+        let log = path.with_extension("db-wal");
+        if std::fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+            return Err(error);
+        }
+        // All is in the file itself, and nobody changes it.
+        let name = path.to_str().ok_or(error)?;
+        let name = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        let connection = Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)?;
+        check_version(&connection)?;
+        Ok(connection)
+    })
+}
+
+fn check_version(connection: &Connection) -> Result<(), StoreError> {
+    match connection.pragma_query_value(None, "user_version", |row| row.get(0))? {
+        VERSION => Ok(()),
+        other => Err(StoreError::Newer(other)),
+    }
+}
+
 /// Writes a copy of the file `from`, as of one moment, to the file `to`, which is made.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
     // To read beside a writer takes the right to write: of the shared index.
@@ -105,6 +139,10 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         .ok()
         .filter(|done| *done <= MIGRATIONS.len())
         .ok_or(StoreError::Newer(version))?;
+    // A full disk takes nothing, not even what is there already.
+    if done == MIGRATIONS.len() {
+        return Ok(());
+    }
     for migration in &MIGRATIONS[done..] {
         transaction.execute_batch(migration)?;
     }

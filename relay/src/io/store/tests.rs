@@ -266,3 +266,50 @@ fn nothing_acknowledged_is_missing_after_kill_9() {
         .find(|sequence| !records.iter().any(|record| record.version().sequence == *sequence));
     assert_eq!(missing, None, "of {acknowledged}");
 }
+
+/// Opened where nothing can be written, it can be read; what writes fails and says why; then it writes again.
+#[tokio::test]
+async fn a_store_that_takes_nothing_can_be_read_and_heals() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = open(dir.path());
+        store.raise_incarnation(Incarnation(41)).await.unwrap();
+        store.raise_clock_mark(7).await.unwrap();
+    }
+    let path = dir.path().join(super::FILE);
+    eventually_closed(&path);
+    let connection = super::schema::open_unwritable(&path).unwrap();
+    let health = super::Health::new(&path);
+    health.failed(&StoreError::Io(std::io::ErrorKind::StorageFull.into()));
+    assert!(
+        health.trouble().is_some_and(|why| why.contains("relay.db") && why.contains("make room"))
+    );
+    connection.pragma_update(None, "query_only", true).unwrap();
+    let opened = super::Opened { connection: Some(connection), unwritable: true };
+    let store = Store::start(opened, health).unwrap();
+    assert_eq!(store.clock_mark().await.unwrap(), 7);
+    assert!(store.raise_clock_mark(8).await.is_err());
+    assert!(store.health().trouble().is_some(), "to read proves nothing");
+    let begun = store.begin_incarnation_anyhow(1_000).await.unwrap();
+    assert_eq!(begun, Incarnation(41 + 1 + 1_000));
+    // There is room again: tried after a while.
+    let healed = async {
+        while store.raise_incarnation(begun).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), healed).await.unwrap();
+    assert_eq!(store.health().trouble(), None);
+    assert!(store.begin_incarnation().await.unwrap() > begun);
+}
+
+/// The thread of a store that was dropped closes its file a moment later.
+fn eventually_closed(path: &Path) {
+    for _ in 0..200 {
+        if !path.with_extension("db-wal").exists() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("the store stays open");
+}
