@@ -105,6 +105,7 @@ pub struct TerminalSpec {
     pub(super) namespace: Option<Namespace>,
     pub(super) starts: bool,
     pub(super) program: Option<PathBuf>,
+    pub(super) disk: Option<u64>,
 }
 
 impl TerminalSpec {
@@ -118,7 +119,14 @@ impl TerminalSpec {
             namespace: None,
             starts: true,
             program: None,
+            disk: None,
         }
+    }
+
+    /// Its data directory is a disk of its own, of so many bytes; see [`super::Disk`] and `Terminal::disk`.
+    pub fn disk(mut self, bytes: u64) -> Self {
+        self.disk = Some(bytes);
+        self
     }
 
     /// Runs this program, of another version, from the beginning.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::disk::Disk;
 use super::spec::TerminalSpec;
 use super::{VERB, is_running, lock, signal};
 use crate::lab::bins::Bins;
@@ -30,10 +31,13 @@ pub struct Terminal {
     program: Mutex<PathBuf>,
     /// Verbs that stay, counted for the names of their logs.
     pub(super) verbs: AtomicU32,
+    /// Goes after the process.
+    disk: Option<Disk>,
 }
 
 impl Terminal {
     pub(super) fn make(spec: TerminalSpec, token: &str, data: PathBuf, log: PathBuf) -> Terminal {
+        let disk = spec.disk.map(|bytes| Disk::mount(&data, bytes));
         let terminal = Terminal {
             name: spec.name,
             relays: spec.relays,
@@ -45,6 +49,7 @@ impl Terminal {
             process: Mutex::new(None),
             program: Mutex::new(spec.program.unwrap_or_else(|| Bins::find().agent.clone())),
             verbs: AtomicU32::new(0),
+            disk,
         };
         terminal.verb(&["enroll", token]).ok();
         terminal
@@ -58,6 +63,14 @@ impl Terminal {
     /// Its data directory.
     pub fn data(&self) -> &Path {
         &self.data
+    }
+
+    /// Its disk ([`TerminalSpec::disk`]).
+    ///
+    /// # Panics
+    /// When it has none of its own.
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("a terminal with a disk of its own")
     }
 
     /// `tasuki-agent` on its data directory.
