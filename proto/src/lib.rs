@@ -7,6 +7,7 @@
 pub mod advice;
 pub mod codec;
 pub mod control;
+pub mod dial;
 pub mod enrolment;
 pub mod frame;
 pub mod gossip;

@@ -60,9 +60,11 @@ pub const SESSIONS_PER_PAIR: usize = 512;
 pub const SESSIONS_PER_RELAY: usize = 200_000;
 /// Relayed paths of one session at one relay; further ones are refused with `busy`.
 pub const PATHS_PER_SESSION: usize = 4;
-/// Knocks that a relay sends for one neighbour per second, on average; further wishes are told that none was sent.
+/// Wishes for knocks that a relay fulfils for one neighbour per second, on average; further wishes are told that none was sent.
 pub const KNOCKS_PER_SECOND: u32 = 1;
-/// Knocks for one neighbour at once: one for each address that it may advertise.
+/// Addresses of one advertised name that are knocked at for one wish; further ones are not.
+pub const KNOCKED_ADDRESSES: usize = 4;
+/// Wishes for knocks of one neighbour at once: one for each address that it may advertise.
 pub const KNOCKS_AT_ONCE: u32 = RELAY_ADDRESSES as u32;
 /// Calls that a relay refused by itself and writes into its ledger per second, on average; further ones are shown as long
 /// as there is room, and not written.
@@ -312,7 +314,7 @@ pub const STORE_BATCH: usize = 1024;
 pub const TRACE_QUEUE: usize = 4096;
 /// Spans in one message to the collector; the rest goes into the next.
 pub const TRACE_BATCH: usize = 512;
-/// How long the collector may take for one message; beyond: its spans are dropped and counted.
+/// How long the collector may take for one message once it is connected; beyond: its spans are dropped and counted.
 pub const TRACE_TIME: Duration = Duration::from_secs(5);
 /// Bytes of the first message of a session's stream; beyond: the stream is reset.
 pub const SESSION_MESSAGE_BYTES: usize = 8 * 1024;
@@ -349,7 +351,8 @@ pub const FLOWS_PER_SESSION: usize = 256;
 pub const EARLY_DATAGRAMS: usize = 64;
 /// A flow without datagrams for this long is closed.
 pub const FLOW_IDLE: Duration = Duration::from_secs(120);
-/// How long a served stream may take to connect to the service behind it; then `service-down`.
+/// How long a served stream may take to connect to one address of the service behind it; when none answers,
+/// `service-down`.
 pub const SERVICE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection to a forwarded port waits for the session (interfaces: 20 s); then it is reset.
 pub const FORWARD_WAIT: Duration = Duration::from_secs(20);
@@ -385,3 +388,18 @@ pub const PARTIAL_FILE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const IPC_CONNECTIONS: usize = 1024;
 /// Bytes of a verb's request; beyond: the connection ends.
 pub const IPC_REQUEST_BYTES: usize = 64 * 1024;
+/// Addresses of one name that are used; further ones of an answer are ignored.
+pub const ADDRESSES_PER_NAME: usize = 32;
+/// Names whose last good answer is remembered; the oldest makes room.
+pub const NAMES_REMEMBERED: usize = 1_024;
+/// Addresses of which is remembered whether they answered; the oldest makes room.
+pub const DIALLED_REMEMBERED: usize = 4_096;
+/// Look-ups of different names that run at once; further ones wait.
+pub const LOOKUPS_AT_ONCE: usize = 128;
+/// Addresses that one dial of a relay or service tries; further ones wait for the next dial, which begins with them.
+pub const TRIES_PER_DIAL: usize = 32;
+/// As [`TRIES_PER_DIAL`], of a request that any relay can pass on to the registrar.
+pub const TRIES_PER_REQUEST: usize = 64;
+/// How long a served stream waits for the look-up of its service's name; then `service-down`. The look-up goes on, and its
+/// answer serves the next stream.
+pub const SERVICE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -22,10 +22,10 @@ use hyper_util::rt::TokioIo;
 use ring::digest;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
+use crate::dial::{self, Dialler};
 use crate::{RefusalCode, SessionId, limits};
 
 /// How long spans gather after the first of a batch.
@@ -155,7 +155,8 @@ impl Traces {
         let (queue, waiting) = mpsc::channel(limits::TRACE_QUEUE);
         let counts = Arc::new(Counts::default());
         let (service, instance) = (service.to_owned(), instance.to_owned());
-        let exporter = Exporter { endpoint, service, instance, counts: counts.clone() };
+        let dialler = Dialler::default();
+        let exporter = Exporter { endpoint, dialler, service, instance, counts: counts.clone() };
         tokio::spawn(exporter.run(waiting));
         Self { queue: Some(queue), counts }
     }
@@ -183,6 +184,7 @@ impl Traces {
 
 struct Exporter {
     endpoint: Endpoint,
+    dialler: Dialler,
     service: String,
     instance: String,
     counts: Arc<Counts>,
@@ -199,10 +201,10 @@ impl Exporter {
                 batch.push(span);
             }
             let body = Bytes::from(self.body(&batch).to_string());
-            let answer = timeout(limits::TRACE_TIME, post(&self.endpoint, body)).await;
+            let answer = self.post(body).await;
             let count = batch.len() as u64;
             batch.clear();
-            match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+            match answer {
                 Ok(()) => {
                     self.counts.sent.fetch_add(count, Ordering::Relaxed);
                     if pause > PAUSE {
@@ -220,6 +222,13 @@ impl Exporter {
                 }
             }
         }
+    }
+
+    async fn post(&self, body: Bytes) -> Result<(), String> {
+        let place = dial::Place::parse(0, &self.endpoint.host).ok_or("not HOST:PORT")?;
+        let stream = self.dialler.tcp(place).await.map_err(|error| error.to_string())?;
+        let answer = timeout(limits::TRACE_TIME, post(&self.endpoint, stream, body)).await;
+        answer.unwrap_or_else(|_| Err("no answer in time".to_owned()))
     }
 
     /// `ExportTraceServiceRequest`, in JSON.
@@ -303,8 +312,11 @@ fn any(value: &Value) -> Value {
     }
 }
 
-async fn post(endpoint: &Endpoint, body: Bytes) -> Result<(), String> {
-    let stream = TcpStream::connect(&endpoint.host).await.map_err(|error| error.to_string())?;
+async fn post(
+    endpoint: &Endpoint,
+    stream: tokio::net::TcpStream,
+    body: Bytes,
+) -> Result<(), String> {
     let request = Request::post(&endpoint.path)
         .header(header::HOST, &endpoint.host)
         .header(header::CONTENT_TYPE, "application/json")

@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use rand::Rng;
 use tasuki_proto::advice;
 use tasuki_proto::control::RelayContact;
+use tasuki_proto::dial::Dialler;
 use tasuki_proto::enrolment::{keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, NodeName, PublicKey};
 use tasuki_proto::net::{EndpointKeys, Periods};
@@ -187,7 +188,8 @@ impl Running {
         }
         let contacts: watch::Sender<Vec<RelayContact>> = watch::Sender::new(load_relays(&data)?);
         tokio::spawn(tell_renewals(cell.clone(), context.events.clone()));
-        tokio::spawn(keep_certificate(cell, clock.clone(), data.clone(), contacts.subscribe()));
+        let renewing = (cell, clock.clone(), context.dialler.clone());
+        tokio::spawn(keep_certificate(renewing, data.clone(), contacts.subscribe()));
         tokio::spawn(keep_mark(store.clone(), clock, context.identity.clone()));
         tokio::spawn(keep_contacts(data, contacts.subscribe()));
         let parts = (endpoints.clone(), switch.clone());
@@ -373,8 +375,7 @@ async fn tell_renewals(cell: IdentityCell, events: mpsc::Sender<Event>) {
 }
 
 async fn keep_certificate(
-    cell: IdentityCell,
-    clock: Clock,
+    (cell, clock, dialler): (IdentityCell, Clock, Dialler),
     data: std::path::PathBuf,
     contacts: watch::Receiver<Vec<RelayContact>>,
 ) {
@@ -382,11 +383,12 @@ async fn keep_certificate(
     let own = cell.get().relay_name().cloned();
     // Itself last: a registrar whose role went to another relay would certify itself.
     let relays = || {
-        let mut relays = contacts.borrow().clone();
-        relays.sort_by_key(|relay| Some(&relay.name) == own.as_ref());
-        relays
+        let all = contacts.borrow().clone();
+        let is_own = |relay: &RelayContact| Some(&relay.name) == own.as_ref();
+        let (own, others) = all.into_iter().partition(is_own);
+        vec![others, own]
     };
-    keep_renewed(&cell, &clock, relays, keep).await;
+    keep_renewed(&cell, &clock, &dialler, relays, keep).await;
 }
 
 async fn keep_mark(store: Store, clock: Clock, cell: IdentityCell) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tasuki_proto::advice;
 use tasuki_proto::control::RelayContact;
+use tasuki_proto::dial::Dialler;
 use tasuki_proto::enrolment::{Enrolled, keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, write_private};
 use tasuki_proto::limits;
@@ -93,10 +94,12 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
     tokio::spawn(keep_mark(mark, clock.clone(), cell.clone()));
     let (renewed, renewing_clock) = (cell.clone(), clock.clone());
     let renewing = data.clone();
+    let dialler = Dialler::default();
+    let renewing_dialler = dialler.clone();
     tokio::spawn(async move {
         let keep = |enrolled: &Enrolled| enrolled.identity.save(&renewing);
-        let relays = || load_relays(&renewing).unwrap_or_default();
-        keep_renewed(&renewed, &renewing_clock, relays, keep).await;
+        let relays = || vec![load_relays(&renewing).unwrap_or_default()];
+        keep_renewed(&renewed, &renewing_clock, &renewing_dialler, relays, keep).await;
     });
     let contacts = load_relays(&data)?;
     let (kept_contacts, keeping) = watch::channel(contacts.clone());
@@ -106,6 +109,7 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
         traces: Traces::start(config.traces.clone(), "tasuki-agent", &name),
         identity: cell,
         clock,
+        dialler,
         contacts,
         relays: match &config.relays {
             RelayChoice::Auto => login::RelayChoice::Auto,

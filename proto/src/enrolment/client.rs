@@ -13,18 +13,20 @@ use super::{
 };
 use crate::codec::{self, Envelope};
 use crate::control::RelayContact;
+use crate::dial::{Dialler, Manner, Place, Problem};
 use crate::identity::{
     Clock, Identity, IdentityError, KeyFingerprint, NodeKey, NodeName, Ours, TlsError, Token,
     connection_refusal, identify_peer, make_private_dir, quinn_newcomer_config, write_private,
 };
+use crate::limits;
 use crate::net::CidClass;
 use crate::refusal::{Refusal, RefusalCode};
 use crate::version::Alpn;
 
-/// How long one address may take to answer the handshake.
-const CONNECT: Duration = Duration::from_secs(3);
 /// How long the registrar may take, with relays in between.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long the last packets to the relays may take.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Why there is no certificate. Each shows as one line.
 #[derive(Debug, thiserror::Error)]
@@ -99,8 +101,8 @@ impl PendingKey {
     }
 }
 
-/// Enrols as `name` with `token`: tries the token's relays in turn, each at all its addresses. `addresses` are a
-/// relay's own; a terminal has none.
+/// Enrols as `name` with `token` through the relay of the token that answers first, at whichever of its addresses.
+/// `addresses` are a relay's own; a terminal has none.
 ///
 /// # Errors
 /// [`EnrolError`]. A refusal that trying again cannot change ends the search.
@@ -119,7 +121,9 @@ pub async fn enrol(
     let proof = token.secret.prove(&token.root.mesh_id(), &token.id, &newcomer);
     let request = ToRegistrar::Enrol(Enrol { token: token.id, newcomer, proof });
     let ours = Ours { role: name.role(), mesh: &token.mesh };
-    let certified = ask(&request.to_envelope(), &token.relays, token.root, &ours, clock).await?;
+    let dialler = Dialler::default();
+    let way = (&token.relays[..], &dialler);
+    let certified = ask(&request.to_envelope(), way, token.root, &ours, clock).await?;
     let (chain, root) = certificates(&certified);
     let identity = Identity::new(key, chain, root)?;
     if identity.root_fingerprint() != token.root
@@ -140,6 +144,7 @@ pub async fn enrol(
 pub async fn renew(
     identity: &Identity,
     relays: &[RelayContact],
+    dialler: &Dialler,
     clock: &Clock,
 ) -> Result<Enrolled, EnrolError> {
     let leaf = identity.chain().first().map_or(&[][..], |leaf| leaf);
@@ -149,7 +154,8 @@ pub async fn renew(
         signature: identity.key().signer().sign(&signed).as_ref().to_vec(),
     });
     let pinned = identity.root_fingerprint();
-    let certified = ask(&request.to_envelope(), relays, pinned, &identity.ours(), clock).await?;
+    let way = (relays, dialler);
+    let certified = ask(&request.to_envelope(), way, pinned, &identity.ours(), clock).await?;
     let (chain, _) = certificates(&certified);
     Ok(Enrolled { identity: identity.renewed(chain)?, relays: certified.relays })
 }
@@ -183,39 +189,90 @@ fn endpoint() -> std::io::Result<quinn::Endpoint> {
     quinn::Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))
 }
 
-/// Asks the relays in turn until one gives an answer that counts.
+/// Asks the relays, whichever answer first, until one gives an answer that counts.
 async fn ask(
     request: &Envelope,
-    relays: &[RelayContact],
+    (relays, dialler): (&[RelayContact], &Dialler),
     root: KeyFingerprint,
     ours: &Ours<'_>,
     clock: &Clock,
 ) -> Result<Certified, EnrolError> {
     let mut endpoint = endpoint()?;
     endpoint.set_default_client_config(dialling(root, clock)?);
+    let (places, mut failures) = places(relays);
+    let targets: Vec<usize> = places.iter().map(|place| place.target).collect();
+    let by_place = |place: usize| &relays[targets[place]];
+    let connecting = |place: usize, address| {
+        connect(endpoint.clone(), by_place(place).clone(), address, ours, clock)
+    };
+    let mut race = dialler.dial(places, Manner::ANY_RELAY, connecting);
     let mut refused = None;
-    let mut failures = Vec::new();
-    for relay in relays {
-        for address in &relay.addresses {
-            match ask_at(&endpoint, request, relay, address, ours, clock).await {
-                Ok(certified) => {
-                    endpoint.wait_idle().await;
-                    return Ok(certified);
-                }
-                Err(Failure::Handshake(refusal)) => refused = Some(refusal),
-                Err(Failure::Refused(refusal)) if refusal.code.retry_helps() => {
-                    refused = Some(refusal);
-                }
-                Err(Failure::Refused(refusal)) => return Err(refusal.into()),
-                Err(Failure::Unreachable(why)) => {
-                    failures.push(format!("{} at {address}: {why}", relay.name));
-                }
+    while let Some((place, connection)) = race.next().await {
+        let answer = tokio::time::timeout(ANSWER, exchange(&connection, request)).await;
+        connection.close(0_u32.into(), b"");
+        match answer.unwrap_or_else(|_| Err(Failure::Unreachable("no answer".into()))) {
+            Ok(certified) => {
+                drop(race);
+                let _ = tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await;
+                return Ok(certified);
+            }
+            Err(Failure::Handshake(refusal)) => refused = Some(refusal),
+            Err(Failure::Refused(refusal)) if refusal.code.retry_helps() => {
+                refused = Some(refusal);
+            }
+            Err(Failure::Refused(refusal)) => return Err(refusal.into()),
+            Err(Failure::Unreachable(why)) => {
+                let at = crate::net::canonical(connection.remote_address());
+                failures.push(format!("{} at {at}: {why}", by_place(place).name));
             }
         }
     }
-    Err(refused.map_or_else(|| EnrolError::Unreachable(failures.join("; ")), EnrolError::Refused))
+    for failure in race.take_failures() {
+        let (name, at) = (&by_place(failure.place).name, race.shown(&failure));
+        match failure.problem {
+            Problem::Failed(Failure::Handshake(refusal) | Failure::Refused(refusal)) => {
+                refused.get_or_insert(refusal);
+            }
+            Problem::Failed(Failure::Unreachable(why)) => {
+                failures.push(format!("{name} at {at}: {why}"));
+            }
+            problem @ (Problem::LookUp(_) | Problem::SlowLookUp | Problem::Silent) => {
+                failures.push(format!("{name} at {at}: {problem}"));
+            }
+        }
+    }
+    Err(refused.map_or_else(|| unreached(failures), EnrolError::Refused))
 }
 
+/// All addresses of all relays, and what is none.
+fn places(relays: &[RelayContact]) -> (Vec<Place>, Vec<String>) {
+    let (mut places, mut unusable) = (Vec::new(), Vec::new());
+    for (target, relay) in relays.iter().enumerate() {
+        for address in relay.addresses.iter().take(limits::RELAY_ADDRESSES) {
+            match Place::parse(target, address) {
+                Some(place) => places.push(place),
+                None => unusable.push(format!("{} at {address}: not HOST:PORT", relay.name)),
+            }
+        }
+    }
+    (places, unusable)
+}
+
+/// Names the first failures.
+fn unreached(mut failures: Vec<String>) -> EnrolError {
+    const SHOWN: usize = 8;
+    if failures.is_empty() {
+        failures.push("no relay is known here".to_owned());
+    }
+    let more = failures.len().saturating_sub(SHOWN);
+    failures.truncate(SHOWN);
+    if more > 0 {
+        failures.push(format!("and {more} more"));
+    }
+    EnrolError::Unreachable(failures.join("; "))
+}
+
+#[derive(Debug)]
 enum Failure {
     /// The registrar's word; another relay would pass on the same.
     Refused(Refusal),
@@ -224,46 +281,35 @@ enum Failure {
     Unreachable(String),
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Refused(refusal) | Failure::Handshake(refusal) => refusal.fmt(f),
+            Failure::Unreachable(why) => f.write_str(why),
+        }
+    }
+}
+
 fn unreachable(error: impl std::fmt::Display) -> Failure {
     Failure::Unreachable(error.to_string())
 }
 
-async fn ask_at(
-    endpoint: &quinn::Endpoint,
-    request: &Envelope,
-    relay: &RelayContact,
-    address: &str,
+/// A connection with `relay` at `address`, once the relay proved who it is.
+async fn connect(
+    endpoint: quinn::Endpoint,
+    relay: RelayContact,
+    address: SocketAddr,
     ours: &Ours<'_>,
     clock: &Clock,
-) -> Result<Certified, Failure> {
+) -> Result<quinn::Connection, Failure> {
     let name = NodeName::Relay(relay.name.clone());
-    let late = || Failure::Unreachable("no answer".into());
-    let server_name = name.dns_name(ours.mesh);
-    let connect = connect(endpoint, address, &server_name);
-    let connection = tokio::time::timeout(CONNECT, connect).await.map_err(|_| late())??;
+    let connecting = endpoint.connect(address, &name.dns_name(ours.mesh)).map_err(unreachable)?;
+    let connection = connecting.await.map_err(|error| failure(&error, address))?;
     let chain = crate::identity::connection_chain(&connection);
     let nobody = |_: &KeyFingerprint| false;
     identify_peer(Alpn::Enrolment, &chain, ours, Some(&name), &nobody, clock.now_secs())
         .map_err(|code| Failure::Handshake(Refusal::new(code, relay.name.as_str())))?;
-    let answer = tokio::time::timeout(ANSWER, exchange(&connection, request)).await;
-    connection.close(0_u32.into(), b"");
-    answer.map_err(|_| late())?
-}
-
-async fn connect(
-    endpoint: &quinn::Endpoint,
-    address: &str,
-    server_name: &str,
-) -> Result<quinn::Connection, Failure> {
-    let mut last = Failure::Unreachable("the name has no address".into());
-    for address in tokio::net::lookup_host(address).await.map_err(unreachable)? {
-        let connecting = endpoint.connect(address, server_name).map_err(unreachable)?;
-        match connecting.await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => last = failure(&error, address),
-        }
-    }
-    Err(last)
+    Ok(connection)
 }
 
 /// A handshake that failed for a reason that has a code is a refusal; all else is an address that does not answer.
@@ -308,6 +354,15 @@ async fn exchange(
 mod tests {
     use super::*;
     use crate::net::class_of;
+
+    #[test]
+    fn the_message_names_the_first_addresses_and_counts_the_rest() {
+        let many = (0..20).map(|n| format!("r1 at 192.0.2.{n}:4433: no answer")).collect();
+        let line = unreached(many).to_string();
+        assert!(line.contains("192.0.2.7:") && !line.contains("192.0.2.8:"), "{line}");
+        assert!(line.contains("and 12 more"), "{line}");
+        assert!(unreached(Vec::new()).to_string().contains("no relay is known"));
+    }
 
     #[tokio::test]
     async fn first_packets_are_for_the_endpoint_of_newcomers() {

@@ -4,22 +4,29 @@ use std::time::Duration;
 
 use super::{EnrolError, Enrolled, renew};
 use crate::control::RelayContact;
+use crate::dial::Dialler;
 use crate::identity::{Clock, Identity, IdentityCell};
 
 /// How often the clock is looked at; a machine that slept notices within this time.
 const LOOK: Duration = Duration::from_secs(600);
 /// How long to wait after a failure, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+/// The longest wait once the certificate has ended: until a renewal works the node is of no use.
+const RETRY_LOCKED_OUT: Duration = Duration::from_secs(120);
 
 /// Renews the certificate in `cell` at two thirds of its life, through any of the relays that `relays` gives, for
 /// as long as it runs; also before, when [`IdentityCell::renew_early`] asks for it. `keep` writes what came of it to disk.
 /// While the disk takes nothing it is used all the same, and kept later: a node with a full disk must not lock itself out.
 ///
-/// A refusal is logged and tried again like any other failure: an account can be made to stand again.
+/// `relays` gives groups: those of a later group are asked only when none of the earlier ones answers.
+///
+/// A refusal is logged and tried again like any other failure: an account can be made to stand again. A failure stays in
+/// the cell ([`IdentityCell::renewal_trouble`]) until a renewal works.
 pub async fn keep_renewed(
     cell: &IdentityCell,
     clock: &Clock,
-    relays: impl Fn() -> Vec<RelayContact>,
+    dialler: &Dialler,
+    relays: impl Fn() -> Vec<Vec<RelayContact>>,
     keep: impl Fn(&Enrolled) -> Result<(), crate::identity::IdentityError>,
 ) {
     let (mut retry, mut early) = (RETRY.0, false);
@@ -37,12 +44,15 @@ pub async fn keep_renewed(
             }
             continue;
         }
-        let renewed = renew(&identity, &relays(), clock).await;
+        let renewed = renew_by_groups(&identity, &relays(), dialler, clock).await;
         match renewed.and_then(|enrolled| keep_or_hold(&identity, enrolled, &keep, &mut unkept)) {
             // The registrar gave what is there already: its clock is behind, or this one ahead.
             Ok(renewed) if due(&renewed) <= clock.now_secs() => {
-                tracing::warn!("the renewed certificate is due again; check the clocks");
+                let why = "the renewed certificate is due again: check the clocks of this machine \
+                           and of the registrar";
+                tracing::warn!("{why}");
                 cell.renew(renewed);
+                cell.renewal_failed(why.to_owned(), clock.now_secs());
                 early = false;
                 tokio::time::sleep(LOOK).await;
             }
@@ -57,8 +67,10 @@ pub async fn keep_renewed(
             }
             Err(error) => {
                 log(&error, &identity, clock);
+                cell.renewal_failed(error.to_string(), clock.now_secs());
                 tokio::time::sleep(retry).await;
-                retry = (retry * 2).min(RETRY.1);
+                let is_locked_out = identity.not_after() < clock.now_secs();
+                retry = (retry * 2).min(if is_locked_out { RETRY_LOCKED_OUT } else { RETRY.1 });
             }
         }
     }
@@ -78,6 +90,32 @@ fn keep_or_hold(
     Ok(renewed)
 }
 
+async fn renew_by_groups(
+    identity: &Identity,
+    groups: &[Vec<RelayContact>],
+    dialler: &Dialler,
+    clock: &Clock,
+) -> Result<Enrolled, EnrolError> {
+    let mut last = None;
+    for group in groups {
+        if group.is_empty() {
+            continue;
+        }
+        match renew(identity, group, dialler, clock).await {
+            Ok(enrolled) => return Ok(enrolled),
+            Err(error) => {
+                tracing::debug!(%error, "no renewal through this group of relays");
+                // The first failure says more: the last group is the relay itself.
+                last.get_or_insert(error);
+            }
+        }
+    }
+    match last {
+        Some(error) => Err(error),
+        None => renew(identity, &[], dialler, clock).await,
+    }
+}
+
 /// Two thirds of the life, and up to a twelfth more, by the key: a thousand machines enrolled on one morning do
 /// not all come back on one morning.
 fn due(identity: &Identity) -> u64 {
@@ -87,6 +125,11 @@ fn due(identity: &Identity) -> u64 {
 }
 
 fn log(error: &EnrolError, identity: &Identity, clock: &Clock) {
-    let left = identity.not_after().saturating_sub(clock.now_secs());
-    tracing::warn!(%error, seconds_left = left, "the certificate could not be renewed");
+    match identity.not_after().saturating_sub(clock.now_secs()) {
+        0 => tracing::error!(
+            %error,
+            "the certificate has ended and could not be renewed: this node is locked out until a renewal works; it is tried on"
+        ),
+        left => tracing::warn!(%error, seconds_left = left, "the certificate could not be renewed"),
+    }
 }

@@ -35,7 +35,7 @@ pub use clock::Clock;
 pub use files::{make_private_dir, write_private};
 pub use key::{KeyFingerprint, NodeKey, PublicKey, Signer};
 pub use name::{NodeName, Role};
-pub use node::{Identity, IdentityCell};
+pub use node::{Identity, IdentityCell, RenewalTrouble, locked_out};
 pub(crate) use peer::connection_chain;
 pub use peer::{
     Ours, Peer, connection_alpn, connection_authority, connection_refusal, identify_connection,

@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
@@ -18,6 +20,7 @@ use super::{
     make_private_dir, verify_chain_when_valid, write_private,
 };
 use crate::id::{Incarnation, MeshId, MeshName, RelayName, TerminalId};
+use crate::refusal::{Refusal, RefusalCode};
 
 /// A key and certificates in one PEM file, so that they change together.
 pub(super) struct PemFile {
@@ -250,13 +253,50 @@ pub struct IdentityCell(Arc<Cell>);
 struct Cell {
     current: watch::Sender<Arc<Identity>>,
     early: Notify,
+    trouble: Mutex<Option<RenewalTrouble>>,
+    failures: AtomicU64,
+}
+
+/// Why a certificate that should be renewed is not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RenewalTrouble {
+    /// Since when renewals fail, s since 1970.
+    pub since: u64,
+    /// Renewals that failed since then.
+    pub tries: u64,
+    /// The last failure: what, why, what to do.
+    pub why: String,
+}
+
+/// What a node says of itself once its certificate ended: nobody lets it in, and why it was not renewed.
+pub fn locked_out(
+    not_after: u64,
+    trouble: Option<&RenewalTrouble>,
+    now_secs: u64,
+) -> Option<Refusal> {
+    if now_secs <= not_after {
+        return None;
+    }
+    let hours = (now_secs - not_after) / 3600;
+    let ago = match hours {
+        0 => "less than an hour ago".to_owned(),
+        1..48 => format!("{hours} h ago"),
+        _ => format!("{} days ago", hours / 24),
+    };
+    let why = trouble.map_or_else(
+        || "a renewal is under way".to_owned(),
+        |trouble| format!("it could not be renewed: {}", trouble.why),
+    );
+    let detail = format!("this node's certificate ended {ago}; {why}");
+    Some(Refusal::new(RefusalCode::CertificateExpired, detail))
 }
 
 impl IdentityCell {
     /// A cell that holds `identity`.
     pub fn new(identity: Identity) -> Self {
         let current = watch::Sender::new(Arc::new(identity));
-        Self(Arc::new(Cell { current, early: Notify::new() }))
+        let (early, trouble, failures) = (Notify::new(), Mutex::default(), AtomicU64::new(0));
+        Self(Arc::new(Cell { current, early, trouble, failures }))
     }
 
     /// The current identity.
@@ -266,7 +306,30 @@ impl IdentityCell {
 
     /// Puts a [renewed](Identity::renewed) identity in the place of the current one.
     pub fn renew(&self, renewed: Identity) {
+        *self.trouble() = None;
         self.0.current.send_replace(Arc::new(renewed));
+    }
+
+    /// Notes that a renewal failed, and why.
+    pub fn renewal_failed(&self, why: String, now_secs: u64) {
+        self.0.failures.fetch_add(1, Ordering::Relaxed);
+        let mut trouble = self.trouble();
+        let (since, tries) = trouble.as_ref().map_or((now_secs, 0), |t| (t.since, t.tries));
+        *trouble = Some(RenewalTrouble { since, tries: tries + 1, why });
+    }
+
+    /// Why the certificate is not renewed, when it is due and that fails.
+    pub fn renewal_trouble(&self) -> Option<RenewalTrouble> {
+        self.trouble().clone()
+    }
+
+    /// Renewals that failed since the start of the program.
+    pub fn renewal_failures(&self) -> u64 {
+        self.0.failures.load(Ordering::Relaxed)
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<RenewalTrouble>> {
+        self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells of renewals.

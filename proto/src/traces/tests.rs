@@ -29,6 +29,7 @@ fn span(place: Place, code: RefusalCode) -> Span {
 fn exporter(instance: &str) -> Exporter {
     Exporter {
         endpoint: "http://127.0.0.1:4318".parse().unwrap(),
+        dialler: Dialler::default(),
         service: "tasuki-relay".to_owned(),
         instance: instance.to_owned(),
         counts: Arc::default(),

@@ -19,7 +19,8 @@
 //! | `Tried`, not sent; or no answer for [`ANSWER`]: the neighbour does not know the message | as before |
 //!
 //! **No reflector.** A relay knocks for a neighbour only, only at an address that the neighbour's own row advertises, one
-//! packet of 8 bytes for a longer message, [`limits::KNOCKS_AT_ONCE`] at once and one a second; at a loopback address
+//! packet of 8 bytes for a longer message, or [`limits::KNOCKED_ADDRESSES`] when its name has several addresses,
+//! [`limits::KNOCKS_AT_ONCE`] at once and one a second; at a loopback address
 //! only for a neighbour on this machine, and for that one nowhere else.
 
 use std::collections::{BTreeMap, VecDeque};

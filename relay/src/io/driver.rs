@@ -384,9 +384,10 @@ impl Driver {
                 }
                 Output::ForgetKnock(label) => self.switch.table.forget_knock(label),
                 Output::Knock { link, address, label, loopback } => {
-                    let events = self.context.events.clone();
+                    let (events, dialler) =
+                        (self.context.events.clone(), self.context.dialler.clone());
                     tokio::spawn(async move {
-                        let sent = selftest::knock(&address, label, loopback).await;
+                        let sent = selftest::knock(&dialler, &address, label, loopback).await;
                         let _ = events.send(Event::KnockSent(link, label, sent)).await;
                     });
                 }

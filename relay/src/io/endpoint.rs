@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use quinn::{Endpoint, ServerConfig, TokioRuntime};
+use tasuki_proto::dial::Dialler;
 use tasuki_proto::identity::{Clock, IdentityCell, KeyFingerprint, quinn_server_config};
 use tasuki_proto::limits;
 use tasuki_proto::net::{
@@ -36,6 +37,8 @@ pub struct Context {
     pub requests: Requests,
     /// Keep-alive and idle time.
     pub periods: Periods,
+    /// Reaches other relays by their names; the same one renews the certificate.
+    pub dialler: Dialler,
     /// Who begins a handshake with the endpoint of terminals.
     pub terminals: Admission,
     /// Who begins a handshake with the endpoint of links.
@@ -55,7 +58,19 @@ impl Context {
     ) -> Self {
         let (revoked, numbers) = (ArcSwap::default(), AtomicU64::new(1));
         let (terminals, links) = (Admission::new(per_address), Admission::new(per_address));
-        Self { identity, clock, revoked, events, requests, periods, terminals, links, numbers }
+        let dialler = Dialler::default();
+        Self {
+            identity,
+            clock,
+            revoked,
+            events,
+            requests,
+            periods,
+            dialler,
+            terminals,
+            links,
+            numbers,
+        }
     }
 
     /// A number that this process never uses twice.

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rand::Rng;
 use tasuki_proto::codec::Envelope;
+use tasuki_proto::dial::{Manner, Place};
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::{
     KeyFingerprint, NodeName, Peer, connection_authority, connection_refusal, identify_connection,
@@ -25,7 +26,7 @@ use super::reading::Reading;
 use super::terminals::close;
 use crate::core::LinkId;
 
-/// Dialling one address, and the streams after a handshake, may take this long.
+/// The streams after a handshake, and the greeting, may take this long each.
 const SETUP: Duration = Duration::from_secs(5);
 /// Gossip messages on their way to the network, per link.
 pub const GOSSIP_IN_FLIGHT: usize = 4;
@@ -58,7 +59,7 @@ async fn accepted(handshake: Handshake, hello: LinkHello, context: &Arc<Context>
     run(connection, peer, None, hello, streams, context).await;
 }
 
-/// Dials a relay at its addresses, one after the other; ends with [`Event::LinkUp`] or [`Event::DialFailed`].
+/// Dials a relay at its addresses; ends with [`Event::LinkUp`] or [`Event::DialFailed`].
 pub async fn dial(
     endpoint: Endpoint,
     relay: RelayId,
@@ -67,22 +68,19 @@ pub async fn dial(
     hello: LinkHello,
     context: Arc<Context>,
 ) {
-    for address in addresses.iter().take(limits::RELAY_ADDRESSES) {
-        let Ok(Ok(resolved)) = timeout(SETUP, tokio::net::lookup_host(address)).await else {
-            continue;
-        };
-        for address in resolved.take(2) {
-            match connect(&endpoint, address, &name, &context).await {
-                Ok((connection, peer, streams)) => {
-                    let dialled = Some(relay);
-                    return run(connection, peer, dialled, hello, streams, &context).await;
-                }
-                Err(code) => {
-                    tracing::debug!(relay = %name, %address, %code, "dial failed");
-                }
-            }
+    let addresses = addresses.iter().take(limits::RELAY_ADDRESSES);
+    let places = addresses.filter_map(|address| Place::parse(0, address)).collect();
+    let connecting = |_, address| connect(&endpoint, address, &name, &context);
+    let mut dialling = context.dialler.dial(places, Manner::RELAY, connecting);
+    while let Some((_, (connection, peer))) = dialling.next().await {
+        if let Ok(Ok(streams)) = timeout(SETUP, ask(&connection)).await {
+            drop(dialling);
+            return run(connection, peer, Some(relay), hello, streams, &context).await;
         }
+        close(&connection, RefusalCode::ProtocolError);
     }
+    tracing::debug!(relay = %name, why = dialling.summary(), "dial failed");
+    drop(dialling);
     let _ = context.events.send(Event::DialFailed(relay)).await;
 }
 
@@ -97,24 +95,16 @@ async fn connect(
     address: SocketAddr,
     name: &RelayName,
     context: &Context,
-) -> Result<(Connection, Peer, Streams), RefusalCode> {
+) -> Result<(Connection, Peer), RefusalCode> {
     let expected = NodeName::Relay(name.clone());
     let server = expected.dns_name(context.identity.get().mesh());
     let connecting = endpoint.connect(address, &server).map_err(|_| RefusalCode::BadRequest)?;
-    let connection = timeout(SETUP, connecting)
+    let connection = connecting
         .await
-        .map_err(|_| RefusalCode::Silent)?
         .map_err(|error| connection_refusal(&error).unwrap_or(RefusalCode::Silent))?;
     let peer = identify(&connection, Some(&expected), context)
         .inspect_err(|&code| close(&connection, code))?;
-    let streams = timeout(SETUP, ask(&connection)).await;
-    match streams {
-        Ok(Ok(streams)) => Ok((connection, peer, streams)),
-        _ => {
-            close(&connection, RefusalCode::ProtocolError);
-            Err(RefusalCode::ProtocolError)
-        }
-    }
+    Ok((connection, peer))
 }
 
 fn identify(

@@ -3,21 +3,24 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use tasuki_proto::Label;
+use tasuki_proto::dial::{Dialler, Manner, Place};
 use tasuki_proto::frame::{FrameKind, head};
+use tasuki_proto::{Label, limits};
 use tokio::net::UdpSocket;
-use tokio::time::timeout;
 
-/// How long the look-up of a name may take.
-const LOOKUP: Duration = Duration::from_secs(4);
+/// How long the look-up of a name may take; the answer to a later one serves the next knock.
+const MANNER: Manner = Manner { look_up: Duration::from_secs(4), ..Manner::RELAY };
 
-/// Sends one knock, the head of a frame, to the first address of `address` that may be knocked at, from a socket of its
-/// own; whether it left. With `loopback` only a loopback address may, otherwise none.
-pub(super) async fn knock(address: &str, label: Label, loopback: bool) -> bool {
-    let Ok(Ok(found)) = timeout(LOOKUP, tokio::net::lookup_host(address)).await else {
-        return false;
-    };
-    for to in found.filter(|to| may_knock(*to, loopback)) {
+/// Sends one knock, the head of a frame, to each of the first [`limits::KNOCKED_ADDRESSES`] addresses of `address` that
+/// may be knocked at, from sockets of their own: like everybody who dials the relay, it takes the name for reached when one of
+/// its addresses is. Returns whether a knock left. With `loopback` only a loopback address may be knocked at, otherwise
+/// none.
+pub(super) async fn knock(dialler: &Dialler, address: &str, label: Label, loopback: bool) -> bool {
+    let Some(place) = Place::parse(0, address) else { return false };
+    let Ok(found) = dialler.addresses(&place, MANNER).await else { return false };
+    let may = found.into_iter().filter(|to| may_knock(*to, loopback));
+    let mut left = false;
+    for to in may.take(limits::KNOCKED_ADDRESSES) {
         let any: IpAddr = match to {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -27,10 +30,10 @@ pub(super) async fn knock(address: &str, label: Label, loopback: bool) -> bool {
         if socket.connect(to).await.is_ok()
             && socket.send(&head(FrameKind::Knock, label)).await.is_ok()
         {
-            return true;
+            left = true;
         }
     }
-    false
+    left
 }
 
 fn may_knock(to: SocketAddr, loopback: bool) -> bool {
@@ -48,16 +51,17 @@ mod tests {
         let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = relay.local_addr().unwrap().to_string();
         let label = Label::new(0x0102_0304).unwrap();
+        let dialler = Dialler::default();
         assert!(
-            !knock(&address, label, false).await,
+            !knock(&dialler, &address, label, false).await,
             "a neighbour elsewhere names a loopback address"
         );
         assert!(
-            !knock("192.0.2.1:4433", label, true).await,
+            !knock(&dialler, "192.0.2.1:4433", label, true).await,
             "a neighbour here names one elsewhere"
         );
-        assert!(!knock("nobody.invalid:4433", label, true).await);
-        assert!(knock(&address, label, true).await);
+        assert!(!knock(&dialler, "nobody.invalid:4433", label, true).await);
+        assert!(knock(&dialler, &address, label, true).await);
         let mut buffer = [0; 100];
         let (length, from) = relay.recv_from(&mut buffer).await.unwrap();
         assert_eq!(tasuki_proto::frame::parse(&buffer[..length]), Some((FrameKind::Knock, label)));
@@ -71,5 +75,25 @@ mod tests {
             assert!(!may_knock(address.parse().unwrap(), false), "{address}");
         }
         assert!(!may_knock("[::ffff:127.0.0.1]:1".parse().unwrap(), false));
+    }
+
+    #[tokio::test]
+    async fn each_address_of_a_name_is_knocked_at() {
+        let relays: Vec<UdpSocket> = {
+            let first = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let port = first.local_addr().unwrap().port();
+            let second = UdpSocket::bind(("127.0.0.2", port)).await.unwrap();
+            vec![first, second]
+        };
+        let port = relays[0].local_addr().unwrap().port();
+        let found = ["127.0.0.3", "127.0.0.1", "127.0.0.2"].map(|ip| ip.parse().unwrap());
+        let dialler = Dialler::with_resolver(move |_| Box::pin(async move { Ok(found.to_vec()) }));
+        let label = Label::new(7).unwrap();
+        assert!(knock(&dialler, &format!("r1.example:{port}"), label, true).await);
+        for relay in relays {
+            let mut buffer = [0; 100];
+            let read = tokio::time::timeout(Duration::from_secs(5), relay.recv(&mut buffer));
+            assert_eq!(read.await.expect("a knock").unwrap(), 8);
+        }
     }
 }

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::control::{Hello, RelayContact, ToRelay, ToTerminal};
+use tasuki_proto::dial::{Dialler, Manner, Place, Problem};
 use tasuki_proto::frame::NeighbourKey;
 use tasuki_proto::identity::{
     Clock, IdentityCell, KeyFingerprint, NodeName, connection_refusal, identify_connection,
@@ -21,8 +22,8 @@ use tokio::time::timeout;
 use super::socket::Socket;
 use crate::core::login::AttachId;
 
-/// Reaching one address may take this long.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Saying Hello over a connection that stands may take this long.
+const HELLO: Duration = Duration::from_secs(5);
 /// The last words to a relay may take this long.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -60,6 +61,8 @@ pub struct Context {
     pub clock: Clock,
     /// QUIC for attachments.
     pub endpoint: Endpoint,
+    /// Reaches relays by their names.
+    pub dialler: Dialler,
     /// Answers challenges.
     pub socket: Arc<Socket>,
     /// Which process this is, chosen at random.
@@ -87,9 +90,13 @@ pub async fn run(
     relay: RelayContact,
     context: Arc<Context>,
     events: mpsc::Sender<Event>,
-    orders: mpsc::Receiver<Order>,
+    mut orders: mpsc::Receiver<Order>,
 ) {
-    let refusal = match open(&relay, &context).await {
+    let opened = tokio::select! {
+        opened = open(&relay, &context) => opened,
+        code = told_to_close(&mut orders) => Err(code.into()),
+    };
+    let refusal = match opened {
         Ok((connection, send, recv)) => {
             let tell = (attach, events.clone());
             converse(tell, &connection, send, recv, orders, &context).await
@@ -99,54 +106,86 @@ pub async fn run(
     let _ = events.send(Event::Lost(attach, refusal)).await;
 }
 
+/// Waits until the driver does not want the attachment any longer. There is nobody yet to say anything else to.
+async fn told_to_close(orders: &mut mpsc::Receiver<Order>) -> RefusalCode {
+    loop {
+        match orders.recv().await {
+            Some(Order::Say(_)) => {}
+            Some(Order::Close(code)) => return code,
+            None => return RefusalCode::ShuttingDown,
+        }
+    }
+}
+
+/// Reaches the relay at any of its addresses and says Hello.
 async fn open(
     relay: &RelayContact,
     context: &Context,
 ) -> Result<(Connection, SendStream, RecvStream), Refusal> {
-    let mut worst = Refusal::new(RefusalCode::Silent, format!("{}: no address", relay.name));
-    for address in relay.addresses.iter().take(limits::RELAY_ADDRESSES) {
-        let resolved = match timeout(CONNECT, tokio::net::lookup_host(address)).await {
-            Ok(Ok(resolved)) => resolved,
-            _ => {
-                worst = Refusal::new(RefusalCode::Silent, format!("{address} does not resolve"));
-                continue;
-            }
-        };
-        for socket_address in resolved.take(2) {
-            match timeout(CONNECT, dial(socket_address, relay, context)).await {
-                Ok(Ok(opened)) => return Ok(opened),
-                Ok(Err(code)) => worst = Refusal::new(code, format!("{} at {address}", relay.name)),
-                Err(_) => {
-                    worst =
-                        Refusal::new(RefusalCode::Silent, format!("{} at {address}", relay.name));
-                }
+    let addresses = relay.addresses.iter().take(limits::RELAY_ADDRESSES);
+    let places = addresses.filter_map(|address| Place::parse(0, address)).collect();
+    let connecting = |_, address| connect(address, relay, context);
+    let mut dialling = context.dialler.dial(places, Manner::RELAY, connecting);
+    let mut worst = None;
+    while let Some((_, connection)) = dialling.next().await {
+        let at = canonical(connection.remote_address());
+        match timeout(HELLO, hello(&connection, context)).await {
+            Ok(Ok((send, recv))) => return Ok((connection, send, recv)),
+            Ok(Err(code)) => worst = Some(Refusal::new(code, format!("{} at {at}", relay.name))),
+            Err(_) => {
+                let silent = RefusalCode::Silent;
+                worst = Some(Refusal::new(silent, format!("{} at {at}", relay.name)));
             }
         }
     }
-    Err(worst)
+    // A refusal says more than silence.
+    for failure in dialling.failures() {
+        if let Problem::Failed(code) = &failure.problem
+            && *code != RefusalCode::Silent
+        {
+            let at = dialling.shown(failure);
+            worst.get_or_insert_with(|| Refusal::new(*code, format!("{} at {at}", relay.name)));
+        }
+    }
+    let silent = || {
+        let detail = format!("{}: {}", relay.name, dialling.summary());
+        Refusal::new(RefusalCode::Silent, detail)
+    };
+    Err(worst.unwrap_or_else(silent))
 }
 
-async fn dial(
+/// A connection with the relay at `address`, once the relay proved who it is.
+async fn connect(
     address: SocketAddr,
     relay: &RelayContact,
     context: &Context,
-) -> Result<(Connection, SendStream, RecvStream), RefusalCode> {
+) -> Result<Connection, RefusalCode> {
     let expected = NodeName::Relay(relay.name.clone());
     let identity = context.identity.get();
     let server = expected.dns_name(identity.mesh());
-    let failed = |error| connection_refusal(&error).unwrap_or(RefusalCode::Silent);
     let connection = context
         .endpoint
         .connect(address, &server)
         .map_err(|_| RefusalCode::BadRequest)?
         .await
-        .map_err(failed)?;
+        .map_err(|error| failed(&error))?;
     let now = context.clock.now_secs();
     let revoked = |key: &KeyFingerprint| {
         context.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(key)
     };
     identify_connection(&connection, &identity, Some(&expected), &revoked, now)?;
-    let (mut send, recv) = connection.open_bi().await.map_err(failed)?;
+    Ok(connection)
+}
+
+fn failed(error: &quinn::ConnectionError) -> RefusalCode {
+    connection_refusal(error).unwrap_or(RefusalCode::Silent)
+}
+
+async fn hello(
+    connection: &Connection,
+    context: &Context,
+) -> Result<(SendStream, RecvStream), RefusalCode> {
+    let (mut send, recv) = connection.open_bi().await.map_err(|error| failed(&error))?;
     let hello = Hello {
         protocol: version::PROTOCOL,
         software: version::SOFTWARE.to_owned(),
@@ -155,9 +194,9 @@ async fn dial(
     let written = send.write_chunk(context.bytes(&ToRelay::Hello(hello))).await;
     // A client certificate that the relay refuses shows only now (RFC 8446, section 4.4.2.4).
     if written.is_err() {
-        return Err(connection.close_reason().map_or(RefusalCode::Silent, failed));
+        return Err(connection.close_reason().map_or(RefusalCode::Silent, |error| failed(&error)));
     }
-    Ok((connection, send, recv))
+    Ok((send, recv))
 }
 
 async fn converse(

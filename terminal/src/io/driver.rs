@@ -13,6 +13,7 @@ use quinn::Connection;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tasuki_proto::control::{List, Page, RelayContact, ToRelay, ToTerminal};
+use tasuki_proto::dial::Dialler;
 use tasuki_proto::identity::{Clock, IdentityCell};
 use tasuki_proto::net::{Periods, canonical};
 use tasuki_proto::traces::{Place, Span, Traces};
@@ -40,6 +41,8 @@ pub struct Settings {
     pub identity: IdentityCell,
     /// The time of certificates.
     pub clock: Clock,
+    /// Reaches relays by their names; the same one renews the certificate.
+    pub dialler: Dialler,
     /// The relays known from disk.
     pub contacts: Vec<RelayContact>,
     /// Which of them may be attached to.
@@ -143,6 +146,7 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         identity: settings.identity.clone(),
         clock: settings.clock.clone(),
         endpoint: attachment_endpoint,
+        dialler: settings.dialler.clone(),
         socket: socket.clone(),
         instance,
         revoked: RwLock::default(),

@@ -51,6 +51,7 @@ pub async fn start_overheard(
         traces: Traces::default(),
         identity: IdentityCell::new(identity),
         clock: Clock::system(0),
+        dialler: tasuki_proto::dial::Dialler::default(),
         contacts: load_relays(data)?,
         relays: RelayChoice::Names([relay.clone()].into()),
         periods: Periods::default(),

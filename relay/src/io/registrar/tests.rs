@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tasuki_proto::dial::Dialler;
 use tasuki_proto::enrolment::{
     Enrol, EnrolError, Enrolled, FromRegistrar, Newcomer, PendingKey, enrol, keep_renewed, renew,
 };
@@ -123,7 +124,7 @@ impl Mesh {
     }
 
     async fn renew(&self, identity: &Identity, relays: &Token) -> Result<Enrolled, Refusal> {
-        renew(identity, &relays.relays, &self.clock).await.map_err(refusal)
+        renew(identity, &relays.relays, &Dialler::default(), &self.clock).await.map_err(refusal)
     }
 
     /// The records that came out since the last call; each is checked as a relay would.
@@ -332,11 +333,12 @@ async fn a_node_renews_by_itself_before_its_certificate_ends() {
     let enrolled = mesh.enrol(&token, key(), &name).await.unwrap();
     let data = tempfile::tempdir().unwrap();
     let (cell, end) = (IdentityCell::new(enrolled.identity), mesh.clock.now_secs() + 30 * DAY);
-    let relays = || enrolled.relays.clone();
+    let relays = || vec![enrolled.relays.clone()];
+    let dialler = Dialler::default();
     let keep = |renewed: &Enrolled| renewed.identity.save(data.path());
     let mut renewals = cell.subscribe();
 
-    let undisturbed = keep_renewed(&cell, &mesh.clock, relays, keep);
+    let undisturbed = keep_renewed(&cell, &mesh.clock, &dialler, relays, keep);
     assert!(tokio::time::timeout(Duration::from_millis(50), undisturbed).await.is_err());
     assert!(!renewals.has_changed().unwrap(), "not before its time");
 
@@ -347,7 +349,7 @@ async fn a_node_renews_by_itself_before_its_certificate_ends() {
         renewals.borrow().not_after()
     };
     let until = tokio::select! {
-        () = keep_renewed(&cell, &mesh.clock, relays, keep) => unreachable!("it goes on for ever"),
+        () = keep_renewed(&cell, &mesh.clock, &dialler, relays, keep) => unreachable!("it goes on for ever"),
         until = tokio::time::timeout(Duration::from_secs(20), renewed) => until.unwrap(),
     };
     assert_eq!(until, end + 25 * DAY);

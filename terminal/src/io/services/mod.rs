@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
+use tasuki_proto::dial::Dialler;
 use tasuki_proto::session::Begin;
 use tasuki_proto::{Refusal, RefusalCode, ServiceName, SessionId, TerminalId, limits};
 use tokio::sync::mpsc;
@@ -41,6 +42,8 @@ pub struct Services {
     access: Arc<AccessRules>,
     exposed: BTreeMap<ServiceName, Endpoint>,
     inbox: Arc<inbox::Inbox>,
+    /// Reaches services by their names.
+    dialler: Dialler,
     /// Datagrams that were dropped, over all sessions.
     pub udp_drops: Arc<udp::UdpDrops>,
     attended: Mutex<HashMap<SessionId, Arc<Attended>>>,
@@ -101,6 +104,7 @@ impl Services {
             access,
             exposed,
             inbox: inbox::Inbox::new(inbox, quota),
+            dialler: Dialler::default(),
             udp_drops: Arc::default(),
             attended: Mutex::default(),
         })
@@ -266,12 +270,12 @@ impl Services {
         match (begin, endpoint) {
             (Begin::Bytes(_), Some(endpoint)) => {
                 let fan = Fan { connection: &session.connection, desk: &session.lanes };
-                tcp::serve(endpoint, send, recv, fan).await;
+                tcp::serve(endpoint, &self.dialler, send, recv, fan).await;
             }
             (Begin::Lane(lane), _) => session.lanes.serve(lane, send, recv).await,
             (Begin::Pause(pause), _) => session.lanes.pauses.serve(pause, send, recv).await,
             (Begin::Flow(open), Some(endpoint)) => {
-                udp::serve(&session.flows, open.flow, endpoint, send, recv).await;
+                udp::serve(&session.flows, open.flow, (endpoint, &self.dialler), send, recv).await;
             }
             (Begin::Offer(offer), _) => {
                 self.inbox.serve_offer(&session.transfers, &session.peer, offer, send, recv).await;

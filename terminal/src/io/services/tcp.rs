@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
+use tasuki_proto::dial::{Dialler, Place};
 use tasuki_proto::session::Begin;
-use tasuki_proto::{Refusal, RefusalCode, limits};
+use tasuki_proto::{Refusal, RefusalCode};
 use tokio::net::TcpStream;
 
 use super::lanes::Fan;
@@ -42,20 +43,18 @@ impl Drop for Carried {
 /// Serves a stream by a connection to the service at `endpoint`.
 pub(crate) async fn serve(
     endpoint: &Endpoint,
+    dialler: &Dialler,
     mut send: SendStream,
     mut recv: RecvStream,
     fan: Fan<'_>,
 ) {
-    let connect = TcpStream::connect((endpoint.host.as_str(), endpoint.port));
-    let connected = tokio::time::timeout(limits::SERVICE_CONNECT_TIMEOUT, connect).await;
-    let mut carried = match connected {
-        Ok(Ok(tcp)) => Carried::new(tcp),
-        Ok(Err(error)) => {
+    let place = Place { target: 0, host: endpoint.host.clone(), port: endpoint.port };
+    let mut carried = match dialler.tcp(place).await {
+        Ok(tcp) => Carried::new(tcp),
+        Err(error) => {
+            // The caller does not learn the addresses behind this terminal.
             tracing::debug!(%endpoint, %error, "the service cannot be reached");
-            return pipe::refuse(&mut send, &mut recv, RefusalCode::ServiceDown.into()).await;
-        }
-        Err(_) => {
-            let refusal = Refusal::new(RefusalCode::ServiceDown, "no answer");
+            let refusal = Refusal::new(RefusalCode::ServiceDown, error.brief);
             return pipe::refuse(&mut send, &mut recv, refusal).await;
         }
     };

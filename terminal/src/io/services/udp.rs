@@ -7,9 +7,11 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{RecvStream, SendDatagramError, SendStream};
+use tasuki_proto::dial::{Dialler, Manner, Place};
 use tasuki_proto::session::{Answer, Begin, FlowTag, MAX_FLOW, OpenFlow, Opened};
 use tasuki_proto::{Refusal, RefusalCode, ServiceName, limits};
 use tokio::net::UdpSocket;
@@ -20,6 +22,8 @@ use crate::config::Endpoint;
 
 /// More than any session's packet holds: what fills it is too large.
 const RECEIVE_BYTES: usize = 2048;
+/// How long one of several addresses of a service may stay silent until the next one is tried.
+const UNANSWERED: Duration = Duration::from_secs(1);
 
 /// What was dropped, by reason.
 #[derive(Debug, Default)]
@@ -211,23 +215,12 @@ async fn ready(socket: UdpSocket) -> std::io::Result<Arc<UdpSocket>> {
     Ok(Arc::new(socket))
 }
 
-async fn connect(endpoint: &Endpoint) -> std::io::Result<Arc<UdpSocket>> {
-    let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await?;
-    let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
-    for address in addresses {
-        let local: SocketAddr =
-            if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
-        let attempt = async {
-            let socket = UdpSocket::bind(local).await?;
-            socket.connect(address).await?;
-            ready(socket).await
-        };
-        match attempt.await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+async fn connect(address: SocketAddr) -> std::io::Result<Arc<UdpSocket>> {
+    let local: SocketAddr =
+        if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+    let socket = UdpSocket::bind(local).await?;
+    socket.connect(address).await?;
+    ready(socket).await
 }
 
 /// Waits until the other side ends the flow's stream.
@@ -236,47 +229,104 @@ async fn life_line(recv: &mut RecvStream) {
 }
 
 /// Serves a flow by a socket of its own towards the service.
+///
+/// UDP has no handshake that would show which address of a name is alive: an address that says nothing for
+/// [`UNANSWERED`] makes room for the next one. When none of them answers the service may well be one that never does,
+/// and the first address stays.
 pub(crate) async fn serve(
     flows: &Arc<Flows>,
     flow: u32,
-    endpoint: &Endpoint,
+    (endpoint, dialler): (&Endpoint, &Dialler),
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
-    let entered = match connect(endpoint).await {
-        Ok(socket) => flows.serve(flow, socket.clone()).map(|entry| (entry, socket)),
-        Err(_) => Err(RefusalCode::ServiceDown.into()),
-    };
-    let (entry, socket) = match entered {
-        Ok(entered) => entered,
-        Err(refusal) => return pipe::refuse(&mut send, &mut recv, refusal).await,
-    };
-    if pipe::say(&mut send, &Answer::Opened(Opened {})).await.is_err() {
-        return;
-    }
-    let back = async {
-        let mut buffer = [0; RECEIVE_BYTES];
-        let tag = FlowTag { flow, to_opener: true };
-        loop {
-            match socket.recv(&mut buffer).await {
-                Ok(RECEIVE_BYTES) => count(&flows.drops.too_large),
-                Ok(length) => {
-                    entry.touched.store(true, Ordering::Relaxed);
-                    if flows.send(tag, &buffer[..length]).is_err() {
-                        return;
-                    }
-                }
-                // The service is down (ICMP); the client notices as with any UDP service.
-                Err(error) => tracing::debug!(%endpoint, %error, "UDP service"),
-            }
+    let place = Place { target: 0, host: endpoint.host.clone(), port: endpoint.port };
+    let found = dialler.addresses(&place, Manner::SERVICE).await;
+    let addresses = found.unwrap_or_else(|why| {
+        tracing::debug!(%endpoint, why, "the service's name does not resolve");
+        Vec::new()
+    });
+    let on_trial = if addresses.len() > 1 { &addresses[..] } else { &[] };
+    let on_trial = on_trial.iter().map(|address| (*address, Some(UNANSWERED)));
+    let turns = on_trial.chain(addresses.first().map(|address| (*address, None)));
+    let (mut is_opened, mut silent) = (false, Vec::new());
+    for (address, patience) in turns {
+        let Ok(socket) = connect(address).await else {
+            dialler.note(address, false);
+            continue;
+        };
+        let entry = match flows.serve(flow, socket.clone()) {
+            Ok(entry) => entry,
+            Err(refusal) if !is_opened => return pipe::refuse(&mut send, &mut recv, refusal).await,
+            Err(_) => break,
+        };
+        if !is_opened && pipe::say(&mut send, &Answer::Opened(Opened {})).await.is_err() {
+            return;
         }
-    };
-    tokio::select! {
-        () = back => {}
-        () = life_line(&mut recv) => {}
-        () = entry.idle() => {}
+        is_opened = true;
+        let heard = || {
+            dialler.note(address, true);
+            silent.drain(..).for_each(|address| dialler.note(address, false));
+        };
+        let is_silent = tokio::select! {
+            is_silent = carry_back(&entry, &socket, patience, heard) => is_silent,
+            () = life_line(&mut recv) => false,
+            () = entry.idle() => false,
+        };
+        if !is_silent {
+            break;
+        }
+        tracing::debug!(%endpoint, %address, "no answer from the UDP service");
+        silent.push(address);
     }
-    let _ = send.finish();
+    if is_opened {
+        let _ = send.finish();
+    } else {
+        pipe::refuse(&mut send, &mut recv, RefusalCode::ServiceDown.into()).await;
+    }
+}
+
+/// Carries what the service sends to the peer until the session ends. With `patience` also until then when nothing
+/// came; returns whether that happened. `heard` is told of the first datagram.
+async fn carry_back(
+    entry: &Entry,
+    socket: &UdpSocket,
+    patience: Option<Duration>,
+    heard: impl FnOnce(),
+) -> bool {
+    let flows = &entry.flows;
+    let mut buffer = [0; RECEIVE_BYTES];
+    let tag = FlowTag { flow: entry.flow, to_opener: true };
+    let (mut heard, mut patience) = (Some(heard), patience);
+    loop {
+        let received = match patience {
+            None => socket.recv(&mut buffer).await,
+            Some(patience) => {
+                match tokio::time::timeout(patience, socket.recv(&mut buffer)).await {
+                    Ok(Err(_)) | Err(_) => return true,
+                    Ok(received) => received,
+                }
+            }
+        };
+        match received {
+            Ok(length) => {
+                if let Some(heard) = heard.take() {
+                    heard();
+                }
+                patience = None;
+                if length == RECEIVE_BYTES {
+                    count(&flows.drops.too_large);
+                    continue;
+                }
+                entry.touched.store(true, Ordering::Relaxed);
+                if flows.send(tag, &buffer[..length]).is_err() {
+                    return false;
+                }
+            }
+            // The service is down (ICMP); the client notices as with any UDP service.
+            Err(error) => tracing::debug!(%error, "UDP service"),
+        }
+    }
 }
 
 /// Keeps one flow of this side open until it is idle or the peer ends it.
