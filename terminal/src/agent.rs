@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use tasuki_proto::control::Page;
+use tasuki_proto::identity::RenewalTrouble;
 use tasuki_proto::path::NatKind;
 use tasuki_proto::traces;
 use tasuki_proto::view::TerminalFilter;
@@ -183,6 +184,8 @@ pub struct StatusView {
     pub sessions: usize,
     /// When the certificate ends, s since 1970.
     pub certificate_until: u64,
+    /// Why the certificate is not renewed, when that is due and fails.
+    pub renewal: Option<RenewalTrouble>,
     /// The NAT in front of it, as far as its relays can tell.
     pub nat: NatKind,
     /// The address that its gateway mapped to it.

@@ -129,6 +129,7 @@ async fn all(config: &RelayConfig) -> Vec<Finding> {
         None => Finding::ok("relay", "does not run at the moment"),
     });
     out.extend(data::checks(&config.data));
+    out.extend(running.as_ref().map(|running| data::renewal(&running.status, data::now_secs())));
     out.extend(machine::checks(running.as_ref().and_then(|running| running.pid)));
     out.extend(network::checks(config, running.as_ref().map(|running| &running.status)).await);
     out

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
+use tasuki_proto::identity::RenewalTrouble;
 use tasuki_proto::path::{NatKind, PathNews};
 use tasuki_proto::view::{TerminalFilter, TerminalState, TerminalView};
 use tasuki_proto::{Refusal, RelayId, RelayName, ServiceName, SessionId, TerminalId};
@@ -153,6 +154,10 @@ pub struct StatusView {
     pub forwarded: ForwardedView,
     /// Until when this relay's certificate is valid, s since 1970.
     pub certificate_until: u64,
+    /// Why the certificate is not renewed, when that is due and fails.
+    pub renewal: Option<RenewalTrouble>,
+    /// Renewals that failed since the start.
+    pub renewal_failures: u64,
     /// Labels that the switch forwards: two for each accepted session.
     pub labels: usize,
     /// QUIC connections of terminals, newcomers and relays that they dialled, handshakes included.

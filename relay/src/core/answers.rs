@@ -101,6 +101,8 @@ impl Relay {
             sessions: self.sessions.len(),
             forwarded: ForwardedView::default(),
             certificate_until: 0,
+            renewal: None,
+            renewal_failures: 0,
             labels: 0,
             connections: 0,
             handshakes: 0,

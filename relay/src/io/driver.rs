@@ -10,7 +10,7 @@ use rand::Rng;
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::frame::NeighbourKey;
 use tasuki_proto::gossip::GossipMessage;
-use tasuki_proto::identity::{Identity, PublicKey};
+use tasuki_proto::identity::{Identity, PublicKey, locked_out};
 use tasuki_proto::mesh::{LinkHello, ToPeer};
 use tasuki_proto::net::canonical;
 use tasuki_proto::traces::{Place, Span, Traces};
@@ -22,7 +22,7 @@ use super::event::{Event, LinkUp, TerminalOrder, TerminalUp, Waiting};
 use super::requests::Way;
 use super::terminals::close;
 use super::{links, selftest, store};
-use crate::core::admin::{AdminReply, ForwardedView, SessionState, SessionView};
+use crate::core::admin::{AdminReply, ForwardedView, SessionState, SessionView, StatusView};
 use crate::core::sessions::{Finished, Forwarding, Neighbour as Next};
 use crate::core::{ConnId, Input, LinkId, Output, Relay};
 use crate::switch::{Address, Entry, Neighbour, Switch};
@@ -437,7 +437,7 @@ impl Driver {
                     packets_to_caller: to_caller.0,
                     bytes_to_caller: to_caller.1,
                 };
-                status.certificate_until = self.context.identity.get().not_after();
+                self.complete_certificate(&mut status);
                 for admission in [&self.context.terminals, &self.context.links] {
                     let (handshakes, connections) = admission.len();
                     status.handshakes += handshakes;
@@ -477,6 +477,18 @@ impl Driver {
         if terminal.order(order).is_err() {
             // It does not read: its task sees the closed connection and ends.
             close(&terminal.connection, RefusalCode::TooSlow);
+        }
+    }
+
+    /// Adds how long the certificate lasts, and what keeps it from being renewed.
+    fn complete_certificate(&self, status: &mut StatusView) {
+        let cell = &self.context.identity;
+        status.certificate_until = cell.get().not_after();
+        status.renewal = cell.renewal_trouble();
+        status.renewal_failures = cell.renewal_failures();
+        let now = self.context.clock.now_secs();
+        if let Some(why) = locked_out(status.certificate_until, status.renewal.as_ref(), now) {
+            status.not_ready = Some(why.to_string());
         }
     }
 

@@ -86,7 +86,7 @@ pub(crate) fn status(context: &VerbContext, out: &mut dyn Write) -> anyhow::Resu
     writeln!(out, "version    {}", text(&status, "version"))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let until = status["certificate_until"].as_u64().unwrap_or(0);
-    writeln!(out, "certified  for another {}", span(until.saturating_sub(now)))?;
+    writeln!(out, "certified  {}", certified(until, &status["renewal"], now))?;
     let attachments: Vec<Vec<String>> = rows(&status["attachments"])
         .iter()
         .map(|row| {
@@ -100,6 +100,22 @@ pub(crate) fn status(context: &VerbContext, out: &mut dyn Write) -> anyhow::Resu
         table::print(out, &["RELAY", "ROLE", "ADDRESS", "SEEN AS", "RTT", "SINCE"], &attachments)?;
     }
     Ok(())
+}
+
+/// How long the certificate lasts and, when it is not renewed, why; times in s since 1970.
+fn certified(until: u64, renewal: &Value, now: u64) -> String {
+    let lasts = match now > until {
+        true => format!("ended {} ago: no relay lets this terminal in", span(now - until)),
+        false => format!("for another {}", span(until - now)),
+    };
+    match renewal["since"].as_u64() {
+        None => lasts,
+        Some(since) => {
+            let (tries, why) = (text(renewal, "tries"), text(renewal, "why"));
+            let since = span(now.saturating_sub(since));
+            format!("{lasts}; renewals fail for {since}, {tries} so far: {why}")
+        }
+    }
 }
 
 /// `ls`.

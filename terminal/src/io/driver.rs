@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tasuki_proto::control::{List, Page, RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::dial::Dialler;
-use tasuki_proto::identity::{Clock, IdentityCell};
+use tasuki_proto::identity::{Clock, IdentityCell, locked_out};
 use tasuki_proto::net::{Periods, canonical};
 use tasuki_proto::traces::{Place, Span, Traces};
 use tasuki_proto::{
@@ -687,7 +687,19 @@ impl Driver {
         }
     }
 
+    /// Why no relay lets this terminal in, once its certificate ended.
+    fn locked_out(&self) -> Option<Refusal> {
+        let identity = &self.settings.identity;
+        let now = self.settings.clock.now_secs();
+        locked_out(identity.get().not_after(), identity.renewal_trouble().as_ref(), now)
+    }
+
     fn not_attached(&self) -> Refusal {
+        if let login::State::Connecting(_) = &self.state
+            && let Some(refusal) = self.locked_out()
+        {
+            return refusal;
+        }
         match &self.state {
             login::State::Connecting(Some(refusal)) | login::State::Parked(refusal) => {
                 refusal.clone()
@@ -705,6 +717,8 @@ impl Driver {
             login::State::LoggedIn { .. } => ("logged-in", None),
             login::State::LoggedOut => ("logged-out", None),
             login::State::Connecting(refusal) => {
+                // Without a certificate no relay lets it in, whatever else a relay says.
+                let refusal = self.locked_out().or_else(|| refusal.clone());
                 ("connecting", refusal.as_ref().map(Refusal::to_string))
             }
             login::State::Parked(refusal) => ("parked", Some(refusal.to_string())),
@@ -740,6 +754,7 @@ impl Driver {
             attachments,
             sessions: self.sessions.len(),
             certificate_until: identity.not_after(),
+            renewal: self.settings.identity.renewal_trouble(),
             nat: self.nat(),
             mapped: self.port_map.as_ref().and_then(PortMap::mapped),
             direct: self.paths.counts(),

@@ -279,6 +279,7 @@ fn status(id: &TerminalId) -> StatusView {
         attachments: Vec::new(),
         sessions: 0,
         certificate_until: 0,
+        renewal: None,
         nat: tasuki_proto::path::NatKind::Unknown,
         mapped: None,
         direct: crate::core::paths::DirectCounts::default(),

@@ -7,9 +7,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
 use tasuki_proto::identity::{Clock, Identity, Root};
 
 use super::{Finding, Level};
+use crate::cli::query::lists::{self, count};
 use crate::cli::query::text::{bytes, span};
 use crate::io::store;
 
@@ -69,7 +71,7 @@ pub(super) fn checks(data: &Path) -> Vec<Finding> {
     out
 }
 
-fn now_secs() -> u64 {
+pub(super) fn now_secs() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
 
@@ -91,6 +93,21 @@ pub(super) fn certificate(not_after: u64, renew_at: u64, now: u64) -> Finding {
         return Finding::new(name, Level::Warning, what, advice);
     }
     Finding::ok(name, format!("for another {left}, renewed by itself before"))
+}
+
+/// By what the running relay says of its renewals; `now` in s since 1970.
+pub(super) fn renewal(status: &Value, now: u64) -> Finding {
+    let name = "renewal";
+    let (renewal, until) = (&status["renewal"], count(&status["certificate_until"]));
+    if renewal["since"].as_u64().is_none() {
+        return Finding::ok(name, "no renewal of the certificate has failed");
+    }
+    // With less time than this somebody has to act now.
+    const LITTLE_TIME: u64 = 3 * 86_400;
+    let level = if until < now + LITTLE_TIME { Level::Bad } else { Level::Warning };
+    let advice = "when the certificate ends, no relay and no terminal lets this relay in: see that it reaches the \
+                  registrar (UDP, names, the registrar's own 'tasuki-relay check'); it is tried on by itself";
+    Finding::new(name, level, lists::certificate(until, renewal, now), advice)
 }
 
 /// By the machine's clock, what it is known to be behind, and the begin of the certificate, all in s.

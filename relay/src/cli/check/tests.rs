@@ -18,6 +18,22 @@ fn certificates_that_end_and_clocks_that_are_wrong_are_bad() {
 }
 
 #[test]
+fn a_renewal_that_fails_is_said_with_the_time_that_is_left() {
+    let now = 100 * DAY;
+    let status = |left: u64, since: Option<u64>| {
+        let renewal =
+            since.map(|since| json!({ "since": since, "tries": 4, "why": "nobody answers" }));
+        data::renewal(&json!({ "certificate_until": now + left, "renewal": renewal }), now)
+    };
+    assert_eq!(status(5 * DAY, None).level, Level::Ok);
+    let fails = status(5 * DAY + 60, Some(now - 2 * DAY - 60));
+    assert_eq!(fails.level, Level::Warning);
+    assert!(fails.what.contains("for another 5d00h"), "{fails:?}");
+    assert!(fails.what.contains("4 so far: nobody answers"), "{fails:?}");
+    assert_eq!(status(DAY, Some(now - 2 * DAY)).level, Level::Bad);
+}
+
+#[test]
 fn a_full_or_slow_disk_is_said() {
     assert_eq!(data::room(u64::MAX, 3).level, Level::Ok);
     assert_eq!(data::room(u64::MAX, 900).level, Level::Warning);

@@ -31,7 +31,7 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or(0.0)
 }
 
-fn count(value: &Value) -> u64 {
+pub(crate) fn count(value: &Value) -> u64 {
     value.as_u64().unwrap_or(0)
 }
 
@@ -138,12 +138,32 @@ pub(super) fn status(status: &Value, look: Look) -> String {
             plain(&table["hash"])
         ),
     );
+    let until = count(&status["certificate_until"]);
+    fact("certificate", certificate(until, &status["renewal"], look.now_ms / 1000));
     fact("gossip lag", format!("median {} ms, 99 % below {} ms", lag["p50"], lag["p99"]));
     fact("gossip", counters(&status["gossip"], |_| true));
     fact("dropped", counters(&status["drops"], |number| number > 0));
     out.push_str(&status_links(status, look));
     out.push_str(&status_addresses(status, look));
     out
+}
+
+/// How long the certificate lasts and, when it is not renewed, why; times in s since 1970.
+pub(crate) fn certificate(until: u64, renewal: &Value, now: u64) -> String {
+    let lasts = match now > until {
+        true => {
+            format!("ended {} ago: no relay and no terminal lets this relay in", span(now - until))
+        }
+        false => format!("for another {}", span(until - now)),
+    };
+    match renewal["since"].as_u64() {
+        None => lasts,
+        Some(since) => {
+            let (tries, why) = (count(&renewal["tries"]), plain(&renewal["why"]));
+            let since = span(now.saturating_sub(since));
+            format!("{lasts}; renewals fail for {since}, {tries} so far: {why}")
+        }
+    }
 }
 
 fn status_addresses(status: &Value, look: Look) -> String {

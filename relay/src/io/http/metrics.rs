@@ -174,6 +174,18 @@ impl MetricSource for StatusView {
             &[],
             self.certificate_until as f64,
         );
+        out.gauge(
+            "tasuki_certificate_renewal_failing",
+            "Whether renewals of this relay's certificate fail.",
+            &[],
+            flag(self.renewal.is_some()),
+        );
+        out.counter(
+            "tasuki_certificate_renewal_failures_total",
+            "Renewals of this relay's certificate that failed.",
+            &[],
+            self.renewal_failures,
+        );
         let forwarded = &self.forwarded;
         for (direction, packets, bytes) in [
             ("to_callee", forwarded.packets_to_callee, forwarded.bytes_to_callee),

@@ -252,6 +252,8 @@ const SCHEMAS: &[(&str, &[Field])] = &[
             ("sessions", "number", "sessions that run over this relay"),
             ("forwarded", "ForwardedView", "what it forwarded since its start, heads included"),
             ("certificate_until", "number", "how long its certificate is valid, s since 1970"),
+            ("renewal", "RenewalTrouble?", "why the certificate is not renewed, when that fails"),
+            ("renewal_failures", "number", "renewals that failed since its start"),
             ("labels", "number", "labels that the switch forwards"),
             ("connections", "number", "QUIC connections, handshakes included"),
             ("handshakes", "number", "handshakes under way"),
@@ -270,6 +272,14 @@ const SCHEMAS: &[(&str, &[Field])] = &[
             ("reachable", "yes|no|unknown", "whether a packet of another relay came in"),
             ("since", "number?", "since when that is so, ms since 1970"),
             ("by", "text?", "the relay that tried last"),
+        ],
+    ),
+    (
+        "RenewalTrouble",
+        &[
+            ("since", "number", "since when renewals fail, s since 1970"),
+            ("tries", "number", "renewals that failed since then"),
+            ("why", "text", "the last failure: what, why, what to do"),
         ],
     ),
     (

@@ -97,6 +97,8 @@ fn status(not_ready: Option<&str>) -> StatusView {
         handshakes_refused: 0,
         forwarded: ForwardedView::default(),
         certificate_until: 0,
+        renewal: None,
+        renewal_failures: 0,
         labels: 0,
         id: "0000000000000007".to_owned(),
         name: relay("r1"),

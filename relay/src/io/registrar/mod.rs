@@ -322,6 +322,7 @@ impl Registrar {
         }
         if let Err(error) = self.renew_own().await {
             tracing::error!(%error, "the registrar's own certificate could not be renewed");
+            self.0.cell.renewal_failed(error.to_string(), self.0.clock.now_secs());
         }
         if let Err(refusal) = self.decide(|a, rows, out| a.heartbeat(rows, out)).await {
             tracing::error!(%refusal, "the authority's heartbeat failed");
