@@ -50,7 +50,7 @@ impl Manner {
     };
     /// Any of several relays, for a request that somebody waits for.
     pub const ANY_RELAY: Manner = Manner {
-        look_up: Duration::from_secs(30),
+        look_up: Duration::from_secs(60),
         tries: limits::TRIES_PER_REQUEST,
         ..Manner::RELAY
     };

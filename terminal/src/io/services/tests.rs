@@ -395,6 +395,45 @@ async fn datagrams_reach_a_udp_service_and_come_back() {
     .await;
 }
 
+/// One address of the service's name is silent, the other takes longer than an address has on trial.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_udp_service_is_heard_after_another_address_had_its_turn() {
+    use std::net::ToSocketAddrs;
+    let named = ("localhost", 0).to_socket_addrs().unwrap();
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let Ok(slow) = UdpSocket::bind(("::1", port)).await else { return };
+    if named.filter(|address| address.is_ipv6()).count() != 1 {
+        eprintln!("left out: localhost is no name for both families here");
+        return;
+    }
+    tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        let (length, from) = slow.recv_from(&mut buffer).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1_300)).await;
+        let _ = slow.send_to(&buffer[..length], from).await;
+    });
+    let mesh = Mesh::new();
+    let config = format!("[expose]\ndns = \"udp://localhost:{port}\"\n[allow]\ndns = \"a\"\n");
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &config));
+    let forwarded = forwarded(&a, Protocol::Udp, "b", "dns").await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(forwarded.address).await.unwrap();
+    let asking = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(300));
+        loop {
+            ticks.tick().await;
+            client.send(b"asked").await.unwrap();
+        }
+    };
+    let mut buffer = [0; 64];
+    let heard = tokio::select! {
+        heard = within(client.recv(&mut buffer)) => heard.unwrap(),
+        () = asking => unreachable!("it asks on and on"),
+    };
+    assert_eq!(&buffer[..heard], b"asked");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn echoes_come_back() {
     let mesh = Mesh::new();

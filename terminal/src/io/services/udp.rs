@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use quinn::{RecvStream, SendDatagramError, SendStream};
 use tasuki_proto::dial::{Dialler, Manner, Place};
 use tasuki_proto::session::{Answer, Begin, FlowTag, MAX_FLOW, OpenFlow, Opened};
 use tasuki_proto::{Refusal, RefusalCode, ServiceName, limits};
+use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
@@ -228,11 +230,35 @@ async fn life_line(recv: &mut RecvStream) {
     while let Ok(Some(_)) = recv.read_chunk(RECEIVE_BYTES, true).await {}
 }
 
-/// Serves a flow by a socket of its own towards the service.
+/// How long one address of a service is listened to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Until it was silent for [`UNANSWERED`].
+    Trial,
+    /// Until something comes: all addresses were silent, and the service may well be one that never answers.
+    Waits,
+    /// It answered.
+    Settled,
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Back {
+    /// The flow or its session is over.
+    Over,
+    /// Nothing came.
+    Silent,
+    /// This address answered.
+    Heard(SocketAddr),
+}
+
+type Sockets = Vec<(SocketAddr, Arc<UdpSocket>)>;
+
+/// Serves a flow by sockets of its own towards the service.
 ///
 /// UDP has no handshake that would show which address of a name is alive: an address that says nothing for
-/// [`UNANSWERED`] makes room for the next one. When none of them answers the service may well be one that never does,
-/// and the first address stays.
+/// [`UNANSWERED`] makes room for the next one. The first one that answers stays, also when it answers late; when none
+/// does, the first one stays.
 pub(crate) async fn serve(
     flows: &Arc<Flows>,
     flow: u32,
@@ -247,15 +273,15 @@ pub(crate) async fn serve(
         Vec::new()
     });
     let on_trial = if addresses.len() > 1 { &addresses[..] } else { &[] };
-    let on_trial = on_trial.iter().map(|address| (*address, Some(UNANSWERED)));
-    let turns = on_trial.chain(addresses.first().map(|address| (*address, None)));
-    let (mut is_opened, mut silent) = (false, Vec::new());
-    for (address, patience) in turns {
-        let Ok(socket) = connect(address).await else {
+    let mut turns: VecDeque<_> = on_trial.iter().map(|address| (*address, Turn::Trial)).collect();
+    turns.extend(addresses.first().map(|address| (*address, Turn::Waits)));
+    let (mut is_opened, mut sockets) = (false, Sockets::new());
+    while let Some((address, turn)) = turns.pop_front() {
+        let Ok(socket) = socket_of(&mut sockets, address).await else {
             dialler.note(address, false);
             continue;
         };
-        let entry = match flows.serve(flow, socket.clone()) {
+        let entry = match flows.serve(flow, socket) {
             Ok(entry) => entry,
             Err(refusal) if !is_opened => return pipe::refuse(&mut send, &mut recv, refusal).await,
             Err(_) => break,
@@ -264,20 +290,20 @@ pub(crate) async fn serve(
             return;
         }
         is_opened = true;
-        let heard = || {
-            dialler.note(address, true);
-            silent.drain(..).for_each(|address| dialler.note(address, false));
+        let back = tokio::select! {
+            back = carry_back(&entry, &sockets, turn) => back,
+            () = life_line(&mut recv) => Back::Over,
+            () = entry.idle() => Back::Over,
         };
-        let is_silent = tokio::select! {
-            is_silent = carry_back(&entry, &socket, patience, heard) => is_silent,
-            () = life_line(&mut recv) => false,
-            () = entry.idle() => false,
-        };
-        if !is_silent {
-            break;
+        match back {
+            Back::Over => break,
+            Back::Silent => tracing::debug!(%endpoint, %address, "no answer from the UDP service"),
+            Back::Heard(from) => {
+                sockets.iter().for_each(|(address, _)| dialler.note(*address, *address == from));
+                sockets.retain(|(address, _)| *address == from);
+                turns = [(from, Turn::Settled)].into();
+            }
         }
-        tracing::debug!(%endpoint, %address, "no answer from the UDP service");
-        silent.push(address);
     }
     if is_opened {
         let _ = send.finish();
@@ -286,47 +312,65 @@ pub(crate) async fn serve(
     }
 }
 
-/// Carries what the service sends to the peer until the session ends. With `patience` also until then when nothing
-/// came; returns whether that happened. `heard` is told of the first datagram.
-async fn carry_back(
-    entry: &Entry,
-    socket: &UdpSocket,
-    patience: Option<Duration>,
-    heard: impl FnOnce(),
-) -> bool {
+/// The socket towards `address`, made when there is none.
+async fn socket_of(sockets: &mut Sockets, address: SocketAddr) -> std::io::Result<Arc<UdpSocket>> {
+    if let Some((_, socket)) = sockets.iter().find(|(known, _)| *known == address) {
+        return Ok(socket.clone());
+    }
+    let socket = connect(address).await?;
+    sockets.push((address, socket.clone()));
+    Ok(socket)
+}
+
+/// Carries what the service sends to the peer, from whichever of the sockets, as long as the turn lasts.
+async fn carry_back(entry: &Entry, sockets: &Sockets, turn: Turn) -> Back {
     let flows = &entry.flows;
     let mut buffer = [0; RECEIVE_BYTES];
     let tag = FlowTag { flow: entry.flow, to_opener: true };
-    let (mut heard, mut patience) = (Some(heard), patience);
     loop {
-        let received = match patience {
-            None => socket.recv(&mut buffer).await,
-            Some(patience) => {
-                match tokio::time::timeout(patience, socket.recv(&mut buffer)).await {
-                    Ok(Err(_)) | Err(_) => return true,
-                    Ok(received) => received,
-                }
-            }
+        let receive = receive(sockets, &mut buffer);
+        let (from, received) = match turn {
+            Turn::Trial => match tokio::time::timeout(UNANSWERED, receive).await {
+                Ok(received) => received,
+                Err(_) => return Back::Silent,
+            },
+            Turn::Waits | Turn::Settled => receive.await,
         };
         match received {
+            Ok(RECEIVE_BYTES) => count(&flows.drops.too_large),
             Ok(length) => {
-                if let Some(heard) = heard.take() {
-                    heard();
-                }
-                patience = None;
-                if length == RECEIVE_BYTES {
-                    count(&flows.drops.too_large);
-                    continue;
-                }
                 entry.touched.store(true, Ordering::Relaxed);
                 if flows.send(tag, &buffer[..length]).is_err() {
-                    return false;
+                    return Back::Over;
                 }
             }
-            // The service is down (ICMP); the client notices as with any UDP service.
-            Err(error) => tracing::debug!(%error, "UDP service"),
+            // Nobody is there (ICMP): the next address has its turn, and with the last one the client notices.
+            Err(error) => {
+                tracing::debug!(address = %from, %error, "UDP service");
+                if turn == Turn::Trial && sockets.last().is_some_and(|(last, _)| *last == from) {
+                    return Back::Silent;
+                }
+                continue;
+            }
+        }
+        if turn != Turn::Settled {
+            return Back::Heard(from);
         }
     }
+}
+
+/// The next datagram, or error, of any of the sockets.
+async fn receive(sockets: &Sockets, buffer: &mut [u8]) -> (SocketAddr, std::io::Result<usize>) {
+    std::future::poll_fn(|context| {
+        for (address, socket) in sockets {
+            let mut read = ReadBuf::new(buffer);
+            if let Poll::Ready(result) = socket.poll_recv(context, &mut read) {
+                return Poll::Ready((*address, result.map(|()| read.filled().len())));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Keeps one flow of this side open until it is idle or the peer ends it.
