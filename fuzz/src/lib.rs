@@ -83,13 +83,19 @@ pub fn gossip(bytes: &[u8]) {
     }
 }
 
-/// Datagrams of a session, with the tag of their flow.
+/// Datagrams of a session, with the tag of their flow, whole or in pieces.
 pub fn datagram(bytes: &[u8]) {
     let mut payload = Bytes::copy_from_slice(bytes);
-    if let Some(tag) = FlowTag::take(&mut payload) {
-        let mut again = tag.datagram(&payload);
+    if let Some((tag, piece)) = FlowTag::take(&mut payload) {
+        let mut again = match piece {
+            None => tag.datagram(&payload),
+            Some(piece) => {
+                assert!(piece.index < piece.of && usize::from(piece.of) <= limits::DATAGRAM_PIECES);
+                tag.piece(piece, &payload)
+            }
+        };
         assert!(again.len() <= bytes.len(), "a tag is written as short as it can be");
-        assert_eq!(FlowTag::take(&mut again), Some(tag));
+        assert_eq!(FlowTag::take(&mut again), Some((tag, piece)));
         assert_eq!(again, payload);
     }
 }

@@ -338,26 +338,54 @@ pub const UNREAD_BYTES: usize = 256 * 1024 * 1024;
 pub const STREAM_BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Paths of a session whose congestion control is remembered; of others it begins anew.
 pub const SESSION_PATHS: usize = 4;
-/// Streams that one peer may have open in one session; further ones are refused with `busy`.
-pub const STREAMS_PER_SESSION: usize = 1_000;
+/// Streams that one peer may have open in one session; further ones are refused with `busy`, logged and counted. More
+/// than [`FORWARD_CONNECTIONS`], so that a connection which takes the place of one that is just ending is served.
+pub const STREAMS_PER_SESSION: usize = 1_280;
 /// Bidirectional streams that QUIC lets a peer open in one session: some more than are served, so that a refusal
 /// can be said.
 pub const QUIC_STREAMS_PER_SESSION: u32 = STREAMS_PER_SESSION as u32 + 24;
 /// Streams that one peer may open in one session per second, on average and in a burst; beyond: `busy`.
 pub const STREAM_OPENS_PER_SECOND: u32 = 20_000;
-/// Flows of datagrams per session and direction; further ones are refused with `busy`.
+/// Flows of datagrams that a terminal serves in one session. At the limit a flow that got its answer makes room, or else
+/// the one that is idle for longest, [`FLOW_MAKES_ROOM`] at least; where there is none the new flow is refused with
+/// `busy`, logged and counted.
 pub const FLOWS_PER_SESSION: usize = 256;
-/// Datagrams of a session that wait for their flow to be opened; beyond: dropped and counted.
-pub const EARLY_DATAGRAMS: usize = 64;
+/// Flows of datagrams that a terminal opens in one session; at the limit as with [`FLOWS_PER_SESSION`], and payloads of
+/// clients that find no place wait for one ([`WAITING_PAYLOADS`]). Fewer than [`FLOWS_PER_SESSION`], so that flows which
+/// made room have time to end at the other terminal.
+pub const FORWARDED_FLOWS: usize = 224;
+/// UDP payloads of a forwarded port that wait for a flow, up to [`FLOW_WAIT`]; further ones are dropped, logged, counted
+/// and told to the user of the port.
+pub const WAITING_PAYLOADS: usize = 256;
+/// How long a UDP payload waits for a flow that makes room; then it is dropped, logged, counted and told to the user.
+pub const FLOW_WAIT: Duration = Duration::from_secs(1);
+/// A flow without datagrams for this long makes room for a new one when its session has no place left.
+pub const FLOW_MAKES_ROOM: Duration = Duration::from_secs(10);
+/// Datagrams of a session that wait for their flow to be opened; the oldest makes room and is counted.
+pub const EARLY_DATAGRAMS: usize = 512;
+/// Bytes of the datagrams that wait for their flow; the oldest makes room and is counted.
+pub const EARLY_DATAGRAM_BYTES: usize = 512 * 1024;
 /// A flow without datagrams for this long is closed.
 pub const FLOW_IDLE: Duration = Duration::from_secs(120);
+/// Pieces in which a UDP payload travels that is too large for one packet of the session; what needs more is dropped,
+/// logged with its size, counted, and told to the user of a forwarded port.
+pub const DATAGRAM_PIECES: usize = 4;
+/// UDP payloads of one session of which pieces are missing; the oldest is dropped and counted.
+pub const INCOMPLETE_DATAGRAMS: usize = 256;
+/// Bytes of the pieces of incomplete payloads of one session; the oldest payload is dropped and counted.
+pub const INCOMPLETE_DATAGRAM_BYTES: usize = 512 * 1024;
+/// How long the pieces of a UDP payload wait for the others; then they are dropped and counted.
+pub const INCOMPLETE_DATAGRAM_TIME: Duration = Duration::from_secs(2);
 /// How long a served stream may take to connect to one address of the service behind it; when none answers,
 /// `service-down`.
 pub const SERVICE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection to a forwarded port waits for the session (interfaces: 20 s); then it is reset.
 pub const FORWARD_WAIT: Duration = Duration::from_secs(20);
-/// Connections of one forwarded port; what comes beyond is reset.
-pub const FORWARD_CONNECTIONS: usize = STREAMS_PER_SESSION;
+/// Connections of one forwarded port; further ones wait for one of them to end, up to [`FORWARD_WAIT`], then they are
+/// reset. Both are logged, counted, and told to the user of the port.
+pub const FORWARD_CONNECTIONS: usize = 1_000;
+/// Connections of one forwarded port that wait for a place; further ones wait in the kernel's backlog.
+pub const FORWARD_WAITING: usize = 1_000;
 /// Segments of one file.
 pub const FILE_SEGMENTS: usize = 4096;
 /// Bytes of a file's segment, unless there would be more than [`FILE_SEGMENTS`].

@@ -35,6 +35,12 @@
 //! are the opener's; both sides of a session may use the same. Datagrams may overtake the `Begin` and are kept
 //! for it, a few.
 //!
+//! **Pieces.** A payload that does not fit into one datagram travels in 2 to [`limits::DATAGRAM_PIECES`] of them. The
+//! integer of a piece takes eight bytes, however small its value is: the 30 bits of the flow and its direction, then the
+//! message's number (24 bits), the piece's place from 0 (4 bits) and the number of pieces (4 bits). The sender counts
+//! its messages, so that two of a flow which are under way at once have different numbers. The receiver joins the pieces
+//! when it has all of them, and drops those of a message that stays incomplete.
+//!
 //! **Ping.** After the answer every byte comes back as it was.
 //!
 //! **Files.** A file is cut into [`segment_bytes`] long segments. The control stream says [`Offer`]; the answer
@@ -300,13 +306,48 @@ pub struct FlowTag {
     pub to_opener: bool,
 }
 
-impl FlowTag {
-    /// The most bytes that a tag takes.
-    pub const MAX_BYTES: usize = 4;
+/// Which part of a payload a datagram carries, when it does not carry all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Piece {
+    /// The sender's number for the payload, at most [`Piece::MAX_MESSAGE`].
+    pub message: u32,
+    /// Its place, from 0.
+    pub index: u8,
+    /// The number of pieces, from 2 to [`limits::DATAGRAM_PIECES`].
+    pub of: u8,
+}
 
-    /// The datagram that carries `payload`. Numbers above [`MAX_FLOW`] lose their high bits.
+impl Piece {
+    /// The largest number of a payload; the sender goes on with 0.
+    pub const MAX_MESSAGE: u32 = (1 << 24) - 1;
+
+    fn from_bits(bits: u32) -> Option<Piece> {
+        let piece =
+            Piece { message: bits >> 8, index: (bits >> 4 & 0xf) as u8, of: (bits & 0xf) as u8 };
+        let is_sound = (2..=limits::DATAGRAM_PIECES).contains(&usize::from(piece.of));
+        (is_sound && piece.index < piece.of).then_some(piece)
+    }
+
+    fn bits(self) -> u32 {
+        (self.message & Self::MAX_MESSAGE) << 8
+            | u32::from(self.index & 0xf) << 4
+            | u32::from(self.of & 0xf)
+    }
+}
+
+impl FlowTag {
+    /// The most bytes that the tag of a whole payload takes.
+    pub const MAX_BYTES: usize = 4;
+    /// The bytes that the tag of a piece takes.
+    pub const PIECE_BYTES: usize = 8;
+
+    fn value(self) -> u32 {
+        (self.flow & MAX_FLOW) << 1 | u32::from(self.to_opener)
+    }
+
+    /// The datagram that carries all of `payload`. Numbers above [`MAX_FLOW`] lose their high bits.
     pub fn datagram(self, payload: &[u8]) -> Bytes {
-        let value = (self.flow & MAX_FLOW) << 1 | u32::from(self.to_opener);
+        let value = self.value();
         let mut out = BytesMut::with_capacity(Self::MAX_BYTES + payload.len());
         match value {
             0..=0x3f => out.put_u8(value as u8),
@@ -317,15 +358,30 @@ impl FlowTag {
         out.freeze()
     }
 
-    /// Takes the tag off a datagram; `None` when there is none.
-    pub fn take(datagram: &mut Bytes) -> Option<FlowTag> {
+    /// The datagram that carries `part`, a piece of a payload.
+    pub fn piece(self, piece: Piece, part: &[u8]) -> Bytes {
+        let mut out = BytesMut::with_capacity(Self::PIECE_BYTES + part.len());
+        out.put_u32(0xc000_0000 | self.value());
+        out.put_u32(piece.bits());
+        out.put_slice(part);
+        out.freeze()
+    }
+
+    /// Takes the tag off a datagram, and which piece it carries unless it carries the whole payload; `None` when the
+    /// datagram is malformed.
+    pub fn take(datagram: &mut Bytes) -> Option<(FlowTag, Option<Piece>)> {
+        let mut piece = None;
         let value = match datagram.first()? >> 6 {
             0 => u32::from(datagram.try_get_u8().ok()?),
             1 => u32::from(datagram.try_get_u16().ok()? & 0x3fff),
             2 => datagram.try_get_u32().ok()? & 0x3fff_ffff,
-            _ => return None,
+            _ => {
+                let value = datagram.try_get_u32().ok()? & 0x3fff_ffff;
+                piece = Some(Piece::from_bits(datagram.try_get_u32().ok()?)?);
+                value
+            }
         };
-        Some(FlowTag { flow: value >> 1, to_opener: value & 1 == 1 })
+        Some((FlowTag { flow: value >> 1, to_opener: value & 1 == 1 }, piece))
     }
 }
 
@@ -389,6 +445,8 @@ mod tests {
         assert_eq!(&tag(31, true).datagram(b"")[..], b"\x3f");
         assert_eq!(&tag(32, false).datagram(b"x")[..], b"\x40\x40x");
         assert_eq!(&tag(MAX_FLOW, true).datagram(b"x")[..], b"\xbf\xff\xff\xffx");
+        let piece = Piece { message: 0x01_0203, index: 1, of: 2 };
+        assert_eq!(&tag(1, false).piece(piece, b"x")[..], b"\xc0\0\0\x02\x01\x02\x03\x12x");
     }
 
     #[test]
@@ -414,8 +472,24 @@ mod tests {
         fn tags_come_back(flow in 0..=MAX_FLOW, to_opener: bool, payload: Vec<u8>) {
             let tag = FlowTag { flow, to_opener };
             let mut datagram = tag.datagram(&payload);
-            prop_assert_eq!(FlowTag::take(&mut datagram), Some(tag));
+            prop_assert_eq!(FlowTag::take(&mut datagram), Some((tag, None)));
             prop_assert_eq!(&datagram[..], &payload[..]);
+        }
+
+        #[test]
+        fn pieces_come_back(
+            flow in 0..=MAX_FLOW,
+            to_opener: bool,
+            message in 0..=Piece::MAX_MESSAGE,
+            of in 2..=limits::DATAGRAM_PIECES as u8,
+            index: u8,
+            part: Vec<u8>,
+        ) {
+            let (tag, piece) = (FlowTag { flow, to_opener }, Piece { message, index: index % of, of });
+            let mut datagram = tag.piece(piece, &part);
+            prop_assert_eq!(datagram.len(), FlowTag::PIECE_BYTES + part.len());
+            prop_assert_eq!(FlowTag::take(&mut datagram), Some((tag, Some(piece))));
+            prop_assert_eq!(&datagram[..], &part[..]);
         }
 
         #[test]

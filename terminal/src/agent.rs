@@ -18,6 +18,7 @@ use crate::core::access::AccessRules;
 use crate::core::calls::RequestId;
 use crate::core::paths::DirectCounts;
 use crate::io::services::lanes::Desk;
+use crate::io::socket::DropsView;
 
 /// An accepted session with its proven peer: one QUIC connection end to end.
 ///
@@ -192,6 +193,8 @@ pub struct StatusView {
     pub mapped: Option<SocketAddr>,
     /// What was done for direct paths since the start.
     pub direct: DirectCounts,
+    /// Packets that its socket dropped since the start, by reason.
+    pub dropped: DropsView,
     /// What became of traces since the start; none where no collector is told.
     pub traces: Option<traces::Shown>,
 }

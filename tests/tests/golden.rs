@@ -604,14 +604,21 @@ fn session_messages() {
     ];
     compare("probe", Some("frame"), &probes);
     let tag = |flow, to_opener| FlowTag { flow, to_opener };
+    let piece = session::Piece { message: 0x01_0203, index: 0, of: 2 };
+    let last = session::Piece { message: session::Piece::MAX_MESSAGE, index: 3, of: 4 };
     let datagrams: Vectors = vec![
         ("to-server", tag(1, false).datagram(b"payload").to_vec()),
         ("to-opener", tag(300, true).datagram(b"payload").to_vec()),
         ("largest-flow", tag(session::MAX_FLOW, true).datagram(b"").to_vec()),
+        ("piece", tag(300, true).piece(piece, b"payload").to_vec()),
+        ("last-piece", tag(session::MAX_FLOW, false).piece(last, b"").to_vec()),
     ];
     compare("datagram", Some("datagram"), &datagrams);
+    let mut bytes = Bytes::from(datagrams[3].1.clone());
+    assert_eq!(FlowTag::take(&mut bytes), Some((tag(300, true), Some(piece))));
+    assert_eq!(&bytes[..], b"payload");
     let mut bytes = Bytes::from(datagrams[1].1.clone());
-    assert_eq!(FlowTag::take(&mut bytes), Some(tag(300, true)));
+    assert_eq!(FlowTag::take(&mut bytes), Some((tag(300, true), None)));
     assert_eq!(&bytes[..], b"payload");
 }
 

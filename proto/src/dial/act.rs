@@ -117,7 +117,11 @@ impl Dialler {
             () if any(|problem| matches!(problem, Problem::Failed(_))) => "",
             () => "its name does not resolve",
         };
-        Err(Unreached { why: dialling.summary(), brief })
+        let os_error = dialling.failures().iter().rev().find_map(|failure| match &failure.problem {
+            Problem::Failed(error) => error.raw_os_error(),
+            _ => None,
+        });
+        Err(Unreached { why: dialling.summary(), brief, os_error })
     }
 
     /// The addresses of a place, those that should be tried first at the front; from an earlier look-up when this one
@@ -215,6 +219,8 @@ pub struct Unreached {
     pub why: String,
     /// The same without addresses; empty when the service refused.
     pub brief: &'static str,
+    /// The error number of the system for the last try that failed.
+    pub os_error: Option<i32>,
 }
 
 /// What went wrong with one name or address.

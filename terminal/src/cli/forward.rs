@@ -114,6 +114,7 @@ fn tell(out: &mut dyn Write, place: &Place, news: &ForwardNews) -> anyhow::Resul
             );
         }
         ForwardNews::Refused { why } => eprintln!("connection refused: {}", escape(why)),
+        ForwardNews::Limit { why } => eprintln!("limit reached: {}", escape(why)),
     }
     Ok(())
 }

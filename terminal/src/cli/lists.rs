@@ -83,6 +83,10 @@ pub(crate) fn status(context: &VerbContext, out: &mut dyn Write) -> anyhow::Resu
             "inbox      {files} files, {whole}; {rests} unfinished, {part}, removed first"
         )?;
     }
+    let reached = status["limits"].as_object();
+    for (name, count) in reached.into_iter().flatten().filter(|(_, count)| **count != 0) {
+        writeln!(out, "limit      {name}: {count}")?;
+    }
     writeln!(out, "version    {}", text(&status, "version"))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let until = status["certificate_until"].as_u64().unwrap_or(0);

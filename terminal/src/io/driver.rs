@@ -758,6 +758,7 @@ impl Driver {
             nat: self.nat(),
             mapped: self.port_map.as_ref().and_then(PortMap::mapped),
             direct: self.paths.counts(),
+            dropped: self.context.socket.drops.view(),
             traces: self.settings.traces.shown(),
         }
     }

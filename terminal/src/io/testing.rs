@@ -283,6 +283,7 @@ fn status(id: &TerminalId) -> StatusView {
         nat: tasuki_proto::path::NatKind::Unknown,
         mapped: None,
         direct: crate::core::paths::DirectCounts::default(),
+        dropped: crate::io::socket::DropsView::default(),
         traces: None,
     }
 }

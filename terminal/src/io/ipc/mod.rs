@@ -139,6 +139,11 @@ pub enum ForwardNews {
         /// Why.
         why: String,
     },
+    /// A limit was reached.
+    Limit {
+        /// Its name, and what came of it.
+        why: String,
+    },
 }
 
 /// One answered or lost ping.

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use quinn::{RecvStream, SendStream};
@@ -25,8 +25,9 @@ use tokio::task::JoinSet;
 use super::{
     DATA_BYTES, Failure, ForwardNews, PingNews, PingResult, Request, RoundTrips, kind, socket_path,
 };
-use crate::agent::{Agent, Session};
+use crate::agent::{Agent, Session, StatusView};
 use crate::config::Protocol;
+use crate::core::notice::Notice;
 use crate::io::services::Services;
 use crate::io::services::backlog::Backlog;
 use crate::io::services::forward::{Forward, ForwardError, ForwardEvent, wait_for_end};
@@ -34,6 +35,7 @@ use crate::io::services::lanes::Fan;
 use crate::io::services::pause::Pausable;
 use crate::io::services::ping::Pinger;
 use crate::io::services::pipe::{self, Broken};
+use crate::io::services::reached::ReachedView;
 
 /// The group whose members may use the system's daemon.
 const GROUP: &str = "tasuki";
@@ -103,7 +105,7 @@ impl IpcListener {
     /// Serves verbs until it is dropped.
     pub async fn serve(self, agent: Agent, services: Arc<Services>) {
         let daemon = Arc::new(Daemon { agent, services, sessions: Mutex::default() });
-        let mut verbs = JoinSet::new();
+        let (mut verbs, mut said) = (JoinSet::new(), Notice::default());
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
@@ -113,7 +115,9 @@ impl IpcListener {
                     }
                     Ok((stream, _)) => refuse_at_limit(&stream),
                     Err(error) => {
-                        tracing::warn!(%error, "a verb could not be accepted");
+                        if let Some(count) = said.handle(Instant::now()) {
+                            tracing::warn!(%error, count, "verbs cannot be accepted");
+                        }
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
@@ -125,7 +129,7 @@ impl IpcListener {
 
 /// Tells a verb that there are too many; what does not fit into the socket's buffer is left unsaid.
 fn refuse_at_limit(stream: &UnixStream) {
-    let refusal = Refusal::new(RefusalCode::Busy, "verbs at once");
+    let refusal = Refusal::new(RefusalCode::Busy, "IPC_CONNECTIONS: too many verbs at once");
     if let Ok(body) = serde_json::to_vec(&Failure::from(refusal)) {
         let _ = stream.try_write(&Envelope { kind: kind::FAILURE, body: body.into() }.to_bytes());
     }
@@ -172,6 +176,15 @@ struct Daemon {
     sessions: Mutex<HashMap<String, Session>>,
 }
 
+/// What `status` shows.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: StatusView,
+    /// How often limits of forwarded ports and served streams were reached since the start.
+    limits: ReachedView,
+}
+
 /// Ends when the verb hangs up; what it still says is ignored.
 async fn hang_up(reader: &mut OwnedReadHalf) {
     let mut scrap = [0; 1024];
@@ -207,7 +220,8 @@ impl Daemon {
     async fn answer(&self, request: Request, out: &mut Out) -> Result<(), Failed> {
         match request {
             Request::Status {} => {
-                let mut status = serde_json::to_value(self.agent.status().await?)
+                let (status, limits) = (self.agent.status().await?, self.services.reached.view());
+                let mut status = serde_json::to_value(Shown { status, limits })
                     .map_err(|error| Refusal::new(RefusalCode::BadRequest, error.to_string()))?;
                 if let (Some(inbox), Some(fields)) =
                     (self.services.inbox().await, status.as_object_mut())
@@ -395,6 +409,7 @@ async fn forward_for(
                 ForwardNews::Waiting { why: refusal.to_string(), retry_ms: wait.as_millis() as u64 }
             }
             ForwardEvent::Refused(refusal) => ForwardNews::Refused { why: refusal.to_string() },
+            ForwardEvent::Limit(why) => ForwardNews::Limit { why },
         };
         out.event(&event).await?;
     }

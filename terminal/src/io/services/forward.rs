@@ -3,6 +3,7 @@
 //! It listens as soon as it runs, opens its session at once, keeps it also while no connection is open, and
 //! calls again when it ended. What connects before that waits, [`limits::FORWARD_WAIT`] at most.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,20 +12,19 @@ use rand::Rng;
 use tasuki_proto::session::{Begin, OpenBytes};
 use tasuki_proto::{Refusal, RefusalCode, ServiceName, TerminalId, limits};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::lanes::Fan;
 use super::pipe::Broken;
-use super::{Services, tcp, udp};
+use super::{Services, ends, tcp, udp};
 use crate::agent::{Agent, Session};
 use crate::config::Protocol;
+use crate::core::notice::Notice;
 use crate::core::retry::{Retry, Verdict};
 
 /// Connections that the kernel keeps while this side is busy.
 const BACKLOG: u32 = 1024;
-/// How often it is said that connections cannot be accepted, while they cannot.
-const WARN_AGAIN: Duration = Duration::from_secs(10);
 
 /// What a forwarded port has to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +35,40 @@ pub(crate) enum ForwardEvent {
     Connected,
     /// There is no session; it calls again after this long.
     Waiting(Refusal, Duration),
-    /// A connection was refused by the other terminal.
+    /// A connection was refused by the other terminal, or found no place here in time.
     Refused(Refusal),
+    /// A limit was reached: its name, and what came of it.
+    Limit(String),
+}
+
+/// Tells the user of a forwarded port of limits that were reached, each at once and then at most every ten seconds.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    events: mpsc::Sender<ForwardEvent>,
+    notices: HashMap<&'static str, Notice>,
+    /// What the kernel had dropped at the port when it was last asked.
+    pub(crate) overruns: u64,
+}
+
+impl Teller {
+    fn new(events: mpsc::Sender<ForwardEvent>) -> Self {
+        Self { events, notices: HashMap::new(), overruns: 0 }
+    }
+
+    /// `limit` was reached once more; `what` is told, with how often since it was last told. Nobody waits for the user.
+    pub(crate) fn limit(&mut self, limit: &'static str, what: impl FnOnce(u64) -> String) {
+        if let Some(count) = self.notices.entry(limit).or_default().handle(Instant::now()) {
+            let text = format!("{limit}: {}", what(count));
+            let _ = self.events.try_send(ForwardEvent::Limit(text));
+        }
+    }
+
+    /// A flow was refused by the other terminal.
+    pub(crate) fn refused(&mut self, refusal: Refusal) {
+        if self.notices.entry("refused").or_default().handle(Instant::now()).is_some() {
+            let _ = self.events.try_send(ForwardEvent::Refused(refusal));
+        }
+    }
 }
 
 /// Why a forwarded port cannot be kept.
@@ -125,34 +157,75 @@ impl Forward {
     }
 
     async fn accept(&self, listener: TcpListener, current: Current) -> std::io::Error {
+        const MOST: usize = limits::FORWARD_CONNECTIONS + limits::FORWARD_WAITING;
         let mut connections: JoinSet<Option<Refusal>> = JoinSet::new();
         let begin = Begin::Bytes(OpenBytes { service: self.service.clone() });
-        let mut warned: Option<Instant> = None;
+        let places = Arc::new(Semaphore::new(limits::FORWARD_CONNECTIONS));
+        let (mut said, mut teller) = (Notice::default(), Teller::new(self.events.clone()));
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((tcp, _)) if connections.len() >= limits::FORWARD_CONNECTIONS => {
-                        tcp::reset_on_close(&tcp);
-                    }
+                // What does not even find a place to wait stays in the kernel's backlog.
+                accepted = listener.accept(), if connections.len() < MOST => match accepted {
                     Ok((tcp, _)) => {
-                        connections.spawn(carry(tcp, begin.clone(), current.clone()));
+                        if places.available_permits() == 0 {
+                            self.wait_for_place(&mut teller);
+                        }
+                        let (begin, current) = (begin.clone(), current.clone());
+                        connections.spawn(carry(tcp, begin, current, places.clone()));
                     }
                     // Out of files, or the client left already: the listener itself is sound.
                     Err(error) => {
-                        if warned.is_none_or(|warned| warned.elapsed() >= WARN_AGAIN) {
-                            warned = Some(Instant::now());
-                            tracing::warn!(%error, port = %self.listen, "connections cannot be accepted");
-                        }
+                        self.not_accepted(&error, &mut said, &mut teller);
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
                 Some(done) = connections.join_next() => {
                     if let Ok(Some(refusal)) = done {
-                        let _ = self.events.try_send(ForwardEvent::Refused(refusal));
+                        self.tell_refused(refusal);
                     }
                 }
             }
         }
+    }
+
+    fn wait_for_place(&self, teller: &mut Teller) {
+        const LIMIT: &str = "FORWARD_CONNECTIONS";
+        let most = limits::FORWARD_CONNECTIONS;
+        if let Some(count) = self.services.reached.connections_waited.reach() {
+            tracing::warn!(
+                limit = LIMIT, port = %self.listen, most, count,
+                "all places of a forwarded port are taken, further connections wait"
+            );
+        }
+        teller.limit(LIMIT, |count| {
+            let seconds = limits::FORWARD_WAIT.as_secs();
+            format!("{most} connections are open, {count} more wait for one of them to end, up to {seconds} s")
+        });
+    }
+
+    fn not_accepted(&self, error: &std::io::Error, said: &mut Notice, teller: &mut Teller) {
+        let count = if ends::is_file_limit(error) {
+            teller.limit("RLIMIT_NOFILE", |_| format!("connections wait to be accepted: {error}"));
+            self.services.reached.out_of_files.reach()
+        } else {
+            said.handle(Instant::now())
+        };
+        if let Some(count) = count {
+            tracing::warn!(%error, port = %self.listen, count, "connections cannot be accepted");
+        }
+    }
+
+    /// Tells the user, as long as one is fast enough to read it.
+    fn tell_refused(&self, refusal: Refusal) {
+        if refusal.detail.starts_with(NO_PLACE)
+            && let Some(count) = self.services.reached.connections_reset.reach()
+        {
+            tracing::warn!(
+                limit = "FORWARD_CONNECTIONS", port = %self.listen, count,
+                "connections found no place in time and are reset"
+            );
+        }
+        let _ = self.events.try_send(ForwardEvent::Refused(refusal));
     }
 
     async fn forward_datagrams(
@@ -160,12 +233,13 @@ impl Forward {
         socket: Arc<UdpSocket>,
         mut current: Current,
     ) -> ForwardError {
+        let mut teller = Teller::new(self.events.clone());
         loop {
             // While there is no session the kernel keeps what arrives, as much as its buffer takes.
             let session = current.wait_for(Option::is_some).await.map(|now| now.clone());
             let Ok(Some(session)) = session else { return std::future::pending().await };
             let flows = self.services.attend(&session);
-            match udp::forward(socket.clone(), flows, self.service.clone()).await {
+            match udp::forward(socket.clone(), flows, self.service.clone(), &mut teller).await {
                 Broken::Local(error) => return ForwardError::Listen(self.listen, error),
                 Broken::Refused(refusal) => {
                     self.tell(ForwardEvent::Refused(refusal)).await;
@@ -205,9 +279,24 @@ pub(crate) async fn wait_for_end(session: Session) -> RefusalCode {
     }
 }
 
-/// Waits for the session and carries one connection over it. Gives the refusal where the other terminal refused.
-async fn carry(tcp: TcpStream, begin: Begin, mut current: Current) -> Option<Refusal> {
+/// How the detail of a refusal begins when all places of the port stayed taken.
+const NO_PLACE: &str = "FORWARD_CONNECTIONS";
+
+/// Waits for a place and the session, and carries one connection over it. Gives the refusal when the other terminal
+/// refused, or when there was no place or no session in time.
+async fn carry(
+    tcp: TcpStream,
+    begin: Begin,
+    mut current: Current,
+    places: Arc<Semaphore>,
+) -> Option<Refusal> {
     let deadline = tokio::time::Instant::now() + limits::FORWARD_WAIT;
+    let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, places.acquire_owned()).await else {
+        tcp::reset_on_close(&tcp);
+        let most = limits::FORWARD_CONNECTIONS;
+        let detail = format!("{NO_PLACE}: {most} connections of this port are open");
+        return Some(Refusal::new(RefusalCode::Busy, detail));
+    };
     let mut waiting = Some(tcp);
     while let Some(tcp) = waiting.take() {
         let session = tokio::time::timeout_at(deadline, current.wait_for(Option::is_some)).await;

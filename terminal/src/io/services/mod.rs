@@ -4,14 +4,16 @@
 //! whichever side called, since calls that meet become one session (D3).
 
 pub(crate) mod backlog;
+pub(crate) mod ends;
 pub(crate) mod forward;
 pub(crate) mod inbox;
 pub(crate) mod lanes;
 pub(crate) mod pause;
 pub(crate) mod ping;
 pub(crate) mod pipe;
+pub mod reached;
 pub(crate) mod tcp;
-pub mod udp;
+pub(crate) mod udp;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -26,7 +28,9 @@ use tasuki_proto::{Refusal, RefusalCode, ServiceName, SessionId, TerminalId, lim
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use self::ends::Ends;
 use self::lanes::Fan;
+use self::reached::Reached;
 use crate::agent::{Session, SessionGuard};
 use crate::config::{Endpoint, Protocol};
 use crate::core::access::AccessRules;
@@ -44,8 +48,9 @@ pub struct Services {
     inbox: Arc<inbox::Inbox>,
     /// Reaches services by their names.
     dialler: Dialler,
-    /// Datagrams that were dropped, over all sessions.
-    pub udp_drops: Arc<udp::UdpDrops>,
+    pub(crate) ends: Ends,
+    /// How often limits were reached, over all sessions.
+    pub reached: Arc<Reached>,
     attended: Mutex<HashMap<SessionId, Arc<Attended>>>,
 }
 
@@ -100,12 +105,14 @@ impl Services {
         inbox: PathBuf,
         quota: Quota,
     ) -> Arc<Self> {
+        let reached = Arc::new(Reached::default());
         Arc::new(Self {
             access,
             exposed,
             inbox: inbox::Inbox::new(inbox, quota),
             dialler: Dialler::default(),
-            udp_drops: Arc::default(),
+            ends: Ends::new(reached.clone()),
+            reached,
             attended: Mutex::default(),
         })
     }
@@ -137,7 +144,11 @@ impl Services {
         }
         let this = Arc::new(Attended {
             peer: session.peer.clone(),
-            flows: Arc::new(udp::Flows::new(session.connection.clone(), self.udp_drops.clone())),
+            flows: Arc::new(udp::Flows::new(
+                session.connection.clone(),
+                session.peer.clone(),
+                self.reached.clone(),
+            )),
             transfers: inbox::Transfers::default(),
             connection: session.connection.clone(),
             lanes: session.lanes.clone(),
@@ -151,6 +162,7 @@ impl Services {
         tokio::spawn(async move {
             let mut streams = JoinSet::new();
             tokio::select! {
+                () = udp::take_datagrams(&this.flows) => {}
                 () = services.serve_session(&connection, &this, &mut streams) => {}
                 _ = ended.wait_for(Option::is_some) => {}
             }
@@ -171,37 +183,48 @@ impl Services {
         streams: &mut JoinSet<()>,
     ) {
         let mut opens = Budget::new(limits::STREAM_OPENS_PER_SECOND, Instant::now());
-        loop {
-            tokio::select! {
-                datagram = connection.read_datagram() => match datagram {
-                    Ok(datagram) => session.flows.handle_datagram(datagram),
-                    Err(_) => return,
-                },
-                stream = connection.accept_bi() => {
-                    let Ok((mut send, mut recv)) = stream else { return };
-                    while streams.try_join_next().is_some() {}
-                    let held = session.hold().guard();
-                    let Some(guard) = held else {
-                        pipe::reset(&mut send, &mut recv);
-                        continue;
-                    };
-                    if streams.len() >= limits::STREAMS_PER_SESSION || !opens.take(Instant::now()) {
-                        let refusal = Refusal::new(RefusalCode::Busy, "streams of one session");
-                        pipe::refuse(&mut send, &mut recv, refusal).await;
-                        continue;
-                    }
-                    let (services, session) = (self.clone(), session.clone());
-                    let delivered = matches!(*session.hold(), Hold::WhileUsed(_)).then(|| pipe::delivered(&send));
-                    streams.spawn(async move {
-                        let is_said = services.serve_stream(&session, send, recv).await;
-                        if let Some(delivered) = delivered.filter(|_| is_said) {
-                            delivered.await;
-                        }
-                        drop(guard);
-                    });
-                }
+        // QUIC bounds them: a stream counts until its refusal was sent.
+        let mut refusals = JoinSet::new();
+        while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+            while streams.try_join_next().is_some() {}
+            while refusals.try_join_next().is_some() {}
+            let held = session.hold().guard();
+            let Some(guard) = held else {
+                pipe::reset(&mut send, &mut recv);
+                continue;
+            };
+            let limit = if streams.len() >= limits::STREAMS_PER_SESSION {
+                Some(("STREAMS_PER_SESSION", limits::STREAMS_PER_SESSION))
+            } else if !opens.take(Instant::now()) {
+                Some(("STREAM_OPENS_PER_SECOND", limits::STREAM_OPENS_PER_SECOND as usize))
+            } else {
+                None
+            };
+            if let Some((limit, most)) = limit {
+                let refusal = self.stream_refusal(&session.peer, limit, most);
+                // Others do not wait until the peer takes it.
+                refusals.spawn(async move { pipe::refuse(&mut send, &mut recv, refusal).await });
+                continue;
             }
+            let (services, session) = (self.clone(), session.clone());
+            let delivered =
+                matches!(*session.hold(), Hold::WhileUsed(_)).then(|| pipe::delivered(&send));
+            streams.spawn(async move {
+                let is_said = services.serve_stream(&session, send, recv).await;
+                if let Some(delivered) = delivered.filter(|_| is_said) {
+                    delivered.await;
+                }
+                drop(guard);
+            });
         }
+    }
+
+    /// Counts and logs that a stream is refused at a limit.
+    fn stream_refusal(&self, peer: &TerminalId, limit: &str, most: usize) -> Refusal {
+        if let Some(count) = self.reached.streams_refused.reach() {
+            tracing::warn!(limit, %peer, most, count, "streams of another terminal are refused");
+        }
+        Refusal::new(RefusalCode::Busy, format!("{limit}: at most {most} streams in one session"))
     }
 
     /// Whether something was said on the stream that has to arrive. What was only reset has not: of that quinn tells
@@ -270,12 +293,13 @@ impl Services {
         match (begin, endpoint) {
             (Begin::Bytes(_), Some(endpoint)) => {
                 let fan = Fan { connection: &session.connection, desk: &session.lanes };
-                tcp::serve(endpoint, &self.dialler, send, recv, fan).await;
+                tcp::serve(endpoint, (&self.ends, &self.dialler), send, recv, fan).await;
             }
             (Begin::Lane(lane), _) => session.lanes.serve(lane, send, recv).await,
             (Begin::Pause(pause), _) => session.lanes.pauses.serve(pause, send, recv).await,
             (Begin::Flow(open), Some(endpoint)) => {
-                udp::serve(&session.flows, open.flow, (endpoint, &self.dialler), send, recv).await;
+                let (number, near) = (open.flow, (&self.ends, &self.dialler));
+                udp::serve(&session.flows, near, number, endpoint, send, recv).await;
             }
             (Begin::Offer(offer), _) => {
                 self.inbox.serve_offer(&session.transfers, &session.peer, offer, send, recv).await;

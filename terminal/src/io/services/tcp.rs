@@ -1,5 +1,6 @@
 //! TCP: a connection is a stream; FIN, reset and half-close are carried as what they are.
 
+use std::io;
 use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
@@ -8,6 +9,7 @@ use tasuki_proto::session::Begin;
 use tasuki_proto::{Refusal, RefusalCode};
 use tokio::net::TcpStream;
 
+use super::ends::Ends;
 use super::lanes::Fan;
 use super::pipe::{self, Broken};
 use crate::config::Endpoint;
@@ -43,7 +45,7 @@ impl Drop for Carried {
 /// Serves a stream by a connection to the service at `endpoint`.
 pub(crate) async fn serve(
     endpoint: &Endpoint,
-    dialler: &Dialler,
+    (ends, dialler): (&Ends, &Dialler),
     mut send: SendStream,
     mut recv: RecvStream,
     fan: Fan<'_>,
@@ -54,7 +56,10 @@ pub(crate) async fn serve(
         Err(error) => {
             // The caller does not learn the addresses behind this terminal.
             tracing::debug!(%endpoint, %error, "the service cannot be reached");
-            let refusal = Refusal::new(RefusalCode::ServiceDown, error.brief);
+            let refusal = match error.os_error {
+                Some(number) => ends.refusal(endpoint, &io::Error::from_raw_os_error(number)),
+                None => ends.refusal_in_words(endpoint, error.brief),
+            };
             return pipe::refuse(&mut send, &mut recv, refusal).await;
         }
     };

@@ -361,38 +361,226 @@ async fn a_hopeless_first_call_ends_the_forward() {
     assert!(error.to_string().starts_with("unknown-target: nobody: "), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn datagrams_reach_a_udp_service_and_come_back() {
+/// A UDP service that echoes, on its own port.
+async fn udp_echo_server() -> u16 {
     let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = server.local_addr().unwrap().port();
     tokio::spawn(async move {
-        let mut buffer = [0; 2048];
+        let mut buffer = vec![0; 65_536];
         while let Ok((length, from)) = server.recv_from(&mut buffer).await {
             let _ = server.send_to(&buffer[..length], from).await;
         }
     });
+    port
+}
+
+fn exposing_udp(port: u16) -> String {
+    format!("[expose]\ndns = \"udp://127.0.0.1:{port}\"\n[allow]\ndns = \"a\"\n")
+}
+
+/// Sends a payload from a socket, again while nothing comes back, and compares what does.
+async fn round(client: &UdpSocket, payload: &[u8]) {
+    let mut buffer = vec![0; 65_536];
+    within(async {
+        loop {
+            client.send(payload).await.unwrap();
+            // What comes late of an earlier round is passed over.
+            let heard = async {
+                loop {
+                    let heard = client.recv(&mut buffer).await.unwrap();
+                    if &buffer[..heard] == payload {
+                        return;
+                    }
+                }
+            };
+            if tokio::time::timeout(Duration::from_secs(2), heard).await.is_ok() {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn datagrams_reach_a_udp_service_and_come_back() {
     let mesh = Mesh::new();
-    let config = format!("[expose]\ndns = \"udp://127.0.0.1:{port}\"\n[allow]\ndns = \"a\"\n");
+    let config = exposing_udp(udp_echo_server().await);
     let (a, _b) = (mesh.node("a", ""), mesh.node("b", &config));
-    let forwarded = forwarded(&a, Protocol::Udp, "b", "dns").await;
+    let mut forwarded = forwarded(&a, Protocol::Udp, "b", "dns").await;
     let clients = [UdpSocket::bind("127.0.0.1:0").await, UdpSocket::bind("127.0.0.1:0").await];
     for (number, client) in clients.into_iter().enumerate() {
         let client = client.unwrap();
         client.connect(forwarded.address).await.unwrap();
-        for length in [0, 1, 1000, 1154] {
-            let packet = vec![number as u8; length];
-            client.send(&packet).await.unwrap();
-            let mut buffer = [0; 2048];
-            let heard = within(client.recv(&mut buffer)).await.unwrap();
-            assert_eq!(&buffer[..heard], &packet[..]);
+        // The last ones travel in pieces.
+        for length in [0, 1, 1000, 1154, 1452, 1472, 1600, 4096] {
+            let payload: Vec<u8> = (0..length).map(|at| (at + number) as u8).collect();
+            round(&client, &payload).await;
         }
-        client.send(&[0; 1600]).await.unwrap();
+        client.send(&[0; 9_000]).await.unwrap();
     }
-    let drops = &a.services.udp_drops;
-    until("the large ones are counted", || {
-        drops.too_large.load(std::sync::atomic::Ordering::Relaxed) == 2
+    let reached = &a.services.reached;
+    until("the large ones are counted", || reached.udp_too_large.count() == 2).await;
+    let told = within(async {
+        loop {
+            match forwarded.events.recv().await.unwrap() {
+                forward::ForwardEvent::Limit(text) => return text,
+                _ => continue,
+            }
+        }
+    });
+    let told = told.await;
+    assert!(told.starts_with("DATAGRAM_PIECES: ") && told.contains("9000 bytes"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_that_got_their_answers_make_room() {
+    let mesh = Mesh::new();
+    let config = exposing_udp(udp_echo_server().await);
+    let (a, b) = (mesh.node("a", ""), mesh.node("b", &config));
+    let forwarded = forwarded(&a, Protocol::Udp, "b", "dns").await;
+    // A conversation stays, as long as its last datagram is not long ago.
+    let talk = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    talk.connect(forwarded.address).await.unwrap();
+    for _ in 0..10 {
+        round(&talk, b"talk").await;
+    }
+    for number in 0..limits::FLOWS_PER_SESSION * 2 {
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(forwarded.address).await.unwrap();
+        round(&client, &number.to_be_bytes()).await;
+    }
+    let made_room = a.services.reached.udp_flows_made_room.count();
+    assert!(made_room as usize > limits::FLOWS_PER_SESSION, "{made_room}");
+    for node in [&a, &b] {
+        let view = node.services.reached.view();
+        assert_eq!(view.udp_flows_refused, 0, "{view:?}");
+    }
+    round(&talk, b"still there").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_that_are_in_use_stay_and_the_user_is_told() {
+    let mesh = Mesh::new();
+    let config = exposing_udp(udp_echo_server().await);
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &config));
+    let mut forwarded = forwarded(&a, Protocol::Udp, "b", "dns").await;
+    let mut clients = Vec::new();
+    for _ in 0..limits::FORWARDED_FLOWS {
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(forwarded.address).await.unwrap();
+        for _ in 0..5 {
+            round(&client, b"talk").await;
+        }
+        clients.push(client);
+    }
+    // Keeps all of them in use on machines on which this takes long.
+    for client in &clients {
+        client.send(b"on").await.unwrap();
+    }
+    let late = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    late.connect(forwarded.address).await.unwrap();
+    late.send(b"late").await.unwrap();
+    for client in &clients {
+        client.send(b"on").await.unwrap();
+    }
+    until("the late one is counted", || a.services.reached.udp_flows_refused.count() == 1).await;
+    let told = within(async {
+        loop {
+            if let forward::ForwardEvent::Limit(text) = forwarded.events.recv().await.unwrap() {
+                return text;
+            }
+        }
     })
     .await;
+    assert!(told.starts_with("FORWARDED_FLOWS: all 224"), "{told}");
+    for client in clients.iter().take(3) {
+        round(client, b"still there").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_clients_waits_for_flows_that_get_their_answers() {
+    let mesh = Mesh::new();
+    let config = exposing_udp(udp_echo_server().await);
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &config));
+    let forwarded = forwarded(&a, Protocol::Udp, "b", "dns").await;
+    let mut clients = Vec::new();
+    for _ in 0..limits::FORWARDED_FLOWS + limits::WAITING_PAYLOADS / 2 {
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(forwarded.address).await.unwrap();
+        clients.push(client);
+    }
+    for client in &clients {
+        client.send(b"all at once").await.unwrap();
+    }
+    for client in &clients {
+        within(client.recv(&mut [0; 16])).await.unwrap();
+    }
+    assert_eq!(a.services.reached.udp_flows_refused.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pieces_of_a_hostile_peer_hold_little_and_harm_nothing() {
+    use tasuki_proto::session::{FlowTag, Piece};
+    let mesh = Mesh::new();
+    let config = exposing_udp(udp_echo_server().await);
+    let (a, b) = (mesh.node("a", ""), mesh.node("b", &config));
+    let session = a.agent.call(terminal("b"), service("dns")).await.unwrap();
+    let tag = FlowTag { flow: 1, to_opener: false };
+    for message in 0..5_000 {
+        let piece = Piece { message, index: 0, of: 4 };
+        session.connection.send_datagram(tag.piece(piece, &[7; 1_000])).unwrap();
+        session
+            .connection
+            .send_datagram(bytes::Bytes::from_static(b"\xc0\0\0\x02\0\0\0\xff"))
+            .unwrap();
+        if message % 100 == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    let reached = &b.services.reached;
+    until("the incomplete and the malformed are counted", || {
+        reached.udp_incomplete.count() > 1_000 && reached.udp_without_flow.count() > 1_000
+    })
+    .await;
+    let forwarded = forwarded(&a, Protocol::Udp, "b", "dns").await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(forwarded.address).await.unwrap();
+    round(&client, &[1; 2_000]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_finds_no_place_waits_for_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mesh = Mesh::new();
+    let port = listener.local_addr().unwrap().port();
+    let (a, _b) = (mesh.node("a", ""), mesh.node("b", &exposing(port)));
+    let mut forwarded = forwarded(&a, Protocol::Tcp, "b", "echo").await;
+    let mut open = Vec::new();
+    for _ in 0..limits::FORWARD_CONNECTIONS {
+        let client = TcpStream::connect(forwarded.address).await.unwrap();
+        let (mut server, _) = within(listener.accept()).await.unwrap();
+        server.write_all(b"!").await.unwrap();
+        open.push((client, server));
+    }
+    for (client, _) in &mut open {
+        assert_eq!(within(client.read_u8()).await.unwrap(), b'!');
+    }
+    let mut late = TcpStream::connect(forwarded.address).await.unwrap();
+    let told = within(async {
+        loop {
+            if let forward::ForwardEvent::Limit(text) = forwarded.events.recv().await.unwrap() {
+                return text;
+            }
+        }
+    })
+    .await;
+    assert!(told.starts_with("FORWARD_CONNECTIONS: 1000 "), "{told}");
+    assert_eq!(a.services.reached.connections_waited.count(), 1);
+    open.pop();
+    let (mut server, _) = within(listener.accept()).await.unwrap();
+    server.write_all(b"?").await.unwrap();
+    assert_eq!(within(late.read_u8()).await.unwrap(), b'?');
 }
 
 /// One address of the service's name is silent, the other takes longer than an address has on trial.

@@ -1,223 +1,67 @@
 //! UDP: a flow per client, its packets are QUIC datagrams, so nothing is repeated or put in order.
 //!
-//! The largest payload is what fits into one packet of the session: 46 bytes less than a packet, so 1,398 bytes where
-//! an Ethernet's 1,500 fit, and at least 1,154 on the narrowest path (1,200). Larger ones are dropped and counted.
+//! A payload that fits into one packet of the session travels in one datagram: up to 1,398 bytes where an Ethernet's
+//! 1,500 fit, and at least 1,154 on the narrowest path (1,200). A larger one travels in up to
+//! [`limits::DATAGRAM_PIECES`] pieces, so what an Ethernet carries always passes. What needs more is dropped, counted and
+//! said with its size.
+//!
+//! When a session has no place for another flow, one that is over or idle makes room ([`crate::core::flows`]).
 
+mod table;
+
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::{RecvStream, SendDatagramError, SendStream};
+use quinn::{RecvStream, SendStream};
 use tasuki_proto::dial::{Dialler, Manner, Place};
-use tasuki_proto::session::{Answer, Begin, FlowTag, MAX_FLOW, OpenFlow, Opened};
-use tasuki_proto::{Refusal, RefusalCode, ServiceName, limits};
-use tokio::io::ReadBuf;
+use tasuki_proto::session::{Answer, Begin, FlowTag, OpenFlow, Opened};
+use tasuki_proto::{ServiceName, limits};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
+use self::table::Entry;
+pub(crate) use self::table::Flows;
+use super::ends::{Ends, overruns};
+use super::forward::Teller;
 use super::pipe::{self, Broken};
 use crate::config::Endpoint;
 
-/// More than any session's packet holds: what fills it is too large.
-const RECEIVE_BYTES: usize = 2048;
+/// More than the largest UDP payload.
+const RECEIVE_BYTES: usize = 65_536;
+/// What the kernel is asked to hold of what arrives at a local socket.
+const SOCKET_BYTES: usize = 1024 * 1024;
 /// How long one of several addresses of a service may stay silent until the next one is tried.
 const UNANSWERED: Duration = Duration::from_secs(1);
+/// Payloads that are taken from a socket before others get their turn.
+const BATCH: usize = 32;
+/// The side that serves a flow keeps it this much longer than its opener, so that the opener knows first that it ended.
+const FLOW_GRACE: Duration = Duration::from_secs(10);
+/// How often it is looked whether a payload that waits finds a flow.
+const RETRY: Duration = Duration::from_millis(5);
+/// How often the kernel is asked what it had no room for.
+const OVERRUN_PERIOD: Duration = Duration::from_secs(5);
+/// A served flow with fewer answers is not worth the question.
+const OVERRUN_WORTH: u64 = 100;
 
-/// What was dropped, by reason.
-#[derive(Debug, Default)]
-pub struct UdpDrops {
-    /// Did not fit into one packet of the session.
-    pub too_large: AtomicU64,
-    /// Of no open flow, or malformed.
-    pub no_flow: AtomicU64,
-    /// The local socket took no more.
-    pub socket_full: AtomicU64,
-    /// More clients than [`limits::FLOWS_PER_SESSION`].
-    pub too_many_flows: AtomicU64,
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
-/// Where a flow's datagrams go locally.
-#[derive(Debug, Clone)]
-struct Sink {
-    socket: Arc<UdpSocket>,
-    /// `None`: the socket is connected.
-    to: Option<SocketAddr>,
-    touched: Arc<AtomicBool>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    /// Flows that the peer opened and this side serves.
-    served: HashMap<u32, Sink>,
-    /// Flows that this side opened.
-    opened: HashMap<u32, Sink>,
-    /// Datagrams that came before their flow.
-    early: VecDeque<(u32, Bytes)>,
-    next: u32,
-}
-
-impl Table {
-    fn sinks(&mut self, served: bool) -> &mut HashMap<u32, Sink> {
-        if served { &mut self.served } else { &mut self.opened }
-    }
-}
-
-/// The flows of one session.
-#[derive(Debug)]
-pub(crate) struct Flows {
-    connection: quinn::Connection,
-    table: Mutex<Table>,
-    drops: Arc<UdpDrops>,
-}
-
-/// A flow's entry in the table; dropping it removes the entry.
-#[derive(Debug)]
-struct Entry {
-    flows: Arc<Flows>,
-    flow: u32,
-    served: bool,
-    touched: Arc<AtomicBool>,
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.flows.lock().sinks(self.served).remove(&self.flow);
-    }
-}
-
-impl Flows {
-    pub(crate) fn new(connection: quinn::Connection, drops: Arc<UdpDrops>) -> Self {
-        Self { connection, table: Mutex::default(), drops }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn connection(&self) -> &quinn::Connection {
-        &self.connection
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A datagram arrived in the session.
-    pub(crate) fn handle_datagram(&self, mut datagram: Bytes) {
-        let Some(tag) = FlowTag::take(&mut datagram) else {
-            return count(&self.drops.no_flow);
-        };
-        let sink = {
-            let mut table = self.lock();
-            let sink = table.sinks(!tag.to_opener).get(&tag.flow).cloned();
-            if sink.is_none() && !tag.to_opener {
-                if table.early.len() >= limits::EARLY_DATAGRAMS {
-                    table.early.pop_front();
-                    count(&self.drops.no_flow);
-                }
-                table.early.push_back((tag.flow, datagram));
-                return;
-            }
-            sink
-        };
-        match sink {
-            Some(sink) => self.deliver(&sink, &datagram),
-            None => count(&self.drops.no_flow),
-        }
-    }
-
-    fn deliver(&self, sink: &Sink, payload: &[u8]) {
-        sink.touched.store(true, Ordering::Relaxed);
-        let sent = match sink.to {
-            Some(to) => sink.socket.try_send_to(payload, to),
-            None => sink.socket.try_send(payload),
-        };
-        // Other errors are echoes of earlier packets (ICMP): the service is down, which is the client's to notice.
-        if sent.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock) {
-            count(&self.drops.socket_full);
-        }
-    }
-
-    /// Sends one packet of a flow to the peer.
-    fn send(&self, tag: FlowTag, payload: &[u8]) -> Result<(), Broken> {
-        match self.connection.send_datagram(tag.datagram(payload)) {
-            Ok(()) => Ok(()),
-            Err(SendDatagramError::ConnectionLost(_)) => Err(Broken::Lost),
-            Err(_) => {
-                count(&self.drops.too_large);
-                Ok(())
-            }
-        }
-    }
-
-    /// Enters a flow that the peer opened, and delivers what came early.
-    fn serve(self: &Arc<Self>, flow: u32, socket: Arc<UdpSocket>) -> Result<Entry, Refusal> {
-        let touched = Arc::new(AtomicBool::new(true));
-        let sink = Sink { socket, to: None, touched: touched.clone() };
-        let early: Vec<Bytes> = {
-            let mut table = self.lock();
-            if flow > MAX_FLOW || table.served.contains_key(&flow) {
-                return Err(Refusal::new(RefusalCode::BadRequest, "flow number"));
-            }
-            if table.served.len() >= limits::FLOWS_PER_SESSION {
-                return Err(Refusal::new(RefusalCode::Busy, "flows"));
-            }
-            table.served.insert(flow, sink.clone());
-            let (mine, rest) = std::mem::take(&mut table.early)
-                .into_iter()
-                .partition(|(number, _)| *number == flow);
-            table.early = rest;
-            let mine: VecDeque<(u32, Bytes)> = mine;
-            mine.into_iter().map(|(_, payload)| payload).collect()
-        };
-        early.iter().for_each(|payload| self.deliver(&sink, payload));
-        Ok(Entry { flows: self.clone(), flow, served: true, touched })
-    }
-
-    /// Enters a flow of this side's; `None` when there are too many.
-    fn begin(self: &Arc<Self>, socket: Arc<UdpSocket>, to: SocketAddr) -> Option<Entry> {
-        let touched = Arc::new(AtomicBool::new(true));
-        let mut table = self.lock();
-        if table.opened.len() >= limits::FLOWS_PER_SESSION {
-            count(&self.drops.too_many_flows);
-            return None;
-        }
-        let flow = loop {
-            table.next = (table.next + 1) & MAX_FLOW;
-            if !table.opened.contains_key(&table.next) {
-                break table.next;
-            }
-        };
-        table.opened.insert(flow, Sink { socket, to: Some(to), touched: touched.clone() });
-        drop(table);
-        Some(Entry { flows: self.clone(), flow, served: false, touched })
-    }
-}
-
-impl Entry {
-    /// Ends when no datagram passed for [`limits::FLOW_IDLE`], twice that at the latest.
-    async fn idle(&self) {
-        loop {
-            tokio::time::sleep(limits::FLOW_IDLE).await;
-            if !self.touched.swap(false, Ordering::Relaxed) {
-                return;
-            }
-        }
-    }
+thread_local! {
+    /// Where payloads are received, one at a time: it is used without waiting.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; RECEIVE_BYTES]);
 }
 
 /// A socket that is ready to send: `try_send` works only after the first readiness was seen.
-async fn ready(socket: UdpSocket) -> std::io::Result<Arc<UdpSocket>> {
+async fn ready(socket: UdpSocket) -> io::Result<Arc<UdpSocket>> {
+    let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(SOCKET_BYTES);
     socket.writable().await?;
     Ok(Arc::new(socket))
 }
 
-async fn connect(address: SocketAddr) -> std::io::Result<Arc<UdpSocket>> {
+async fn connect(address: SocketAddr) -> io::Result<Arc<UdpSocket>> {
     let local: SocketAddr =
         if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(local).await?;
@@ -261,13 +105,15 @@ type Sockets = Vec<(SocketAddr, Arc<UdpSocket>)>;
 /// does, the first one stays.
 pub(crate) async fn serve(
     flows: &Arc<Flows>,
+    (ends, dialler): (&Ends, &Dialler),
     flow: u32,
-    (endpoint, dialler): (&Endpoint, &Dialler),
+    endpoint: &Endpoint,
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
     let place = Place { target: 0, host: endpoint.host.clone(), port: endpoint.port };
     let found = dialler.addresses(&place, Manner::SERVICE).await;
+    let mut last_error = io::Error::from(ErrorKind::NotFound);
     let addresses = found.unwrap_or_else(|why| {
         tracing::debug!(%endpoint, why, "the service's name does not resolve");
         Vec::new()
@@ -277,13 +123,20 @@ pub(crate) async fn serve(
     turns.extend(addresses.first().map(|address| (*address, Turn::Waits)));
     let (mut is_opened, mut sockets) = (false, Sockets::new());
     while let Some((address, turn)) = turns.pop_front() {
-        let Ok(socket) = socket_of(&mut sockets, address).await else {
-            dialler.note(address, false);
-            continue;
+        let socket = match socket_of(&mut sockets, address).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                dialler.note(address, false);
+                last_error = error;
+                continue;
+            }
         };
         let entry = match flows.serve(flow, socket) {
             Ok(entry) => entry,
-            Err(refusal) if !is_opened => return pipe::refuse(&mut send, &mut recv, refusal).await,
+            Err(refusal) if !is_opened => {
+                flows.forget_early(flow);
+                return pipe::refuse(&mut send, &mut recv, refusal).await;
+            }
             Err(_) => break,
         };
         if !is_opened && pipe::say(&mut send, &Answer::Opened(Opened {})).await.is_err() {
@@ -291,12 +144,15 @@ pub(crate) async fn serve(
         }
         is_opened = true;
         let back = tokio::select! {
-            back = carry_back(&entry, &sockets, turn) => back,
+            back = answers(&entry, &sockets, turn, endpoint) => back,
             () = life_line(&mut recv) => Back::Over,
-            () = entry.idle() => Back::Over,
+            () = entry.over(limits::FLOW_IDLE + FLOW_GRACE) => Back::Over,
         };
         match back {
-            Back::Over => break,
+            Back::Over => {
+                say_overruns(&entry, endpoint);
+                break;
+            }
             Back::Silent => tracing::debug!(%endpoint, %address, "no answer from the UDP service"),
             Back::Heard(from) => {
                 sockets.iter().for_each(|(address, _)| dialler.note(*address, *address == from));
@@ -308,12 +164,27 @@ pub(crate) async fn serve(
     if is_opened {
         let _ = send.finish();
     } else {
-        pipe::refuse(&mut send, &mut recv, RefusalCode::ServiceDown.into()).await;
+        flows.forget_early(flow);
+        let refusal = ends.refusal(endpoint, &last_error);
+        pipe::refuse(&mut send, &mut recv, refusal).await;
+    }
+}
+
+/// Says how many answers of a service the kernel had no room for.
+fn say_overruns(entry: &Entry, endpoint: &Endpoint) {
+    if entry.flow.answers() >= OVERRUN_WORTH
+        && let Some(lost) = overruns(&entry.flow.socket)
+        && let Some(count) = entry.flows.reached().udp_port_overrun.reach_times(lost)
+    {
+        tracing::warn!(
+            limit = "net.core.rmem_max", %endpoint, count,
+            "UDP payloads of a service came faster than they were taken and are dropped"
+        );
     }
 }
 
 /// The socket towards `address`, made when there is none.
-async fn socket_of(sockets: &mut Sockets, address: SocketAddr) -> std::io::Result<Arc<UdpSocket>> {
+async fn socket_of(sockets: &mut Sockets, address: SocketAddr) -> io::Result<Arc<UdpSocket>> {
     if let Some((_, socket)) = sockets.iter().find(|(known, _)| *known == address) {
         return Ok(socket.clone());
     }
@@ -322,50 +193,59 @@ async fn socket_of(sockets: &mut Sockets, address: SocketAddr) -> std::io::Resul
     Ok(socket)
 }
 
-/// Carries what the service sends to the peer, from whichever of the sockets, as long as the turn lasts.
-async fn carry_back(entry: &Entry, sockets: &Sockets, turn: Turn) -> Back {
-    let flows = &entry.flows;
-    let mut buffer = [0; RECEIVE_BYTES];
-    let tag = FlowTag { flow: entry.flow, to_opener: true };
+/// What one look at a socket found.
+enum Taken {
+    Answer,
+    Nothing,
+    Failed,
+    Over,
+}
+
+/// Passes on what the service says, from whichever of the sockets, as long as the turn lasts.
+async fn answers(entry: &Entry, sockets: &Sockets, turn: Turn, endpoint: &Endpoint) -> Back {
+    let tag = FlowTag { flow: entry.number, to_opener: true };
     loop {
-        let receive = receive(sockets, &mut buffer);
-        let (from, received) = match turn {
-            Turn::Trial => match tokio::time::timeout(UNANSWERED, receive).await {
-                Ok(received) => received,
+        let ready = readable(sockets);
+        let (from, socket) = match turn {
+            Turn::Trial => match tokio::time::timeout(UNANSWERED, ready).await {
+                Ok(ready) => ready,
                 Err(_) => return Back::Silent,
             },
-            Turn::Waits | Turn::Settled => receive.await,
+            Turn::Waits | Turn::Settled => ready.await,
         };
-        match received {
-            Ok(RECEIVE_BYTES) => count(&flows.drops.too_large),
-            Ok(length) => {
-                entry.touched.store(true, Ordering::Relaxed);
-                if flows.send(tag, &buffer[..length]).is_err() {
-                    return Back::Over;
+        for _ in 0..BATCH {
+            let taken = BUFFER.with_borrow_mut(|buffer| match socket.try_recv(buffer) {
+                Ok(length) => {
+                    entry.flow.answered();
+                    let sent = entry.flows.send(tag, &buffer[..length]);
+                    if sent.is_ok() { Taken::Answer } else { Taken::Over }
                 }
-            }
-            // Nobody is there (ICMP): the next address has its turn, and with the last one the client notices.
-            Err(error) => {
-                tracing::debug!(address = %from, %error, "UDP service");
-                if turn == Turn::Trial && sockets.last().is_some_and(|(last, _)| *last == from) {
-                    return Back::Silent;
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Taken::Nothing,
+                // Nobody is there (ICMP): the next address has its turn, and with the last one the client notices.
+                Err(error) => {
+                    tracing::debug!(%endpoint, address = %from, %error, "UDP service");
+                    Taken::Failed
                 }
-                continue;
+            });
+            let is_latest = || sockets.last().is_some_and(|(last, _)| *last == from);
+            match taken {
+                Taken::Answer if turn != Turn::Settled => return Back::Heard(from),
+                Taken::Failed if turn == Turn::Trial && is_latest() => return Back::Silent,
+                Taken::Answer | Taken::Failed => {}
+                Taken::Nothing => break,
+                Taken::Over => return Back::Over,
             }
         }
-        if turn != Turn::Settled {
-            return Back::Heard(from);
-        }
+        tokio::task::yield_now().await;
     }
 }
 
-/// The next datagram, or error, of any of the sockets.
-async fn receive(sockets: &Sockets, buffer: &mut [u8]) -> (SocketAddr, std::io::Result<usize>) {
+/// The next of the sockets that something arrived at.
+async fn readable(sockets: &Sockets) -> (SocketAddr, &UdpSocket) {
     std::future::poll_fn(|context| {
         for (address, socket) in sockets {
-            let mut read = ReadBuf::new(buffer);
-            if let Poll::Ready(result) = socket.poll_recv(context, &mut read) {
-                return Poll::Ready((*address, result.map(|()| read.filled().len())));
+            if socket.poll_recv_ready(context).is_ready() {
+                return Poll::Ready((*address, &**socket));
             }
         }
         Poll::Pending
@@ -373,17 +253,43 @@ async fn receive(sockets: &Sockets, buffer: &mut [u8]) -> (SocketAddr, std::io::
     .await
 }
 
-/// Keeps one flow of this side open until it is idle or the peer ends it.
+/// Keeps one flow of this side open until it is idle, makes room, or the peer ends it.
 async fn keep(entry: Entry, service: ServiceName) -> Result<(), Broken> {
-    let begin = Begin::Flow(OpenFlow { service, flow: entry.flow });
-    let (mut send, mut recv) = pipe::open(&entry.flows.connection, &begin).await?;
-    pipe::read_opened(&mut recv).await?;
+    let opened = async {
+        let begin = Begin::Flow(OpenFlow { service, flow: entry.number });
+        let (mut send, mut recv) = pipe::open(entry.flows.connection(), &begin).await?;
+        pipe::read_opened(&mut recv).await?;
+        life_line(&mut recv).await;
+        let _ = send.finish();
+        Ok(())
+    };
     tokio::select! {
-        () = life_line(&mut recv) => {}
-        () = entry.idle() => {}
+        result = opened => result,
+        // The stream ends as it is dropped.
+        () = entry.over(limits::FLOW_IDLE) => Ok(()),
     }
-    let _ = send.finish();
-    Ok(())
+}
+
+/// A payload that waits for a flow.
+struct Waiting {
+    client: SocketAddr,
+    payload: Bytes,
+    since: Instant,
+}
+
+type Client = (u32, Arc<table::Flow>);
+type Kept = (SocketAddr, u32, Result<(), Broken>);
+
+/// A forwarded port in one session.
+struct Port<'a> {
+    socket: Arc<UdpSocket>,
+    flows: Arc<Flows>,
+    service: ServiceName,
+    clients: HashMap<SocketAddr, Client>,
+    keepers: JoinSet<Kept>,
+    /// Payloads of clients that found no flow yet.
+    waiting: VecDeque<Waiting>,
+    teller: &'a mut Teller,
 }
 
 /// Forwards what arrives at `socket` over the session of `flows`, until the session ends.
@@ -395,54 +301,164 @@ pub(crate) async fn forward(
     socket: Arc<UdpSocket>,
     flows: Arc<Flows>,
     service: ServiceName,
+    teller: &mut Teller,
 ) -> Broken {
-    let mut clients: HashMap<SocketAddr, (u32, Arc<AtomicBool>)> = HashMap::new();
-    let mut keepers: JoinSet<(SocketAddr, u32, Result<(), Broken>)> = JoinSet::new();
-    let mut buffer = [0; RECEIVE_BYTES];
-    let closed = flows.connection.closed();
+    let connection = flows.connection().clone();
+    let closed = connection.closed();
     tokio::pin!(closed);
+    let (clients, keepers) = (HashMap::new(), JoinSet::new());
+    let waiting = VecDeque::new();
+    let mut port = Port { socket, flows, service, clients, keepers, waiting, teller };
+    let [mut ticks, mut retry] = [OVERRUN_PERIOD, RETRY].map(|period| {
+        let mut ticks = tokio::time::interval(period);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        ticks
+    });
     loop {
-        let (length, client) = tokio::select! {
-            _ = &mut closed => return Broken::Lost,
-            Some(Ok((client, flow, result))) = keepers.join_next() => {
-                if clients.get(&client).is_some_and(|(current, _)| *current == flow) {
-                    clients.remove(&client);
-                }
-                match result {
-                    Err(Broken::Refused(refusal)) if !refusal.code.retry_helps() => {
-                        return Broken::Refused(refusal);
-                    }
-                    Err(Broken::Lost) => return Broken::Lost,
-                    Ok(()) | Err(_) => continue,
-                }
-            }
-            received = socket.recv_from(&mut buffer) => match received {
-                Ok(received) => received,
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => continue,
-                Err(error) => return Broken::Local(error),
+        let done = tokio::select! {
+            _ = &mut closed => Err(Broken::Lost),
+            Some(kept) = port.keepers.join_next() => match kept {
+                Ok(kept) => port.handle_end(kept),
+                Err(_) => Ok(()),
             },
-        };
-        if length == RECEIVE_BYTES {
-            count(&flows.drops.too_large);
-            continue;
-        }
-        let flow = match clients.get(&client) {
-            Some((flow, touched)) => {
-                touched.store(true, Ordering::Relaxed);
-                *flow
-            }
-            None => {
-                let Some(entry) = flows.begin(socket.clone(), client) else { continue };
-                let flow = entry.flow;
-                clients.insert(client, (flow, entry.touched.clone()));
-                let service = service.clone();
-                keepers.spawn(async move { (client, flow, keep(entry, service).await) });
-                flow
+            ready = port.socket.readable() => match ready {
+                Ok(()) => port.take_batch(),
+                Err(error) => Err(Broken::Local(error)),
+            },
+            _ = retry.tick(), if !port.waiting.is_empty() => port.serve_waiting(),
+            _ = ticks.tick() => {
+                port.look_for_overruns();
+                Ok(())
             }
         };
-        if let Err(broken) = flows.send(FlowTag { flow, to_opener: false }, &buffer[..length]) {
+        if let Err(broken) = done {
             return broken;
         }
+        tokio::task::yield_now().await;
+    }
+}
+
+impl Port<'_> {
+    fn handle_end(&mut self, (client, number, result): Kept) -> Result<(), Broken> {
+        if self.clients.get(&client).is_some_and(|(current, _)| *current == number) {
+            self.clients.remove(&client);
+        }
+        match result {
+            Err(Broken::Refused(refusal)) if !refusal.code.retry_helps() => {
+                Err(Broken::Refused(refusal))
+            }
+            Err(Broken::Refused(refusal)) => {
+                let peer = self.flows.peer();
+                if let Some(count) = self.flows.reached().udp_flows_refused.reach() {
+                    tracing::warn!(%peer, service = %self.service, %refusal, count, "UDP flows refused");
+                }
+                self.teller.refused(refusal);
+                Ok(())
+            }
+            Err(Broken::Lost) => Err(Broken::Lost),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn take_batch(&mut self) -> Result<(), Broken> {
+        for _ in 0..BATCH {
+            let goes_on =
+                BUFFER.with_borrow_mut(|buffer| match self.socket.try_recv_from(buffer) {
+                    Ok((length, client)) => self.pass_on(client, &buffer[..length]).map(|()| true),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
+                    Err(error) => Err(Broken::Local(error)),
+                })?;
+            if !goes_on {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn pass_on(&mut self, client: SocketAddr, payload: &[u8]) -> Result<(), Broken> {
+        match self.flow_of(client, self.waiting.is_empty()) {
+            Some((number, flow)) => self.send(number, &flow, payload),
+            None if self.waiting.len() < limits::WAITING_PAYLOADS => {
+                let payload = Bytes::copy_from_slice(payload);
+                self.waiting.push_back(Waiting { client, payload, since: Instant::now() });
+                Ok(())
+            }
+            None => {
+                self.found_no_flow();
+                Ok(())
+            }
+        }
+    }
+
+    /// The flow of a client; a new one if it has none, `may_begin` and there is a place.
+    fn flow_of(&mut self, client: SocketAddr, may_begin: bool) -> Option<Client> {
+        let known = self.clients.get(&client).filter(|(_, flow)| !flow.is_over());
+        if let Some(known) = known {
+            return Some(known.clone());
+        }
+        let entry = may_begin.then(|| self.flows.begin(self.socket.clone(), client)).flatten()?;
+        let (number, flow) = (entry.number, entry.flow.clone());
+        self.clients.insert(client, (number, flow.clone()));
+        let service = self.service.clone();
+        self.keepers.spawn(async move { (client, number, keep(entry, service).await) });
+        Some((number, flow))
+    }
+
+    fn send(&mut self, flow: u32, used: &table::Flow, payload: &[u8]) -> Result<(), Broken> {
+        used.asked();
+        if let Some(most) = self.flows.send(FlowTag { flow, to_opener: false }, payload)? {
+            let bytes = payload.len();
+            self.teller.limit("DATAGRAM_PIECES", |count| {
+                format!(
+                    "{count} UDP payloads dropped, the last one of {bytes} bytes: at most {most} bytes pass"
+                )
+            });
+        }
+        Ok(())
+    }
+
+    /// Sends what waits for flows, in order, as far as there are places.
+    fn serve_waiting(&mut self) -> Result<(), Broken> {
+        while let Some(first) = self.waiting.front() {
+            let (client, waited) = (first.client, first.since.elapsed());
+            let flow = self.flow_of(client, true);
+            if flow.is_none() && waited < limits::FLOW_WAIT {
+                break;
+            }
+            let Some(first) = self.waiting.pop_front() else { break };
+            match flow {
+                Some((number, flow)) => self.send(number, &flow, &first.payload)?,
+                None => self.found_no_flow(),
+            }
+        }
+        Ok(())
+    }
+
+    fn found_no_flow(&mut self) {
+        self.flows.refused("FORWARDED_FLOWS");
+        self.teller.limit("FORWARDED_FLOWS", |count| {
+            let most = limits::FORWARDED_FLOWS;
+            format!("all {most} UDP flows of the session are in use: {count} payloads of further clients dropped")
+        });
+    }
+
+    fn look_for_overruns(&mut self) {
+        let Some(overruns) = overruns(&self.socket) else { return };
+        let lost = overruns.saturating_sub(self.teller.overruns);
+        self.teller.overruns = overruns;
+        if lost == 0 {
+            return;
+        }
+        if let Some(count) = self.flows.reached().udp_port_overrun.reach_times(lost) {
+            tracing::warn!(
+                limit = "net.core.rmem_max", service = %self.service, count,
+                "UDP payloads came faster than they were taken from a forwarded port and are dropped"
+            );
+        }
+        self.teller.limit("net.core.rmem_max", |_| {
+            format!("{lost} UDP payloads came faster than they were taken and are dropped")
+        });
     }
 }
 
@@ -450,6 +466,51 @@ pub(crate) async fn forward(
 ///
 /// # Errors
 /// As binding does.
-pub(crate) async fn listen(address: SocketAddr) -> std::io::Result<Arc<UdpSocket>> {
+pub(crate) async fn listen(address: SocketAddr) -> io::Result<Arc<UdpSocket>> {
     ready(UdpSocket::bind(address).await?).await
+}
+
+/// Takes the datagrams of a session until it ends.
+pub(crate) async fn take_datagrams(flows: &Flows) {
+    /// How often it is looked whether some were dropped before they were taken.
+    const LOOK: Duration = Duration::from_secs(1);
+    let connection = flows.connection();
+    let (mut taken, mut missed) = (0_u64, 0_u64);
+    let (mut due, mut looked) = (None, Instant::now());
+    loop {
+        let arrived = (looked.elapsed() >= LOOK).then(|| {
+            looked = Instant::now();
+            connection.stats().frame_rx.datagram
+        });
+        let next = connection.read_datagram();
+        tokio::pin!(next);
+        if let Some(arrived) = arrived
+            && futures_util::poll!(&mut next).is_pending()
+        {
+            // Nothing waits, so all that had arrived was taken or dropped.
+            let now_missed = arrived.saturating_sub(taken);
+            flows.queue_full(
+                "a session's datagrams were not taken in time",
+                now_missed - missed.min(now_missed),
+            );
+            missed = missed.max(now_missed);
+        }
+        tokio::select! {
+            datagram = next => match datagram {
+                Ok(datagram) => {
+                    taken += 1;
+                    due = flows.handle_datagram(datagram);
+                }
+                Err(_) => return,
+            },
+            () = sleep_until(due) => due = flows.handle_timeout(),
+        }
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
 }

@@ -24,6 +24,7 @@ use std::time::Instant;
 use dashmap::DashMap;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use rustc_hash::FxBuildHasher;
+use serde::Serialize;
 use tasuki_proto::Label;
 use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
 use tasuki_proto::net::{
@@ -58,6 +59,35 @@ pub struct Drops {
     pub unknown_challenge: AtomicU64,
     /// A probe that the session's peer did not make.
     pub bad_probe: AtomicU64,
+}
+
+/// The counters of [`Drops`], as they are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct DropsView {
+    /// Frames whose label stands for no session, or that came from elsewhere than its relay.
+    pub unknown_label: u64,
+    /// Packets of a session that has no path.
+    pub no_path: u64,
+    /// Neither frames nor QUIC packets.
+    pub malformed: u64,
+    /// Challenges of nobody we know.
+    pub unknown_challenge: u64,
+    /// Probes that the session's peer did not make.
+    pub bad_probe: u64,
+}
+
+impl Drops {
+    /// The counters at this moment.
+    pub fn view(&self) -> DropsView {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DropsView {
+            unknown_label: read(&self.unknown_label),
+            no_path: read(&self.no_path),
+            malformed: read(&self.malformed),
+            unknown_challenge: read(&self.unknown_challenge),
+            bad_probe: read(&self.bad_probe),
+        }
+    }
 }
 
 /// Packets up to this length are always let through: with all heads they fit the 1,500 bytes of an Ethernet.
