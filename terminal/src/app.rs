@@ -23,7 +23,7 @@ use crate::config::{self, Config, Direct, RelayChoice};
 use crate::core::{login, paths};
 use crate::io::driver;
 use crate::io::ipc::server::IpcListener;
-use crate::io::services::Services;
+use crate::io::services::{KeepAlive, Services};
 
 /// The time that has surely passed, s since 1970, in the data directory.
 const CLOCK_MARK: &str = "clock.mark";
@@ -61,8 +61,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (sessions, incoming) = mpsc::channel(limits::ACCEPTED_SESSIONS_QUEUE);
     let upper = Upper { access: access.clone(), incoming: sessions };
     let agent = driver::start(lower_half(&config)?, upper).context("the agent could not start")?;
-    let services =
-        Services::new(access, config.exposed.clone(), config.data.join("inbox"), config.inbox);
+    let keep_alive = KeepAlive::new(config.tcp_keep_alive);
+    let inbox = (config.data.join("inbox"), config.inbox);
+    let services = Services::new(access, config.exposed.clone(), inbox, keep_alive);
     let serve_verbs = ipc.serve(agent.clone(), services.clone());
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
         tracing::debug!(%error, "systemd was not told");

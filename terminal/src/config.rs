@@ -131,7 +131,13 @@ pub struct Config {
     pub inbox: Quota,
     /// Where traces go.
     pub traces: Option<traces::Endpoint>,
+    /// Silence after which a TCP connection of a service or a forwarded port is asked whether its other end is there;
+    /// zero: never; `None`: as usual.
+    pub tcp_keep_alive: Option<Duration>,
 }
+
+/// Linux takes no longer silence before a question.
+const TCP_KEEP_ALIVE_MOST: u64 = 32_767;
 
 /// The configuration as it is written: in a file, and by flags.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -167,6 +173,8 @@ pub struct RawConfig {
     pub inbox_total: Option<u64>,
     /// MB of one sender's files in the inbox.
     pub inbox_per_sender: Option<u64>,
+    /// Seconds of silence after which a TCP connection is asked whether its other end is there.
+    pub tcp_keep_alive: Option<u64>,
     /// `endpoint = "http://HOST:PORT"`.
     pub traces: Option<TracesConfig>,
 }
@@ -276,6 +284,9 @@ impl RawConfig {
             errors.push(format!("resume {}: at most {}", resume.as_secs(), RESUME_MOST.as_secs()));
         }
         let inbox = self.check_quota(&mut errors);
+        if let Some(time) = self.tcp_keep_alive.filter(|time| *time > TCP_KEEP_ALIVE_MOST) {
+            errors.push(format!("tcp-keep-alive {time}: at most {TCP_KEEP_ALIVE_MOST}"));
+        }
         if !errors.is_empty() {
             return Err(ConfigErrors(errors));
         }
@@ -293,6 +304,7 @@ impl RawConfig {
             resume,
             inbox,
             traces: self.traces.clone().map(|traces| traces.endpoint),
+            tcp_keep_alive: self.tcp_keep_alive.map(Duration::from_secs),
         })
     }
 

@@ -14,7 +14,7 @@ pub struct Setting {
 }
 
 /// All settings, in the order of the documentation.
-pub const SETTINGS: [Setting; 15] = {
+pub const SETTINGS: [Setting; 16] = {
     const fn setting(
         key: &'static str,
         flag: &'static str,
@@ -97,6 +97,12 @@ pub const SETTINGS: [Setting; 15] = {
             "--inbox-per-sender",
             "250000",
             "MB: how much the files of one sender in the inbox may take",
+        ),
+        setting(
+            "tcp-keep-alive",
+            "--tcp-keep-alive",
+            "60, or the system's `tcp_keepalive_time` if that is less",
+            "s: after this much silence a TCP connection of a service or a forwarded port is asked, up to six times, whether its other end is still there; if nothing answers it ends after 2.5 times as long; 0: never; at most 32767",
         ),
         setting(
             "traces",

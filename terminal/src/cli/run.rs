@@ -42,6 +42,10 @@ pub struct RunArgs {
     /// MB that the files of one sender in the inbox may take; 250000 unless given
     #[arg(long, value_name = "MB")]
     inbox_per_sender: Option<u64>,
+    /// Seconds of silence after which a TCP connection of a service or a forwarded port is asked whether its other end is
+    /// there, 0 for never; 60 unless given, or what the system says if that is less
+    #[arg(long, value_name = "SECONDS")]
+    tcp_keep_alive: Option<u64>,
 }
 
 impl RunArgs {
@@ -63,6 +67,7 @@ impl RunArgs {
         raw.resume = self.resume.or(raw.resume);
         raw.inbox_total = self.inbox_total.or(raw.inbox_total);
         raw.inbox_per_sender = self.inbox_per_sender.or(raw.inbox_per_sender);
+        raw.tcp_keep_alive = self.tcp_keep_alive.or(raw.tcp_keep_alive);
         match raw.check(data) {
             Ok(config) if errors.is_empty() => Ok(config),
             Ok(_) => Err(ConfigErrors(errors)),

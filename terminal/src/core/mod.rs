@@ -15,3 +15,4 @@ pub mod paths;
 pub mod pieces;
 pub mod retry;
 pub mod transfer;
+pub mod unanswered;

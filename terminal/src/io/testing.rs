@@ -21,7 +21,7 @@ use crate::agent::{
 use crate::config::{Config, RawConfig};
 use crate::core::calls::RequestId;
 use crate::core::inbox::Quota;
-use crate::io::services::Services;
+use crate::io::services::{KeepAlive, Services};
 
 /// How long a test waits for a state.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -174,12 +174,9 @@ impl Mesh {
         let folder = tempfile::tempdir().unwrap();
         let config = RawConfig::parse(config).unwrap().check(folder.path().into()).unwrap();
         let access = Arc::new(config.access.clone());
-        let services = Services::new(
-            access,
-            config.exposed.clone(),
-            folder.path().join("inbox"),
-            Quota::default(),
-        );
+        let inbox = (folder.path().join("inbox"), Quota::default());
+        let keep_alive = KeepAlive::new(config.tcp_keep_alive);
+        let services = Services::new(access, config.exposed.clone(), inbox, keep_alive);
         let (calls, incoming) = mpsc::channel(16);
         tokio::spawn(services.clone().run(incoming));
         self.places.lock().unwrap().insert(terminal(name), (config, calls));

@@ -3,18 +3,19 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tasuki_tests::lab::bins::Bins;
 use tasuki_tests::lab::mesh::Terminal;
+use tasuki_tests::lab::netns::Wan;
 use tasuki_tests::lab::process::Process;
 use tasuki_tests::lab::programs::UdpEcho;
 use tasuki_tests::lab::wait::SOON;
-use tasuki_tests::lab::{Mesh, MeshSpec, TerminalSpec, eventually};
+use tasuki_tests::lab::{Mesh, MeshSpec, RelaySpec, TerminalSpec, eventually};
 
 /// Connections of one forwarded port.
 const CONNECTIONS: usize = 1_000;
@@ -293,4 +294,106 @@ fn a_target_out_of_files_says_so_at_both_ends() {
             other => Err(format!("{other:?}")),
         }
     });
+}
+
+/// A connection that is read until it ends, in a thread: how it ended, once it has.
+fn watch(mut stream: TcpStream) -> Arc<Mutex<Option<String>>> {
+    let ended = Arc::new(Mutex::new(None));
+    let end = Arc::clone(&ended);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1024];
+        let how = loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => break "closed".to_owned(),
+                Ok(_) => {}
+                Err(error) => break error.to_string(),
+            }
+        };
+        *end.lock().unwrap() = Some(how);
+    });
+    ended
+}
+
+/// As [`watch`], while it is written to all the time.
+fn watch_writing(mut stream: TcpStream) -> Arc<Mutex<Option<String>>> {
+    let ended = Arc::new(Mutex::new(None));
+    let end = Arc::clone(&ended);
+    std::thread::spawn(move || {
+        let how = loop {
+            if let Err(error) = stream.write_all(&[7; 64 * 1024]) {
+                break error.to_string();
+            }
+        };
+        *end.lock().unwrap() = Some(how);
+    });
+    ended
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    listener.set_nonblocking(true).unwrap();
+    let accepted =
+        eventually("a connection", SOON, || listener.accept().map_err(|e| e.to_string()));
+    accepted.0.set_nonblocking(false).unwrap();
+    accepted.0
+}
+
+/// A service's machine and a user's machine vanish without a word: both ends of their connections end.
+#[test]
+fn connections_of_machines_that_vanish_end() {
+    const PORT: u16 = 7_100;
+    let Some(wan) = Wan::new("TCP keep-alive") else { return };
+    let [r, a, b, user, srv] =
+        [("r1", 1), ("a", 10), ("b", 11), ("user", 20), ("srv", 21)].map(|(n, o)| wan.host(n, o));
+    let terminal = |name: &str| TerminalSpec::new(name).relayed().flags(&["--tcp-keep-alive", "1"]);
+    let mesh = MeshSpec::new()
+        .relay(RelaySpec::new("r1").on(&r, Wan::address(1)))
+        .terminal(terminal("a").on(&a))
+        .terminal(
+            terminal("b")
+                .on(&b)
+                .offers("far", &format!("tcp://{}:{PORT}", Wan::address(21)))
+                .offers("near", &format!("tcp://{}:{PORT}", Wan::address(11))),
+        )
+        .start();
+    let listen = |address| TcpListener::bind((address, PORT)).unwrap();
+    let far = srv.enter(|| listen(Wan::address(21)));
+    let near = b.enter(|| listen(Wan::address(11)));
+    let forward = |service: &str, port: u16| {
+        let at = format!("0.0.0.0:{port}");
+        let mut command = mesh.terminal("a").command();
+        command.args(["forward", &at, &format!("b/{service}")]);
+        let log = mesh.path(&format!("forward-{service}.log"));
+        let process = Process::spawn(&format!("forward to {service}"), &mut command, &log);
+        wait_for_words(&process, &["listening", "connected"]);
+        process
+    };
+    let _forwards = [forward("far", 7_201), forward("near", 7_202)];
+    let to = |port: u16| SocketAddr::from((Wan::address(10), port));
+    // One from a machine that stays to one that vanishes, and one the other way round.
+    let staying = a.enter(|| TcpStream::connect(to(7_201)).unwrap());
+    let vanishing_end = accept(&far);
+    let vanishing = user.enter(|| TcpStream::connect(to(7_202)).unwrap());
+    let staying_end = accept(&near);
+    for (mut from, mut to) in [(&staying, &vanishing_end), (&vanishing, &staying_end)] {
+        from.write_all(b"hi").unwrap();
+        to.set_read_timeout(Some(SOON)).unwrap();
+        to.read_exact(&mut [0; 2]).unwrap();
+        to.set_read_timeout(None).unwrap();
+    }
+    // And one with data under way, all the time.
+    let mut reading = user.enter(|| TcpStream::connect(to(7_202)).unwrap());
+    let writing_end = accept(&near);
+    let ended = [watch(staying), watch(staying_end), watch_writing(writing_end)];
+    reading.set_read_timeout(Some(SOON)).unwrap();
+    reading.read_exact(&mut [0; 1_000_000]).unwrap();
+    for gone in [&user, &srv] {
+        gone.ip(&["link", "set", "eth0", "down"]);
+    }
+    let start = Instant::now();
+    for (what, end) in ["user's", "silent service's", "busy service's"].into_iter().zip(&ended) {
+        eventually(&format!("the end of the {what} connection"), Duration::from_secs(40), || {
+            end.lock().unwrap().clone().ok_or_else(|| "it stands".to_owned())
+        });
+    }
+    println!("all ended after {:?}", start.elapsed());
 }

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::lanes::Fan;
 use super::pipe::Broken;
+use super::vanished::Watch;
 use super::{Services, ends, tcp, udp};
 use crate::agent::{Agent, Session};
 use crate::config::Protocol;
@@ -170,8 +171,9 @@ impl Forward {
                         if places.available_permits() == 0 {
                             self.wait_for_place(&mut teller);
                         }
+                        let watch = self.services.ends.watch(&tcp);
                         let (begin, current) = (begin.clone(), current.clone());
-                        connections.spawn(carry(tcp, begin, current, places.clone()));
+                        connections.spawn(carry((tcp, watch), begin, current, places.clone()));
                     }
                     // Out of files, or the client left already: the listener itself is sound.
                     Err(error) => {
@@ -285,7 +287,7 @@ const NO_PLACE: &str = "FORWARD_CONNECTIONS";
 /// Waits for a place and the session, and carries one connection over it. Gives the refusal when the other terminal
 /// refused, or when there was no place or no session in time.
 async fn carry(
-    tcp: TcpStream,
+    (tcp, watch): (TcpStream, Watch),
     begin: Begin,
     mut current: Current,
     places: Arc<Semaphore>,
@@ -305,7 +307,7 @@ async fn carry(
             return Some(RefusalCode::NoAnswer.into());
         };
         let fan = Fan { connection: &session.connection, desk: &session.lanes };
-        match tcp::carry(tcp, fan, &begin).await {
+        match tcp::carry(tcp, &watch, fan, &begin).await {
             Ok(()) => return None,
             Err((Broken::Refused(refusal), _)) => return Some(refusal),
             Err((_, None)) => return None,

@@ -14,6 +14,9 @@ pub(crate) mod pipe;
 pub mod reached;
 pub(crate) mod tcp;
 pub(crate) mod udp;
+pub(crate) mod vanished;
+
+pub use self::ends::KeepAlive;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -98,12 +101,13 @@ impl Hold {
 }
 
 impl Services {
-    /// Serves `exposed` by the rules of `access`, and takes files below `inbox`, as many as `quota` says.
+    /// Serves `exposed` by the rules of `access`, and takes files below the folder `inbox`, as many as its quota says. TCP
+    /// connections of services and of forwarded ports have this keep-alive.
     pub fn new(
         access: Arc<AccessRules>,
         exposed: BTreeMap<ServiceName, Endpoint>,
-        inbox: PathBuf,
-        quota: Quota,
+        (inbox, quota): (PathBuf, Quota),
+        keep_alive: KeepAlive,
     ) -> Arc<Self> {
         let reached = Arc::new(Reached::default());
         Arc::new(Self {
@@ -111,7 +115,7 @@ impl Services {
             exposed,
             inbox: inbox::Inbox::new(inbox, quota),
             dialler: Dialler::default(),
-            ends: Ends::new(reached.clone()),
+            ends: Ends::new(keep_alive, reached.clone()),
             reached,
             attended: Mutex::default(),
         })

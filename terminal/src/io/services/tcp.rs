@@ -1,6 +1,6 @@
 //! TCP: a connection is a stream; FIN, reset and half-close are carried as what they are.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::ends::Ends;
 use super::lanes::Fan;
 use super::pipe::{self, Broken};
+use super::vanished::Watch;
 use crate::config::Endpoint;
 
 /// Makes the kernel answer with a reset when the socket is closed.
@@ -42,6 +43,17 @@ impl Drop for Carried {
     }
 }
 
+/// Runs a connection until it is over, or its local end has not answered for too long. Then it is as with a reset.
+async fn unless_vanished(
+    run: impl Future<Output = Result<(), Broken>>,
+    watch: &Watch,
+) -> Result<(), Broken> {
+    tokio::select! {
+        result = run => result,
+        () = watch.vanished() => Err(Broken::Local(ErrorKind::TimedOut.into())),
+    }
+}
+
 /// Serves a stream by a connection to the service at `endpoint`.
 pub(crate) async fn serve(
     endpoint: &Endpoint,
@@ -63,10 +75,15 @@ pub(crate) async fn serve(
             return pipe::refuse(&mut send, &mut recv, refusal).await;
         }
     };
+    let watch = ends.watch(&carried.tcp);
     let (mut reader, mut writer) = carried.tcp.split();
-    match pipe::run_served(&mut reader, &mut writer, &mut send, &mut recv, fan).await {
+    let run = pipe::run_served(&mut reader, &mut writer, &mut send, &mut recv, fan);
+    match unless_vanished(run, &watch).await {
         Ok(()) => carried.whole = true,
-        Err(error) => tracing::debug!(%endpoint, %error, "connection broke"),
+        Err(error) => {
+            tracing::debug!(%endpoint, %error, "connection broke");
+            pipe::reset(&mut send, &mut recv);
+        }
     }
 }
 
@@ -77,6 +94,7 @@ pub(crate) async fn serve(
 /// connection is handed back.
 pub(crate) async fn carry(
     tcp: TcpStream,
+    watch: &Watch,
     fan: Fan<'_>,
     begin: &Begin,
 ) -> Result<(), (Broken, Option<TcpStream>)> {
@@ -86,7 +104,11 @@ pub(crate) async fn carry(
     };
     let mut carried = Carried::new(tcp);
     let (mut reader, mut writer) = carried.tcp.split();
-    let result = pipe::run_opened(&mut reader, &mut writer, &mut send, &mut recv, fan).await;
+    let run = pipe::run_opened(&mut reader, &mut writer, &mut send, &mut recv, fan);
+    let result = unless_vanished(run, watch).await;
     carried.whole = result.is_ok();
+    if !carried.whole {
+        pipe::reset(&mut send, &mut recv);
+    }
     result.map_err(|error| (error, None))
 }
