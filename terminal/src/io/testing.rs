@@ -11,6 +11,7 @@ use std::time::Duration;
 use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TransportConfig, VarInt};
 use rustls_pki_types::PrivateKeyDer;
 use tasuki_proto::control::Page;
+use tasuki_proto::dial::Dialler;
 use tasuki_proto::view::{TerminalState, TerminalView};
 use tasuki_proto::{Refusal, RefusalCode, RelayId, ServiceName, SessionId, TerminalId, limits};
 use tokio::sync::{mpsc, watch};
@@ -157,6 +158,8 @@ pub(crate) struct Mesh {
     /// Live sessions at their callers' ends.
     pub(crate) live: Arc<Mutex<Vec<(SessionId, Connection)>>>,
     calling: Arc<tokio::sync::Mutex<()>>,
+    /// Reaches services.
+    pub(crate) dialler: Dialler,
 }
 
 impl Mesh {
@@ -166,6 +169,7 @@ impl Mesh {
             places: Arc::default(),
             live: Arc::default(),
             calling: Arc::default(),
+            dialler: Dialler::default(),
         }
     }
 
@@ -176,7 +180,9 @@ impl Mesh {
         let access = Arc::new(config.access.clone());
         let inbox = (folder.path().join("inbox"), Quota::default());
         let keep_alive = KeepAlive::new(config.tcp_keep_alive);
-        let services = Services::new(access, config.exposed.clone(), inbox, keep_alive);
+        let dialler = self.dialler.clone();
+        let services =
+            Services::with_dialler(access, config.exposed.clone(), inbox, keep_alive, dialler);
         let (calls, incoming) = mpsc::channel(16);
         tokio::spawn(services.clone().run(incoming));
         self.places.lock().unwrap().insert(terminal(name), (config, calls));

@@ -106,15 +106,26 @@ impl Services {
     pub fn new(
         access: Arc<AccessRules>,
         exposed: BTreeMap<ServiceName, Endpoint>,
+        inbox: (PathBuf, Quota),
+        keep_alive: KeepAlive,
+    ) -> Arc<Self> {
+        Self::with_dialler(access, exposed, inbox, keep_alive, Dialler::default())
+    }
+
+    /// As [`Services::new`]; services are reached by `dialler`.
+    pub(crate) fn with_dialler(
+        access: Arc<AccessRules>,
+        exposed: BTreeMap<ServiceName, Endpoint>,
         (inbox, quota): (PathBuf, Quota),
         keep_alive: KeepAlive,
+        dialler: Dialler,
     ) -> Arc<Self> {
         let reached = Arc::new(Reached::default());
         Arc::new(Self {
             access,
             exposed,
             inbox: inbox::Inbox::new(inbox, quota),
-            dialler: Dialler::default(),
+            dialler,
             ends: Ends::new(keep_alive, reached.clone()),
             reached,
             attended: Mutex::default(),
