@@ -19,7 +19,7 @@ use tasuki_proto::frame::{self, NeighbourKey};
 use tasuki_proto::gossip::GossipMessage;
 use tasuki_proto::identity::Token;
 use tasuki_proto::mesh::ToPeer;
-use tasuki_proto::path::PathKey;
+use tasuki_proto::path::{PathKey, ProbeOf};
 use tasuki_proto::record::{Draft, Record};
 use tasuki_proto::session::{Answer, Begin, Closing, FlowTag, Word};
 use tasuki_proto::{MeshId, RelayName, ServiceName, SessionId, TerminalId, limits, rows};
@@ -134,8 +134,9 @@ pub fn frame(bytes: &[u8]) {
         }
         // Whatever is taken for a probe is what its maker would have sealed.
         for caller in [true, false] {
-            if let Some(probe) = PathKey::new(&[7; 32], !caller).open(bytes) {
-                let sealed = PathKey::new(&[7; 32], caller).seal(label, probe, bytes.len());
+            let of = ProbeOf::Direct;
+            if let Some(probe) = PathKey::new(&[7; 32], !caller).open(of, bytes) {
+                let sealed = PathKey::new(&[7; 32], caller).seal(label, of, probe, bytes.len());
                 assert_eq!(sealed[frame::HEAD..][..16], bytes[frame::HEAD..][..16]);
             }
         }

@@ -116,6 +116,13 @@ pub const RELAY_ADDRESS_BYTES: usize = 260;
 pub const SOFTWARE_BYTES: usize = 64;
 /// Incoming handshakes under way at one endpoint; beyond: not answered.
 pub const INCOMING_HANDSHAKES: usize = 2_000;
+/// First packets of sessions that wait to be looked at by a terminal; beyond: not answered. Each session has one
+/// handshake, and further ones are not answered.
+pub const SESSION_HANDSHAKES: usize = SESSIONS_PER_TERMINAL;
+/// Words of one session's peer per second, on average; beyond: not read until later.
+pub const WORDS_PER_SECOND: u32 = 20;
+/// Such words at once.
+pub const WORDS_AT_ONCE: u32 = 100;
 /// Handshakes of the last half second that one endpoint carries out; beyond: not answered, the client asks again. One
 /// address takes no more of them than are free, so that others always find some.
 pub const HANDSHAKES_AT_ONCE: usize = 128;
@@ -324,6 +331,21 @@ pub const SESSION_ANSWER_BYTES: usize = 1024;
 pub const SESSION_HAVE_BYTES: usize = FILE_SEGMENTS * 32 + 64;
 /// Addresses that one end of a session offers for direct paths; further ones are ignored.
 pub const CANDIDATES: usize = 8;
+/// Paths to addresses that the peer of a session did not name, at once; one more each 2 s, and beyond: no path is made.
+pub const UNNAMED_PATHS: u32 = 4;
+/// Tries of a peer's addresses that its words begin, at once; one more each 5 s, and beyond: tried later.
+pub const ADDRESS_WORDS: u32 = 8;
+/// Probes per second to addresses that never answered, of all sessions of a terminal, on average; beyond: withheld and
+/// counted.
+pub const STRANGER_PROBES_PER_SECOND: u32 = 500;
+/// Such probes at once.
+pub const STRANGER_PROBES_AT_ONCE: u32 = 2_000;
+/// Such probes per second to one IP address, on average; beyond: withheld and counted.
+pub const STRANGER_PROBES_PER_SECOND_AND_TARGET: u32 = 32;
+/// Such probes to one IP address at once.
+pub const STRANGER_PROBES_AT_ONCE_PER_TARGET: u32 = 512;
+/// IP addresses for which such probes are counted; beyond: withheld and counted.
+pub const STRANGER_TARGETS: usize = 1_024;
 /// Direct paths of one session that are tried or stand; further addresses that its peer sends from are ignored.
 pub const DIRECT_PATHS: usize = 12;
 /// Events of a terminal's socket that wait for its driver: probes heard, sessions that became busy; further ones are
@@ -344,6 +366,36 @@ pub const STREAMS_PER_SESSION: usize = 1_280;
 /// Bidirectional streams that QUIC lets a peer open in one session: some more than are served, so that a refusal
 /// can be said.
 pub const QUIC_STREAMS_PER_SESSION: u32 = STREAMS_PER_SESSION as u32 + 24;
+/// Streams that one peer of a terminal may have open in all its sessions; further ones are refused with `busy`.
+pub const STREAMS_PER_PEER: usize = 4_000;
+/// As [`STREAMS_PER_PEER`], of all peers.
+pub const STREAMS: usize = 16_000;
+/// Bytes that a session may have under way each way until a service is authorised; its sender waits.
+pub const FIRST_WINDOW_BYTES: u32 = 64 * 1024;
+/// Bytes that a session may have under way each way when a service is authorised, however many others there are.
+pub const LEAST_WINDOW_BYTES: u32 = 256 * 1024;
+/// Bytes of the windows of all sessions of one peer with authorised services, besides the least; a session gets a quarter
+/// of what is left, or 16 MiB.
+pub const WINDOW_BYTES_PER_PEER: u64 = 256 * 1024 * 1024;
+/// As [`WINDOW_BYTES_PER_PEER`], of all peers.
+pub const WINDOW_BYTES: u64 = 512 * 1024 * 1024;
+/// Sessions that one peer may have called at a terminal; further calls are refused with `busy`.
+pub const SESSIONS_PER_PEER: usize = SESSIONS_PER_TERMINAL / 2;
+/// Sessions for pings that one peer may have called at a terminal; further calls are refused with `busy`.
+pub const PING_SESSIONS_PER_PEER: usize = 64;
+/// As [`PING_SESSIONS_PER_PEER`], of all peers.
+pub const PING_SESSIONS: usize = 256;
+/// Streams of pings that one peer may have open; further ones are refused with `busy`.
+pub const PINGS_PER_PEER: usize = STREAMS_PER_SESSION;
+/// As [`PINGS_PER_PEER`], of all peers.
+pub const PINGS: usize = 4 * STREAMS_PER_SESSION;
+/// Pieces that a stream of pings sends back per second; more wait.
+pub const PINGS_PER_SECOND: u32 = 1_000;
+/// Bytes of such a piece; the rest is the next piece.
+pub const PING_BYTES: usize = 1_024;
+/// A stream of pings by which nothing comes or goes for this long is reset; a session that was called for pings and has
+/// no stream for this long, nor longer than twice this, ends.
+pub const PING_IDLE: Duration = Duration::from_secs(30);
 /// Streams that one peer may open in one session per second, on average and in a burst; beyond: `busy`.
 pub const STREAM_OPENS_PER_SECOND: u32 = 20_000;
 /// Flows of datagrams that a terminal serves in one session. At the limit a flow that got its answer makes room, or else

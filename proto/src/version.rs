@@ -2,7 +2,7 @@
 //!
 //! | protocol | since | what changed |
 //! |---|---|---|
-//! | 1 | 0.1.0 | the first; knocks (frame kind 5, `TryAddress`, `Tried`), lanes and pauses (`Begin` kinds 6, 7) and datagrams in pieces (integers of eight bytes) were added before its release |
+//! | 1 | 0.1.0 | the first; knocks (frame kind 5, `TryAddress`, `Tried`), lanes and pauses (`Begin` kinds 6, 7) and datagrams in pieces (integers of eight bytes) were added, and probes (frame kind 4) were bound to their path, before its release |
 //!
 //! Kinds and sections that an older peer skips do not raise the protocol.
 //!

@@ -78,7 +78,7 @@ impl Releases {
         });
     }
 
-    fn end(&self, session: SessionId, code: RefusalCode) {
+    pub(crate) fn end(&self, session: SessionId, code: RefusalCode) {
         self.0.send_modify(|released| {
             released.ended.entry(session).or_insert(code);
         });

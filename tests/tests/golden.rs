@@ -28,7 +28,7 @@ use tasuki_proto::identity::{
     KeyFingerprint, NodeName, PublicKey, Token, TokenFor, TokenId, TokenSecret,
 };
 use tasuki_proto::mesh::{self, LinkStream, ToPeer};
-use tasuki_proto::path::{NatKind, PathKey, PathNews, Probe};
+use tasuki_proto::path::{NatKind, PathKey, PathNews, Probe, ProbeOf};
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AttachmentRole};
 use tasuki_proto::session::{self, Answer, Begin, Closing, FlowTag, Word};
@@ -596,11 +596,16 @@ fn session_messages() {
         "word-nat" => Word::Nat(session::Nat { kind: NatKind::EndpointIndependent }),
     });
     let key = |caller| PathKey::new(&[7; 32], caller);
-    let probe = Probe { number: 0x0102_0304_0506_0708, epoch: 9, answer: false, in_use: true };
+    let (number, echo) = (0x0102_0304_0506_0708, 0x1112_1314_1516_1718);
+    let probe = Probe { number, echo, epoch: 9, answer: false, in_use: true, stalled: false };
+    let answer = Probe { echo: 0, answer: true, ..probe };
+    let moved = Probe { stalled: true, ..probe };
+    let first = ProbeOf::Relayed(Generation::CALL);
     let probes: Vectors = vec![
-        ("probe", key(true).seal(label(48), probe, 0)),
-        ("probe-padded", key(false).seal(label(48), probe, 64)),
-        ("probe-answer", key(false).seal(label(48), Probe { answer: true, ..probe }, 0)),
+        ("probe", key(true).seal(label(48), first, probe, 0)),
+        ("probe-padded", key(false).seal(label(48), ProbeOf::Direct, probe, 64)),
+        ("probe-answer", key(false).seal(label(48), first, answer, 0)),
+        ("probe-moved", key(true).seal(label(48), ProbeOf::Relayed(Generation(7)), moved, 0)),
     ];
     compare("probe", Some("frame"), &probes);
     let tag = |flow, to_opener| FlowTag { flow, to_opener };

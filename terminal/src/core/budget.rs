@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 /// Lets `per_second` events through on average, and as many in one burst.
 #[derive(Debug, Clone)]
 pub struct Budget {
-    per_second: u32,
+    per_second: f64,
+    most: f64,
     tokens: f64,
     filled_at: Instant,
 }
@@ -13,15 +14,31 @@ pub struct Budget {
 impl Budget {
     /// A full bucket.
     pub fn new(per_second: u32, now: Instant) -> Self {
-        Self { per_second, tokens: f64::from(per_second), filled_at: now }
+        Self::with_burst(f64::from(per_second), per_second, now)
+    }
+
+    /// A full bucket that lets one event through each `period` on average, and `burst` at once.
+    pub fn slow(period: Duration, burst: u32, now: Instant) -> Self {
+        Self::with_burst(1.0 / period.as_secs_f64(), burst, now)
+    }
+
+    /// A full bucket that lets `per_second` events through on average, and `burst` at once.
+    pub fn with_burst(per_second: f64, burst: u32, now: Instant) -> Self {
+        let most = f64::from(burst);
+        Self { per_second, most, tokens: most, filled_at: now }
+    }
+
+    /// Whether it is full, as at the beginning.
+    pub fn is_full(&self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.filled_at).as_secs_f64();
+        self.tokens + passed * self.per_second >= self.most
     }
 
     /// Takes one; `false` when there is none left.
     pub fn take(&mut self, now: Instant) -> bool {
         let passed: Duration = now.saturating_duration_since(self.filled_at);
         self.filled_at = now;
-        let most = f64::from(self.per_second);
-        self.tokens = (self.tokens + passed.as_secs_f64() * most).min(most);
+        self.tokens = (self.tokens + passed.as_secs_f64() * self.per_second).min(self.most);
         let there = self.tokens >= 1.0;
         if there {
             self.tokens -= 1.0;
@@ -45,5 +62,10 @@ mod tests {
         let much_later = start + Duration::from_secs(3600);
         assert_eq!((0..20).filter(|_| budget.take(much_later)).count(), 10);
         assert!(!budget.take(start));
+        let mut slow = Budget::slow(Duration::from_secs(2), 3, start);
+        assert_eq!((0..9).filter(|_| slow.take(start)).count(), 3);
+        assert!(!slow.is_full(start + Duration::from_secs(5)));
+        assert!(slow.is_full(start + Duration::from_secs(6)));
+        assert_eq!((0..9).filter(|_| slow.take(start + Duration::from_secs(2))).count(), 1);
     }
 }

@@ -14,5 +14,6 @@ pub mod notice;
 pub mod paths;
 pub mod pieces;
 pub mod retry;
+pub mod shares;
 pub mod transfer;
 pub mod unanswered;

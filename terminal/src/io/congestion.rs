@@ -15,6 +15,7 @@ mod window;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, Cubic, CubicConfig};
@@ -70,22 +71,42 @@ impl Switches {
 
 /// The path of one session's packets, as its congestion control is told.
 #[derive(Debug, Default)]
-pub struct CurrentPath(watch::Sender<Switches>);
+pub struct CurrentPath {
+    switches: watch::Sender<Switches>,
+    progress: Arc<Progress>,
+}
+
+/// Bytes of packets that were sent since the latest switch, running totals.
+#[derive(Debug, Default)]
+struct Progress {
+    acked: AtomicU64,
+    lost: AtomicU64,
+}
 
 impl CurrentPath {
     /// What is sent from `now` on takes this path.
     pub fn switch(&self, path: Path, now: Instant) {
-        self.0.send_if_modified(|switches| switches.switch(path, now));
+        self.switches.send_if_modified(|switches| switches.switch(path, now));
     }
 
     /// What is sent at present takes it; `None` before the first.
     pub fn get(&self) -> Option<Path> {
-        self.0.borrow().current()
+        self.switches.borrow().current()
+    }
+
+    /// Bytes that were acknowledged and lost, of packets that were sent since the latest switch; running totals.
+    pub fn progress(&self) -> (u64, u64) {
+        let Progress { acked, lost } = &*self.progress;
+        (acked.load(Ordering::Relaxed), lost.load(Ordering::Relaxed))
     }
 
     /// What quinn builds the controller of this session's connection from.
     pub fn controllers(&self) -> Arc<PathControllers> {
-        Arc::new(PathControllers { switches: self.0.subscribe(), config: Arc::default() })
+        Arc::new(PathControllers {
+            switches: self.switches.subscribe(),
+            progress: self.progress.clone(),
+            config: Arc::default(),
+        })
     }
 }
 
@@ -93,6 +114,7 @@ impl CurrentPath {
 #[derive(Debug)]
 pub struct PathControllers {
     switches: watch::Receiver<Switches>,
+    progress: Arc<Progress>,
     config: Arc<CubicConfig>,
 }
 
@@ -104,6 +126,7 @@ impl ControllerFactory for PathControllers {
         let first = fresh.window(now);
         Box::new(PathController {
             told,
+            progress: self.progress.clone(),
             switches: Switches::default(),
             fresh,
             first,
@@ -138,6 +161,7 @@ struct Remembered {
 #[derive(Debug, Clone)]
 struct PathController {
     told: watch::Receiver<Switches>,
+    progress: Arc<Progress>,
     /// What was told, as far as it was taken in.
     switches: Switches,
     fresh: Fresh,
@@ -173,6 +197,12 @@ impl PathController {
         self.paths.iter_mut().find(|one| one.path == path)
     }
 
+    /// Whether what was sent at that time took the path that is current.
+    fn is_latest(&mut self, now: Instant, sent: Instant) -> bool {
+        self.catch_up(now);
+        self.switches.latest.back().is_none_or(|(since, _)| *since <= sent)
+    }
+
     fn current(&self) -> &Window {
         let told = self.told.has_changed().unwrap_or_default();
         let path = if told { self.told.borrow().current() } else { self.switches.current() };
@@ -190,6 +220,9 @@ impl Controller for PathController {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
+        if self.is_latest(now, sent) {
+            self.progress.acked.fetch_add(bytes, Ordering::Relaxed);
+        }
         if let Some(one) = self.path_of(now, sent) {
             one.answers = true;
             one.window.on_ack(now, sent, bytes, app_limited, rtt);
@@ -205,6 +238,9 @@ impl Controller for PathController {
         is_persistent_congestion: bool,
         lost_bytes: u64,
     ) {
+        if self.is_latest(now, sent) {
+            self.progress.lost.fetch_add(lost_bytes, Ordering::Relaxed);
+        }
         if let Some(one) = self.path_of(now, sent) {
             let persistent = is_persistent_congestion && one.answers;
             one.window.on_congestion_event(now, sent, persistent, lost_bytes);

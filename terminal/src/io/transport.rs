@@ -2,15 +2,17 @@
 //! (architecture 7).
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use quinn::{TransportConfig, VarInt};
+use quinn::{Connection, TransportConfig, VarInt};
+use tasuki_proto::TerminalId;
 use tasuki_proto::frame::HEAD;
 use tasuki_proto::limits;
 
 use super::congestion::CurrentPath;
 use super::socket::PLAIN_BYTES;
+use crate::core::shares::Shares;
 
 /// Nothing for this long from the other terminal ends a session.
 const IDLE: Duration = Duration::from_secs(90);
@@ -43,9 +45,57 @@ pub(super) fn packet_bytes(path: &CurrentPath) -> u16 {
     mtu.unwrap_or(least).clamp(least, most) - HEADS
 }
 
-/// The transport of the session that takes this path.
+/// The transport of the session that takes this path: with small windows, until [`Room::widen`].
 pub(super) fn of(path: &CurrentPath) -> Arc<TransportConfig> {
-    Arc::new(session_transport(path, packet_bytes(path)))
+    let mut transport = session_transport(path, packet_bytes(path));
+    transport
+        .receive_window(VarInt::from_u32(limits::FIRST_WINDOW_BYTES))
+        .send_window(limits::FIRST_WINDOW_BYTES.into());
+    Arc::new(transport)
+}
+
+/// What the sessions of this process may have under way besides their first windows.
+static WINDOWS: Mutex<Shares> =
+    Mutex::new(Shares::new(limits::WINDOW_BYTES_PER_PEER, limits::WINDOW_BYTES));
+
+fn windows() -> MutexGuard<'static, Shares> {
+    WINDOWS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The windows of one session.
+#[derive(Debug, Default)]
+pub(crate) struct Room(OnceLock<(TerminalId, u64)>);
+
+impl Room {
+    /// Gives a session the windows of one that somebody may use: its peer a service, or a local user one of
+    /// the peer's. They get smaller as its peer, or all together, have more.
+    pub(crate) fn widen(&self, connection: &Connection, peer: &TerminalId) {
+        let mut fresh = false;
+        let (_, bytes) = self.0.get_or_init(|| {
+            fresh = true;
+            let bytes = windows().take_part(peer, CONNECTION_WINDOW.into());
+            (peer.clone(), bytes)
+        });
+        if fresh {
+            let bytes = u32::try_from(*bytes).unwrap_or(CONNECTION_WINDOW);
+            let bytes = bytes.max(limits::LEAST_WINDOW_BYTES);
+            connection.set_send_window(bytes.into());
+            connection.set_receive_window(bytes.into());
+        }
+    }
+
+    /// Whether somebody may use the session.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.0.get().is_some()
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some((peer, bytes)) = self.0.get() {
+            windows().give(peer, *bytes);
+        }
+    }
 }
 
 /// The transport of a session that takes this path, with packets of at most `packet_bytes`.

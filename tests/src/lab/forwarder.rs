@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tasuki_proto::frame::{self, FrameKind};
 
 use super::netns::Namespace;
 
@@ -37,6 +38,8 @@ pub struct Impairment {
     pub queue_bytes: u64,
     /// Loses everything.
     pub cut: bool,
+    /// Loses the frames that carry data of sessions, and passes probes and all else.
+    pub drops_data: bool,
 }
 
 impl Impairment {
@@ -48,6 +51,7 @@ impl Impairment {
         rate: None,
         queue_bytes: 1024 * 1024,
         cut: false,
+        drops_data: false,
     };
 
     /// A line that is perfect but long.
@@ -141,7 +145,9 @@ impl Shared {
             Direction::Up => (state.up, 0),
             Direction::Down => (state.down, 1),
         };
-        if line.cut || (line.loss > 0.0 && state.rng.random_bool(line.loss.min(1.0))) {
+        let is_data = matches!(frame::parse(bytes), Some((FrameKind::Data, _)));
+        let dropped = line.cut || (line.drops_data && is_data);
+        if dropped || (line.loss > 0.0 && state.rng.random_bool(line.loss.min(1.0))) {
             state.counts.lost += 1;
             return;
         }

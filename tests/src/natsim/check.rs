@@ -49,6 +49,15 @@ impl Record {
         self.last = Some((now, path));
     }
 
+    /// Packets that left so far, and those of the peer that arrived, each once.
+    pub(super) fn count_sent(&self) -> u64 {
+        self.sent.len() as u64
+    }
+
+    pub(super) fn count_arrived(&self) -> u64 {
+        self.arrived.len() as u64
+    }
+
     pub(super) fn answered(&mut self, path: PathId) {
         self.answered.insert(path);
     }

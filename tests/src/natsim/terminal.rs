@@ -13,7 +13,9 @@ use tasuki_proto::{Label, RefusalCode, RelayId, RelayName, SessionId, TerminalId
 use tasuki_terminal::core::calls::Opened;
 use tasuki_terminal::core::candidates::candidates;
 use tasuki_terminal::core::login::AttachId;
-use tasuki_terminal::core::paths::{Config, Heard, Input, Output, PathId, Paths, Standing};
+use tasuki_terminal::core::paths::{
+    Config, DataCounts, Heard, Input, Output, PathId, Paths, Standing,
+};
 
 use super::check::Record;
 use super::mesh::relay_name;
@@ -325,7 +327,9 @@ impl World {
                     open.record.answered(id);
                 }
                 if !probe.answer {
-                    let answer = Probe { answer: true, in_use: id == current, epoch, ..probe };
+                    let (number, in_use) = (probe.number, id == current);
+                    let answer =
+                        Probe { number, echo: 0, epoch, answer: true, in_use, stalled: false };
                     self.send_frame(terminal, session, id, Body::Probe(answer, PROBE_FRAME), None);
                 }
             }
@@ -440,6 +444,7 @@ impl World {
                 let Some(open) = self.open_session(terminal, session) else { return };
                 open.listen = Some(label);
             }
+            Output::Measure(session) => self.measure(terminal, session),
             Output::Watch(session) => {
                 self.tell_mtu(terminal, session);
                 let Some(open) = self.open_session(terminal, session) else { return };
@@ -447,6 +452,17 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// What became of the bulk data that a terminal sent; its peer is taken to acknowledge it at once.
+    fn measure(&mut self, terminal: usize, session: SessionId) {
+        let (at, bytes) = (self.instant(), u64::from(MTU));
+        let Some(open) = self.open_session(terminal, session) else { return };
+        let (peer, asked) = (open.peer, open.record.count_sent());
+        let there = self.terminals[peer].sessions.get(&session);
+        let acked = there.map_or(0, |open| open.record.count_arrived()) * bytes;
+        let data = DataCounts { asked, acked, lost: 0 };
+        self.terminals[terminal].paths.handle(Input::Data { session, data }, at);
     }
 
     fn tell_mtu(&mut self, terminal: usize, session: SessionId) {

@@ -48,6 +48,7 @@ use std::time::Instant;
 
 use tasuki_proto::control::{self, ToRelay};
 use tasuki_proto::limits;
+use tasuki_proto::session::PING;
 use tasuki_proto::{Label, Refusal, RefusalCode, ServiceName, SessionId, TerminalId};
 
 pub use event::{Input, Opened, Output, RequestId, SessionInfo, SessionState};
@@ -322,7 +323,7 @@ impl Calls {
             Some((RefusalCode::Merged.into(), Some(winner)))
         } else if let Err(refusal) = verdict {
             Some((refusal, None))
-        } else if self.is_full() {
+        } else if self.is_full() || self.is_full_for(&call.caller, &call.service) {
             Some((RefusalCode::Busy.into(), None))
         } else {
             None
@@ -519,6 +520,19 @@ impl Calls {
 
     fn is_full(&self) -> bool {
         self.session_by_id.len() >= limits::SESSIONS_PER_TERMINAL
+    }
+
+    /// Whether a peer has as many sessions here as one may have, all told or for pings.
+    fn is_full_for(&self, peer: &TerminalId, service: &ServiceName) -> bool {
+        let called = || self.session_by_id.values().filter(|session| !session.outgoing);
+        let its = called().filter(|session| session.peer == *peer).count();
+        let is_ping = |session: &&Session| session.service.as_str() == PING;
+        let pings = || called().filter(is_ping);
+        its >= limits::SESSIONS_PER_PEER
+            || (service.as_str() == PING
+                && (pings().count() >= limits::PING_SESSIONS
+                    || pings().filter(|session| session.peer == *peer).count()
+                        >= limits::PING_SESSIONS_PER_PEER))
     }
 
     fn is_known(&self, id: &SessionId) -> bool {

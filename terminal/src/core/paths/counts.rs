@@ -18,6 +18,8 @@ pub struct DirectCounts {
     pub failures: DirectFailures,
     /// Direct paths that stood and went quiet.
     pub lost: u64,
+    /// Probes to addresses that never answered which were not sent, since too many were.
+    pub withheld: u64,
     /// What came of goes, by the kinds of NAT in front of this terminal and of its peer.
     #[serde(serialize_with = "as_list")]
     pub by_nat: BTreeMap<(NatKind, NatKind), DirectOutcomes>,

@@ -18,6 +18,7 @@ use tasuki_proto::{Label, limits};
 use super::event::{Candidate, Output, PathId};
 use super::health::Path;
 use super::session::{Session, Terminal};
+use crate::core::budget::Budget;
 use crate::core::login::AttachId;
 
 /// Probes to one address in a go, behind the opener.
@@ -51,6 +52,12 @@ pub(super) fn pace(tries: u32, rtt: Duration) -> Duration {
 
 /// The callee begins a further go by itself so much later than the caller, from which it hears of it.
 const CALLEE_LATER: Duration = Duration::from_secs(2);
+/// A go that the peer's word begins is made up for after this long.
+const WORDS_PERIOD: Duration = Duration::from_secs(5);
+/// A path to an address that the peer did not name is made up for after this long.
+const UNNAMED_PERIOD: Duration = Duration::from_secs(2);
+/// Services of machines have lower ports, and terminals have not.
+const LEAST_PORT: u16 = 1_024;
 /// From one go to the next at least, whatever the peer says.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -70,6 +77,10 @@ pub(super) struct Direct {
     tried: usize,
     /// A go is under way and was counted.
     pub(super) trying: bool,
+    /// Bounds the goes that the peer's words begin.
+    words: Option<Budget>,
+    /// Bounds the paths to addresses that the peer did not name.
+    unnamed: Option<Budget>,
 }
 
 impl Direct {
@@ -94,6 +105,18 @@ impl Direct {
         }
         self.next_id = self.next_id.wrapping_add(1);
         Some(PathId::Direct(self.next_id))
+    }
+
+    /// Whether a probe from an address that the peer did not name may make a path. Anybody who sees a probe can send a
+    /// copy from anywhere, so there are few.
+    pub(super) fn may_come_from(
+        &mut self,
+        address: SocketAddr,
+        own: &[Candidate],
+        now: Instant,
+    ) -> bool {
+        let fresh = || Budget::slow(UNNAMED_PERIOD, limits::UNNAMED_PATHS, now);
+        is_worth_a_try(address, own) && self.unnamed.get_or_insert_with(fresh).take(now)
     }
 
     /// A direct path that stood went quiet.
@@ -123,6 +146,27 @@ impl Direct {
 }
 
 impl Session {
+    /// The peer said where it may be reached. It may say so often, for a path to anybody: that begins few goes.
+    pub(super) fn peer_addresses(
+        &mut self,
+        mut addresses: Addresses,
+        now: Instant,
+        t: &mut Terminal<'_>,
+    ) {
+        addresses.addresses.truncate(limits::CANDIDATES);
+        for address in &mut addresses.addresses {
+            address.set_ip(address.ip().to_canonical());
+        }
+        self.direct.peer = Some(addresses);
+        let fresh = || Budget::slow(WORDS_PERIOD, limits::ADDRESS_WORDS, now);
+        if self.direct.words.get_or_insert_with(fresh).take(now) {
+            self.try_addresses(now, t);
+        } else {
+            let again = now + WORDS_PERIOD;
+            self.direct.again = Some(self.direct.again.map_or(again, |at| at.min(again)));
+        }
+    }
+
     /// Tells the peer where this terminal may be reached.
     pub(super) fn offer_addresses(&mut self, t: &mut Terminal<'_>) {
         if !self.is_begun() {
@@ -273,17 +317,18 @@ impl Session {
 fn is_worth_a_try(address: SocketAddr, own: &[Candidate]) -> bool {
     let ip = address.ip();
     let loopback_here = own.iter().all(|one| one.address.ip().is_loopback());
-    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    // "This network" (RFC 791) and what is reserved (RFC 1112), the broadcast address among it.
+    let nobody = matches!(ip, IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.octets()[0] >= 240);
     let link_local = match ip {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     let hairpin = own.iter().any(|one| !one.local && one.address.ip() == ip)
         && !own.iter().any(|one| one.local && one.address.ip() == ip);
-    address.port() != 0
+    address.port() >= LEAST_PORT
         && !ip.is_unspecified()
         && !ip.is_multicast()
-        && !broadcast
+        && !nobody
         && !link_local
         && !hairpin
         && ip.is_loopback() == loopback_here

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tasuki_proto::control::{self, ToRelay};
-use tasuki_proto::path::{NatKind, Probe};
+use tasuki_proto::path::{NatKind, Probe, ProbeOf};
 use tasuki_proto::session::{Addresses, Attachments, Word};
 use tasuki_proto::{Generation, Label, RefusalCode, RelayName, SessionId};
 
@@ -19,6 +19,16 @@ pub enum PathId {
     Relayed(Generation),
     /// From terminal to terminal; the number means nothing to the other side.
     Direct(u32),
+}
+
+impl PathId {
+    /// What the probes of this path are bound to.
+    pub fn probe_of(self) -> ProbeOf {
+        match self {
+            PathId::Relayed(generation) => ProbeOf::Relayed(generation),
+            PathId::Direct(_) => ProbeOf::Direct,
+        }
+    }
 }
 
 /// An attachment that stands.
@@ -50,6 +60,17 @@ pub enum Heard {
     On(PathId),
     /// Directly, from an address that stands for no path; canonical.
     From(SocketAddr),
+}
+
+/// Running totals of one session's data, as its end-to-end connection counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DataCounts {
+    /// Frames sent that the peer has to acknowledge.
+    pub asked: u64,
+    /// Bytes of packets that were sent since the last move to another path and were acknowledged.
+    pub acked: u64,
+    /// Bytes of packets that were sent since the last move and count as lost.
+    pub lost: u64,
 }
 
 /// What happens to the paths of a terminal.
@@ -118,6 +139,14 @@ pub enum Input {
         session: SessionId,
         /// QUIC packets, without the head of frames.
         mtu: u16,
+    },
+    /// What became of the data that this terminal sent since it moved to the path in use; the answer to
+    /// [`Output::Measure`].
+    Data {
+        /// Which session.
+        session: SessionId,
+        /// The counts.
+        data: DataCounts,
     },
     /// The peer said where it may be reached directly.
     PeerAddresses(SessionId, Addresses),
@@ -197,6 +226,8 @@ pub enum Output {
     },
     /// Say [`Input::Busy`] when the session sends data next, and [`Input::Mtu`] now.
     Watch(SessionId),
+    /// Say [`Input::Data`] now.
+    Measure(SessionId),
     /// A path over this attachment went quiet: see whether its relay answers.
     Doubt(AttachId),
     /// Tell the peer, end to end.

@@ -20,6 +20,10 @@ const UNKNOWN_RTT: Duration = Duration::from_millis(300);
 const LENGTH_TRIES: u8 = 4;
 /// A length that was too long is tried again after this.
 const LENGTH_AGAIN: Duration = Duration::from_secs(5);
+/// Numbers of the latest probes by a path; the peer's questions return one of them.
+const NUMBERS: usize = 32;
+/// An answer that took longer says nothing about the path as it is.
+const LATE: Duration = Duration::from_secs(10);
 
 /// Which way a path's frames go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +66,14 @@ pub(super) struct Path {
     /// Probes sent, but for padded ones.
     pub(super) tries: u32,
     waiting: VecDeque<Sent>,
+    /// The latest numbers that left by this path, answered or not.
+    numbers: VecDeque<u64>,
+    /// The number of the peer's latest question by this path; 0 before the first.
+    pub(super) heard: u64,
+    /// Data stood still on it: until then it is used only in need.
+    pub(super) distrusted_until: Option<Instant>,
+    /// How often data stood still on it.
+    pub(super) strikes: u32,
     last_sent: Option<Instant>,
     /// When the latest probe was sent that has its answer.
     pub(super) answered_of: Option<Instant>,
@@ -98,6 +110,10 @@ impl Path {
             answers: 0,
             tries: 0,
             waiting: VecDeque::new(),
+            numbers: VecDeque::new(),
+            heard: 0,
+            distrusted_until: None,
+            strikes: 0,
             last_sent: None,
             answered_of: None,
             rtt: None,
@@ -140,8 +156,28 @@ impl Path {
             self.count(true);
         }
         self.waiting.push_back(Sent { number, at: now });
+        self.left_by(number);
         self.tries = self.tries.saturating_add(1);
         self.last_sent = Some(now);
+    }
+
+    fn left_by(&mut self, number: u64) {
+        if self.numbers.len() == NUMBERS {
+            self.numbers.pop_front();
+        }
+        self.numbers.push_back(number);
+    }
+
+    /// Takes a question of the peer; whether it returns a number that left by this path, so that it is no copy from
+    /// another one.
+    pub(super) fn asked(&mut self, number: u64, echo: u64) -> bool {
+        self.heard = number;
+        self.numbers.contains(&echo)
+    }
+
+    /// Whether the data of a session is better off elsewhere.
+    pub(super) fn is_distrusted(&self, now: Instant) -> bool {
+        self.distrusted_until.is_some_and(|until| until > now)
     }
 
     /// Takes an answer; whether it is one to a probe of ours.
@@ -162,6 +198,9 @@ impl Path {
         }
         let sent = self.waiting[place].at;
         self.waiting.drain(..=place);
+        if at > sent + LATE {
+            return false;
+        }
         let sample = at.saturating_duration_since(sent);
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         self.answered_of = self.answered_of.max(Some(sent));
@@ -215,6 +254,11 @@ impl Path {
         self.last_sent.map_or(self.made, |sent| sent + pace)
     }
 
+    /// The next probe is due at once, unless one left a moment ago.
+    pub(super) fn hurry_after(&mut self, pause: Duration, now: Instant) {
+        self.last_sent.take_if(|sent| *sent + pause <= now);
+    }
+
     /// The next probe is due at once.
     pub(super) fn hurry(&mut self) {
         self.last_sent = None;
@@ -256,5 +300,6 @@ impl Path {
         let before = self.padded.filter(|padded| padded.length == length);
         let tries = before.map_or(1, |padded| padded.tries + 1);
         self.padded = Some(Padded { number, length, tries, at: now });
+        self.left_by(number);
     }
 }

@@ -9,6 +9,12 @@
 //! one answers, or after a second, the data moves there. When the suspect one answers first, nothing moved. A path that
 //! a relay says is lost is left at once.
 //!
+//! **A path that passes probes and drops data** is left too (`stall`): acknowledged data that makes no progress while data
+//! is in flight is suspicion, whatever the probes say.
+//!
+//! **Proof.** A probe counts for a path only if it returns a number that this end sent by this path
+//! ([`tasuki_proto::path`]): copies, reflections and replays prove nothing, and keep no path alive.
+//!
 //! **Epochs.** Each move takes the next epoch and is told in probes; who hears of a newer one follows, since only one
 //! side may see the failure. Moves for a *better* path are the caller's alone, so that two opinions never fight.
 //!
@@ -33,6 +39,8 @@ mod drain;
 mod event;
 mod health;
 mod session;
+mod stall;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -47,8 +55,9 @@ use tasuki_proto::session::{Attachments, Nat, Word};
 use tasuki_proto::{Generation, RefusalCode, RelayName, ServiceName, SessionId, limits};
 
 pub use counts::{DirectCounts, DirectFailures, DirectOutcomes};
-pub use event::{Candidate, Heard, Input, Output, PathId, PathInfo, Standing};
+pub use event::{Candidate, DataCounts, Heard, Input, Output, PathId, PathInfo, Standing};
 use session::{Session, Terminal};
+use targets::Targets;
 
 use crate::core::login::AttachId;
 
@@ -113,6 +122,7 @@ pub struct Paths {
     due: BTreeSet<(Instant, SessionId)>,
     busy: u32,
     counts: DirectCounts,
+    targets: Targets,
     outputs: VecDeque<Output>,
 }
 
@@ -130,6 +140,7 @@ impl Paths {
             due: BTreeSet::new(),
             busy: 0,
             counts: DirectCounts::default(),
+            targets: Targets::default(),
             outputs: VecDeque::new(),
         }
     }
@@ -191,11 +202,11 @@ impl Paths {
             }
             Input::Busy(session) => self.with(session, now, |s, _| s.set_busy(now)),
             Input::Mtu { session, mtu } => self.with(session, now, |s, _| s.set_mtu(mtu)),
+            Input::Data { session, data } => self.with(session, now, |s, t| {
+                s.measured(data, now, t);
+            }),
             Input::PeerAddresses(session, addresses) => {
-                self.with(session, now, |s, t| {
-                    s.direct.peer = Some(addresses);
-                    s.try_addresses(now, t);
-                });
+                self.with(session, now, |s, t| s.peer_addresses(addresses, now, t));
             }
             Input::PeerAttachments(session, said) => {
                 self.with(session, now, |s, t| {
@@ -255,6 +266,7 @@ impl Paths {
             hello,
             rng: &mut self.rng,
             counts: &mut self.counts,
+            targets: &mut self.targets,
             out: &mut self.outputs,
         };
         let (before, was_busy) = (session.due, session.is_busy());

@@ -17,6 +17,8 @@ use super::counts::DirectCounts;
 use super::direct::Direct;
 use super::event::{Candidate, Heard, Output, PathId, PathInfo, Standing};
 use super::health::{Path, Way};
+use super::stall::Stall;
+use super::targets::Targets;
 use super::{BUSY, Config, DWELL, GIVE_UP, IDLE_PACE, PLAIN_FRAME, SETTLE, STANDBY_PACE};
 use crate::core::calls::Opened;
 
@@ -45,6 +47,8 @@ pub(super) enum Why {
     Leaving,
     /// The one before shared relays with the other path of the session.
     Apart,
+    /// Data stood still on the one before, though probes were answered.
+    Stalled,
 }
 
 /// What a session's paths need to know of the terminal.
@@ -57,6 +61,7 @@ pub(super) struct Terminal<'a> {
     /// The pace of probes of a path in use.
     pub(super) hello: Duration,
     pub(super) counts: &'a mut DirectCounts,
+    pub(super) targets: &'a mut Targets,
     pub(super) rng: &'a mut SmallRng,
     pub(super) out: &'a mut VecDeque<Output>,
 }
@@ -73,6 +78,7 @@ pub(super) struct Session {
     pub(super) current: PathId,
     epoch: u32,
     duplicate: Option<PathId>,
+    pub(super) stall: Stall,
     busy_until: Option<Instant>,
     pub(super) lost_since: Option<Instant>,
     /// What the path ended with that was lost last.
@@ -115,6 +121,7 @@ impl Session {
             current: path,
             epoch: 0,
             duplicate: None,
+            stall: Stall::default(),
             busy_until: None,
             lost_since: None,
             last_code: RefusalCode::RouteLost,
@@ -229,6 +236,8 @@ impl Session {
                 // An address that the peer did not name: its NAT made it (RFC 8445, section 7.2.5.3.1).
                 None => {
                     if !self.relayed_only
+                        && !probe.answer
+                        && self.direct.may_come_from(address, t.candidates, now)
                         && let Some(mut path) = self.direct_path(address, now)
                         && let Some(id) = self.direct.room(&self.paths)
                     {
@@ -241,14 +250,25 @@ impl Session {
             },
         };
         let Some(path) = self.paths.get_mut(&id) else { return };
-        if probe.answer {
-            path.answered(probe.number, at);
+        let counts = match probe.answer {
+            true => path.answered(probe.number, at),
+            false => path.asked(probe.number, probe.echo),
+        };
+        if !counts {
+            // It may be a copy: the peer's answer to a probe by this path will tell.
+            if probe.in_use && id != self.current {
+                path.hurry_after(t.hello, now);
+            }
+            return;
         }
         let newer = probe.epoch > self.epoch
             || (probe.epoch == self.epoch && !self.opened.outgoing && self.epoch > 0);
         if probe.in_use && newer && id != self.current {
-            // The peer uses what was proven to it: an answer of this end came back by this path.
+            // The peer's probe returned a number that left by this path, so it carries frames both ways.
             path.proven = true;
+            if probe.stalled {
+                self.distrust(self.current, now);
+            }
             self.go(id, probe.epoch, Why::Followed, now, t);
         } else if probe.in_use && id == self.current {
             self.epoch = self.epoch.max(probe.epoch);
@@ -268,6 +288,7 @@ impl Session {
         self.why = why;
         self.moved_at = Some(now);
         self.better_since = None;
+        self.stall.moved();
         if self.duplicate.take().is_some() {
             t.out.push_back(Output::Duplicate { session: self.id, path: None });
         }
@@ -279,7 +300,7 @@ impl Session {
         }
     }
 
-    fn move_to(&mut self, id: PathId, why: Why, now: Instant, t: &mut Terminal<'_>) {
+    pub(super) fn move_to(&mut self, id: PathId, why: Why, now: Instant, t: &mut Terminal<'_>) {
         self.go(id, self.epoch.saturating_add(1), why, now, t);
     }
 
@@ -312,6 +333,7 @@ impl Session {
             let late = now.saturating_duration_since(due);
             if late > t.hello {
                 self.paths.values_mut().for_each(|path| path.forgive(late));
+                self.stall.forgive(late);
             }
         }
         if self.busy_until.is_some_and(|until| until <= now) {
@@ -320,6 +342,7 @@ impl Session {
         }
         self.check_paths(now, t);
         self.notice_leaving(now);
+        self.leave_stalled(now, t);
         self.keep_current(now, t);
         self.drop_dead(now, t);
         if self.is_caller() {
@@ -355,11 +378,14 @@ impl Session {
     }
 
     /// The best path that works, but for the current one: one whose packets fit, then the nearest.
-    fn best_other(&self, standing: &[Standing]) -> Option<PathId> {
+    pub(super) fn best_other(&self, standing: &[Standing], now: Instant) -> Option<PathId> {
         self.paths
             .iter()
             .filter(|(id, path)| **id != self.current && path.works())
-            .min_by_key(|(_, path)| (self.is_leaving(path, standing), !self.fits(path), path.rtt))
+            .min_by_key(|(_, path)| {
+                let leaves = self.is_leaving(path, standing);
+                (path.is_distrusted(now), leaves, !self.fits(path), path.rtt)
+            })
             .map(|(id, _)| *id)
     }
 
@@ -391,7 +417,7 @@ impl Session {
             return;
         }
         let suspect_since = current.and_then(|path| path.suspect_since);
-        let Some(other) = self.best_other(t.standing) else {
+        let Some(other) = self.best_other(t.standing, now) else {
             if self.lost_since.is_none() {
                 self.shun_common(now);
                 self.ask.hurry(now);
@@ -474,7 +500,7 @@ impl Session {
             if *id == self.current || !path.works() || path.answers < 2 || !self.fits(path) {
                 return None;
             }
-            if self.is_leaving(path, t.standing) {
+            if self.is_leaving(path, t.standing) || path.is_distrusted(now) {
                 return None;
             }
             let (mine, theirs) = (current.rtt.unwrap_or_default(), path.rtt.unwrap_or_default());
@@ -517,6 +543,9 @@ impl Session {
         if !path.proven {
             return self.unproven_pace(path);
         }
+        if id == self.current && self.stall.waits() {
+            return hello;
+        }
         if let Some(since) = path.suspect_since {
             return if now >= since + BOTH { LOST_PACE } else { hello };
         }
@@ -533,7 +562,15 @@ impl Session {
     }
 
     fn probe(&self, number: u64, id: PathId) -> Probe {
-        Probe { number, epoch: self.epoch, answer: false, in_use: id == self.current }
+        let in_use = id == self.current;
+        Probe {
+            number,
+            echo: self.paths.get(&id).map_or(0, |path| path.heard),
+            epoch: self.epoch,
+            answer: false,
+            in_use,
+            stalled: in_use && self.why == Why::Stalled,
+        }
     }
 
     fn send_probes(&mut self, now: Instant, t: &mut Terminal<'_>) {
@@ -550,6 +587,14 @@ impl Session {
                 path.sent(plain, now);
                 let (probe, length) = (plain_probe, PROBE_FRAME);
                 let hops = opens.then_some(super::direct::OPENER_HOPS);
+                let is_stranger = path.is_direct() && !path.proven;
+                if is_stranger && !t.targets.may_probe(path.to.ip(), now) {
+                    t.counts.withheld += 1;
+                    continue;
+                }
+                if id == self.current {
+                    t.out.push_back(Output::Measure(session));
+                }
                 t.out.push_back(Output::Probe { session, path: id, probe, length, hops });
             }
             if let Some(length) = path.length_to_try(&lengths, now) {
@@ -630,6 +675,7 @@ impl Session {
             Why::Followed => "the other terminal moved here",
             Why::DirectWorse => "the direct path got worse",
             Why::Leaving => "a relay on the path before is being left",
+            Why::Stalled => "data stood still on the path before",
             Why::Apart => "the path before shared relays with the second one",
         };
         if self.paths.get(&self.current).is_some_and(Path::is_direct) {

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use tasuki_proto::control::Resumed;
 use tasuki_proto::path::{PathNews, Probe};
+use tasuki_proto::session::Addresses;
 use tasuki_proto::{Generation, Label, RelayId, ServiceName, TerminalId};
 
 use super::*;
@@ -39,6 +40,7 @@ struct End {
     epoch: u32,
     also: Option<PathId>,
     moves: usize,
+    data: DataCounts,
     address: SocketAddr,
     installed: BTreeMap<PathId, SocketAddr>,
     failed: Option<RefusalCode>,
@@ -54,6 +56,12 @@ struct World {
     rng: SmallRng,
     /// By path generation (of the caller's numbering) and direction; direct lines by `u32::MAX`.
     lines: BTreeMap<(u32, usize), Line>,
+    /// Relays that pass probes and drop data.
+    droppers: BTreeSet<&'static str>,
+    /// Direct paths drop data.
+    direct_drops: bool,
+    /// Whether the session has data under way at all times.
+    bulk: bool,
     /// Relays that carry nothing.
     dead_relays: BTreeSet<&'static str>,
     routes: BTreeMap<u32, Vec<&'static str>>,
@@ -111,6 +119,7 @@ impl World {
             epoch: 0,
             also: None,
             moves: 0,
+            data: DataCounts::default(),
             address: format!("198.51.100.{}:5000", attached[1].1.as_bytes()[1]).parse().unwrap(),
             installed: BTreeMap::new(),
             failed: None,
@@ -123,6 +132,9 @@ impl World {
             count: 0,
             rng: SmallRng::seed_from_u64(seed),
             lines: BTreeMap::new(),
+            droppers: BTreeSet::new(),
+            direct_drops: false,
+            bulk: false,
             dead_relays: BTreeSet::new(),
             routes: BTreeMap::from([(0, route.to_vec())]),
             middles: Vec::new(),
@@ -212,12 +224,34 @@ impl World {
             Output::Watch(session) => {
                 self.ends[end].paths.handle(Input::Mtu { session, mtu: 1_444 }, self.now);
             }
+            Output::Measure(session) => {
+                let data = self.data(end);
+                self.ends[end].paths.handle(Input::Data { session, data }, self.now);
+            }
             Output::Tell(..)
             | Output::Doubt(_)
             | Output::Ceiling { .. }
             | Output::Listen { .. }
             | Output::Changed(_) => {}
         }
+    }
+
+    /// What the session's connection counts: data arrives, and its acknowledgement comes back by the peer's own path.
+    fn data(&mut self, end: usize) -> DataCounts {
+        let drops = |path: PathId| match path {
+            PathId::Relayed(generation) => {
+                let route = self.routes.get(&generation.0).map(Vec::as_slice).unwrap_or_default();
+                route.iter().any(|relay| self.droppers.contains(relay))
+            }
+            PathId::Direct(_) => self.direct_drops,
+        };
+        let arrives = [end, 1 - end].iter().all(|&end| !drops(self.ends[end].current));
+        let data = &mut self.ends[end].data;
+        if self.bulk {
+            data.asked += 2;
+            data.acked += if arrives { 2_400 } else { 0 };
+        }
+        *data
     }
 
     /// The mesh: a path leads to the callee's relay that is to be avoided least.
@@ -325,7 +359,8 @@ impl World {
         {
             let end = &self.ends[to];
             let in_use = end.current == here;
-            let answer = Probe { answer: true, in_use, epoch: end.epoch, ..probe };
+            let (number, epoch) = (probe.number, end.epoch);
+            let answer = Probe { number, echo: 0, epoch, answer: true, in_use, stalled: false };
             self.send(to, here, answer, 40);
         }
         let heard = here.map_or(Heard::From(from), Heard::On);
@@ -1084,5 +1119,195 @@ proptest! {
         prop_assert_eq!(world.ends[CALLER].failed, None);
         prop_assert!(world.relayed_paths(CALLER) >= 1 && world.relayed_paths(CALLER) <= 3);
         prop_assert!(world.ends[CALLER].installed.len() <= limits::DIRECT_PATHS + limits::PATHS_PER_SESSION);
+    }
+}
+
+/// A session with two relayed paths and bulk data.
+fn bulk(seed: u64, direct: bool) -> World {
+    let mut world = World::new(seed, direct);
+    world.bulk = true;
+    world.run_until(SOON, true, |w| w.relayed_paths(CALLER) == 2 && w.relayed_paths(CALLEE) == 2);
+    world.run(Duration::from_secs(2), true);
+    world
+}
+
+#[test]
+fn a_relay_that_passes_probes_and_drops_data_is_left_and_not_returned_to() {
+    for seed in 0..20 {
+        let mut world = bulk(seed, false);
+        assert_eq!(world.route(CALLER), ["r1", "r3"]);
+        world.droppers.insert("r1");
+        let gone = |w: &World| w.agree() && !w.route(CALLER).contains(&"r1".to_owned());
+        let took = world.run_until(Duration::from_secs(3), true, gone);
+        assert!(took < Duration::from_millis(1_800), "{took:?}");
+        let moves = world.ends[CALLER].moves;
+        world.run(Duration::from_secs(29), true);
+        assert_eq!(world.ends[CALLER].moves, moves, "it flaps: {}", world.state());
+        assert!(gone(&world));
+        // Whatever becomes of the other path, the session has the one that it left.
+        world.kill(1, &[CALLER, CALLEE]);
+        world.run(Duration::from_secs(1), true);
+        assert_ne!(world.ends[CALLER].moves, moves, "{}", world.state());
+        assert_eq!(world.ends[CALLER].failed, None);
+    }
+}
+
+#[test]
+fn direct_data_that_stands_still_goes_by_relays_and_tries_again_ever_later() {
+    let mut world = World::new(7, true);
+    world.bulk = true;
+    for end in [CALLER, CALLEE] {
+        world.lines.insert((DIRECT, end), GOOD);
+    }
+    let direct = |w: &World| w.ends.iter().all(|end| matches!(end.current, PathId::Direct(_)));
+    world.run_until(Duration::from_secs(10), true, direct);
+    world.direct_drops = true;
+    let relayed = |w: &World| w.ends.iter().all(|end| matches!(end.current, PathId::Relayed(_)));
+    let took = world.run_until(Duration::from_secs(3), true, relayed);
+    assert!(took < Duration::from_millis(1_800), "{took:?}");
+    let moves = world.ends[CALLER].moves;
+    world.run(Duration::from_secs(300), true);
+    let more = world.ends[CALLER].moves - moves;
+    assert!(more <= 6, "{more} moves in five minutes");
+    world.direct_drops = false;
+    world.run_until(Duration::from_secs(601), true, direct);
+}
+
+#[test]
+fn data_that_stands_still_on_every_path_moves_seldom() {
+    let mut world = bulk(3, false);
+    world.droppers.extend(["r1", "r2"]);
+    let before = world.ends[CALLER].moves;
+    world.run(Duration::from_secs(60), true);
+    let moves = world.ends[CALLER].moves - before;
+    assert!(moves <= 12 && world.asked <= 60, "{moves} moves, {} questions", world.asked);
+    world.droppers.clear();
+    world.run(Duration::from_secs(20), true);
+    assert_eq!(world.ends[CALLER].failed, None);
+}
+
+#[test]
+fn lossy_lines_do_not_make_data_that_arrives_suspect() {
+    for (seed, delay, loss) in [(1, 25, 0.01), (2, 50, 0.01), (3, 50, 0.1)] {
+        let mut world = bulk(seed, false);
+        let line = Line { delay: Duration::from_millis(delay), loss, ..GOOD };
+        for (generation, way) in [(0, CALLER), (0, CALLEE), (1, CALLER), (1, CALLEE)] {
+            world.lines.insert((generation, way), line);
+        }
+        world.run(Duration::from_secs(120), true);
+        for end in &world.ends {
+            assert!(
+                !matches!(end.paths.info(id()), Some(info) if info.why.contains("stood still"))
+            );
+        }
+    }
+}
+
+/// A probe of the caller, as its socket would take it.
+fn question(number: u64, echo: u64, epoch: u32, stalled: bool) -> Probe {
+    Probe { number, echo, epoch, answer: false, in_use: true, stalled }
+}
+
+#[test]
+fn a_copied_probe_moves_no_data_and_makes_few_paths() {
+    let mut world = World::new(5, true);
+    for end in [CALLER, CALLEE] {
+        world.lines.insert((DIRECT, end), GOOD);
+    }
+    let direct = |w: &World| w.ends.iter().all(|end| matches!(end.current, PathId::Direct(_)));
+    world.run_until(Duration::from_secs(10), true, direct);
+    let (kept, epoch) = (world.ends[CALLEE].current, world.ends[CALLEE].epoch);
+    let mut installed = BTreeSet::new();
+    // Copies of all that the caller may say, with every number that it ever saw, from anywhere.
+    for n in 0..500_u32 {
+        let from: SocketAddr = format!("192.0.2.{}:7000", n % 250 + 1).parse().unwrap();
+        let known = world.ends[CALLEE].installed.iter().find(|(_, to)| **to == from);
+        let heard = known.map_or(Heard::From(from), |(path, _)| Heard::On(*path));
+        let probe = Probe { answer: n % 3 == 0, ..question(n.into(), n.into(), epoch + 9, true) };
+        let at = world.now;
+        world.give(CALLEE, Input::Heard { session: id(), heard, probe, at });
+        world.run(Duration::from_millis(10), true);
+        let strange = world.ends[CALLEE].installed.iter().filter(|(_, to)| to.ip() == from.ip());
+        installed.extend(strange.map(|(path, _)| *path));
+        assert_eq!(world.ends[CALLEE].current, kept, "after copy {n}");
+    }
+    assert!(installed.len() <= 8, "{} paths in 5 s", installed.len());
+    assert!(direct(&world));
+}
+
+#[test]
+fn a_probe_counts_for_a_path_by_which_its_number_left() {
+    let mut world = bulk(9, false);
+    let other = PathId::Relayed(Generation(1));
+    let at = world.now;
+    let say = |world: &mut World, probe| {
+        let heard = Heard::On(other);
+        world.give(CALLEE, Input::Heard { session: id(), heard, probe, at });
+    };
+    for echo in [0, 1, u64::MAX] {
+        say(&mut world, question(3, echo, 7, false));
+        assert_eq!(world.ends[CALLEE].current, PathId::Relayed(Generation::CALL));
+    }
+    assert_eq!(world.ends[CALLEE].moves, 0);
+}
+
+#[test]
+fn a_path_whose_answers_are_copies_goes_quiet() {
+    let mut world = bulk(11, false);
+    world.kill(1, &[CALLER, CALLEE]);
+    let other = PathId::Relayed(Generation(1));
+    for n in 0..100 {
+        let probe = Probe { answer: true, in_use: false, ..question(n, 0, 0, false) };
+        let at = world.now;
+        world.give(CALLER, Input::Heard { session: id(), heard: Heard::On(other), probe, at });
+        world.run(Duration::from_millis(50), true);
+    }
+    assert!(!world.ends[CALLER].installed.contains_key(&other), "{}", world.state());
+}
+
+#[test]
+fn a_peer_that_names_others_makes_few_probes() {
+    let mut world = World::new(13, true);
+    world.run(Duration::from_secs(1), true);
+    let before = world.probes;
+    for n in 0..2_000_u32 {
+        let address =
+            |port: u16| SocketAddr::from(([192, 0, 2, (n % 250) as u8 + 1], 2_000 + port));
+        let addresses = (0..40).map(address).collect();
+        let addresses = Addresses { label: Label::new(5).unwrap(), addresses };
+        world.give(CALLEE, Input::PeerAddresses(id(), addresses));
+        world.run(Duration::from_millis(10), false);
+    }
+    // Twenty seconds: eight tries and four more, each with four probes to each of eight addresses.
+    let sent = world.probes - before;
+    assert!(sent < 12 * 4 * limits::CANDIDATES + 200, "{sent} probes");
+}
+
+#[test]
+fn addresses_that_are_nobodys_are_not_probed() {
+    let named = [
+        "0.0.0.1:7000",
+        "255.255.255.255:7000",
+        "240.0.0.1:7000",
+        "224.0.0.1:7000",
+        "169.254.1.1:7000",
+        "127.0.0.1:7000",
+        "[::ffff:127.0.0.1]:7000",
+        "[::ffff:224.0.0.251]:5353",
+        "[ff02::fb]:5353",
+        "192.0.2.1:53",
+        "192.0.2.1:0",
+    ];
+    for address in named {
+        let mut world = World::new(13, true);
+        world.run(Duration::from_secs(1), true);
+        let addresses = vec![address.parse().unwrap()];
+        let addresses = Addresses { label: Label::new(5).unwrap(), addresses };
+        world.give(CALLEE, Input::PeerAddresses(id(), addresses));
+        world.run(Duration::from_secs(3), true);
+        let paths = world.ends[CALLEE].installed.values();
+        let tried: Vec<_> = paths.filter(|to| to.ip() != world.ends[CALLER].address.ip()).collect();
+        let tried: Vec<_> = tried.into_iter().filter(|to| to.port() != 4433).collect();
+        assert!(tried.is_empty(), "{address}: {tried:?}");
     }
 }

@@ -146,7 +146,7 @@ fn all_paths_learn_of_another_mtu() {
 fn setting_the_same_path_again_is_no_switch() {
     let setup = Setup::new();
     setup.switch(0, 10);
-    assert_eq!(setup.current.0.borrow().count, 1);
+    assert_eq!(setup.current.switches.borrow().count, 1);
 }
 
 proptest! {

@@ -78,6 +78,11 @@ impl Driver {
                 }
                 self.sessions.direct(output, wall_ms());
             }
+            Output::Measure(session) => {
+                if let Some(data) = self.sessions.data(session) {
+                    self.paths.handle(Input::Data { session, data }, Instant::now());
+                }
+            }
             Output::Changed(session) => {
                 if let Some(info) = self.paths.info(session) {
                     tracing::info!(%session, why = info.why, "path changed");

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, VarInt};
@@ -16,15 +16,17 @@ use tasuki_proto::net::{
     CidClass, EndpointKeys, QueueSocket, attachment_transport, client_config, endpoint_config,
 };
 use tasuki_proto::path::PathKey;
-use tasuki_proto::session::{Use, Word};
+use tasuki_proto::session::{PING, Use, Word};
 use tasuki_proto::version::Alpn;
 use tasuki_proto::{Generation, RefusalCode, SessionId, TerminalId, limits};
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use super::Settings;
 use crate::agent::{PathView, Releases, Session, SessionGuard, SessionView};
+use crate::core::budget::Budget;
 use crate::core::calls::{Calls, Opened, RequestId, SessionState};
-use crate::core::paths::{self, PathId, Paths};
+use crate::core::paths::{self, DataCounts, PathId, Paths};
 use crate::io::congestion::CurrentPath;
 use crate::io::services::lanes::Desk;
 use crate::io::socket::{Path, SessionSocket, Socket, SocketEvent, virtual_address};
@@ -49,6 +51,8 @@ struct Entry {
     address: SocketAddr,
     path: CurrentPath,
     started_ms: u64,
+    /// Stops the handshake that is under way; it ends with the session.
+    handshake: Option<AbortHandle>,
     connection: Option<Connection>,
     key: Option<KeyFingerprint>,
     ended: watch::Sender<Option<RefusalCode>>,
@@ -107,6 +111,31 @@ pub(super) struct Sessions {
     entries: BTreeMap<SessionId, Entry>,
     session_by_address: BTreeMap<SocketAddr, SessionId>,
     next_address: u64,
+    doors: Doors,
+}
+
+/// The virtual addresses at which a peer may begin its handshake: once for each session that it called. A terminal
+/// takes no second one, however many first packets arrive, so a session costs one handshake at most.
+#[derive(Debug, Clone, Default)]
+struct Doors(Arc<Mutex<HashSet<SocketAddr>>>);
+
+impl Doors {
+    fn lock(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self, address: SocketAddr) {
+        self.lock().insert(address);
+    }
+
+    /// Whether a handshake may begin there; the next one may not.
+    fn enter(&self, address: &SocketAddr) -> bool {
+        self.lock().remove(address)
+    }
+
+    fn close(&self, address: &SocketAddr) {
+        self.lock().remove(address);
+    }
 }
 
 /// What the connections of sessions have in common; each gets a transport of its own, with its congestion control.
@@ -139,7 +168,11 @@ pub(super) fn open_endpoints(
     let keys = EndpointKeys::random();
     let socket = Arc::new(Socket::bind(settings.listen, &keys, heard)?);
     let mut server = quinn_server_config(&settings.identity, &[Alpn::Session], &settings.clock)?;
-    server.migration(false);
+    server
+        .migration(false)
+        .max_incoming(limits::SESSION_HANDSHAKES)
+        .incoming_buffer_size(limits::INCOMING_HANDSHAKE_BYTES)
+        .incoming_buffer_size_total(limits::INCOMING_TOTAL_BYTES);
     let client = quinn_client_config(&settings.identity, Alpn::Session, &settings.clock)?;
     let mut config = endpoint_config(CidClass::Terminals, &keys);
     config.max_udp_payload_size(transport::MOST)?;
@@ -180,8 +213,14 @@ impl Sessions {
         events: mpsc::Sender<SessionEvent>,
     ) -> Self {
         let (accepting, arrived) = (endpoint.clone(), events.clone());
+        let doors = Doors::default();
+        let let_in = doors.clone();
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
+                if !let_in.enter(&incoming.remote_address()) {
+                    incoming.ignore();
+                    continue;
+                }
                 if arrived.send(SessionEvent::Arrived(Box::new(incoming))).await.is_err() {
                     break;
                 }
@@ -199,6 +238,7 @@ impl Sessions {
             entries: BTreeMap::new(),
             session_by_address: BTreeMap::new(),
             next_address: 1,
+            doors,
         }
     }
 
@@ -242,7 +282,7 @@ impl Sessions {
         path.switch(first, Instant::now());
         let session = opened.session;
         self.session_by_address.insert(address, session);
-        if opened.outgoing {
+        let handshake = if opened.outgoing {
             let expected = NodeName::Terminal(opened.peer.clone());
             let connecting = self
                 .endpoint
@@ -253,18 +293,23 @@ impl Sessions {
                 )
                 .map_err(|_| RefusalCode::BadRequest);
             let proof = self.proof(session, expected);
-            tokio::spawn(async move {
+            let handshake = tokio::spawn(async move {
                 match connecting {
                     Ok(connecting) => proof.run(connecting).await,
                     Err(code) => proof.fail(code).await,
                 }
             });
-        }
+            Some(handshake.abort_handle())
+        } else {
+            self.doors.open(address);
+            None
+        };
         let entry = Entry {
             opened,
             address,
             path,
             started_ms: wall_ms,
+            handshake,
             connection: None,
             key: None,
             ended: watch::Sender::new(None),
@@ -302,6 +347,7 @@ impl Sessions {
             | Output::Ceiling { session, .. }
             | Output::Listen { session, .. }
             | Output::Watch(session)
+            | Output::Measure(session)
             | Output::Tell(session, _)
             | Output::Changed(session)
             | Output::Failed { session, .. } => *session,
@@ -333,7 +379,11 @@ impl Sessions {
             Output::Listen { label, .. } => socket.listen(address, label),
             Output::Watch(_) => socket.watch(address),
             Output::Tell(_, word) => entry.tell(word),
-            Output::Changed(_) | Output::Failed { .. } | Output::Say(..) | Output::Doubt(_) => {}
+            Output::Changed(_)
+            | Output::Measure(_)
+            | Output::Failed { .. }
+            | Output::Say(..)
+            | Output::Doubt(_) => {}
         }
     }
 
@@ -342,24 +392,39 @@ impl Sessions {
         self.entries.get(&session).map(Entry::mtu)
     }
 
-    /// A handshake begins over a virtual address: of the session that it stands for, or of none.
-    pub(super) fn arrived(&self, incoming: Incoming) {
-        let entry = self
-            .session_by_address
-            .get(&incoming.remote_address())
-            .and_then(|session| Some((*session, self.entries.get(session)?)));
-        let Some((session, entry)) = entry else { return incoming.ignore() };
-        if entry.opened.outgoing || entry.connection.is_some() {
-            return incoming.ignore();
-        }
+    /// What became of the data that a session sent since it moved to its present path.
+    pub(super) fn data(&self, session: SessionId) -> Option<DataCounts> {
+        let entry = self.entries.get(&session)?;
+        let sent = entry.connection.as_ref()?.stats().frame_tx;
+        // What a connection with nothing to say sends too, and the peer acknowledges.
+        let asked = sent.stream
+            + sent.datagram
+            + sent.ping
+            + sent.max_data
+            + sent.max_stream_data
+            + sent.max_streams_bidi
+            + sent.reset_stream
+            + sent.stop_sending;
+        let (acked, lost) = entry.path.progress();
+        Some(DataCounts { asked, acked, lost })
+    }
+
+    /// The handshake of a session begins over its virtual address: the only one that [`Doors`] let in.
+    pub(super) fn arrived(&mut self, incoming: Incoming) {
+        let session = self.session_by_address.get(&incoming.remote_address()).copied();
+        let entry = session.and_then(|session| self.entries.get(&session));
+        let Some((session, entry)) = session.zip(entry) else { return incoming.ignore() };
         let proof = self.proof(session, NodeName::Terminal(entry.opened.peer.clone()));
         let config = self.configs.server(&entry.path);
-        tokio::spawn(async move {
+        let handshake = tokio::spawn(async move {
             match incoming.accept_with(config) {
                 Ok(connecting) => proof.run(connecting).await,
                 Err(_) => proof.fail(RefusalCode::PeerNotProven).await,
             }
         });
+        if let Some(entry) = self.entries.get_mut(&session) {
+            entry.handshake = Some(handshake.abort_handle());
+        }
     }
 
     fn proof(&self, session: SessionId, expected: NodeName) -> Proof {
@@ -391,6 +456,7 @@ impl Sessions {
         };
         self.socket.set_key(entry.address, PathKey::new(&material, entry.opened.outgoing));
         entry.connection = Some(connection.clone());
+        entry.handshake = None;
         entry.key = Some(key);
         tokio::spawn(watch_connection(session, connection, self.events.clone()));
         Some(transport::packet_bytes(&entry.path))
@@ -408,6 +474,10 @@ impl Sessions {
         view.ended_at = Some(wall_ms);
         view.reason = Some(code.to_string());
         entry.ended.send_replace(Some(code));
+        self.doors.close(&entry.address);
+        if let Some(handshake) = &entry.handshake {
+            handshake.abort();
+        }
         if let Some(connection) = &entry.connection {
             connection.close(close_code(code), b"");
         }
@@ -430,6 +500,11 @@ impl Sessions {
     ) -> Option<Session> {
         let guard = Arc::new(SessionGuard { request, releases: releases.clone() });
         let entry = self.entries.get(&session)?;
+        if let Some(connection) = entry.connection.as_ref().filter(|_| request.is_some())
+            && entry.opened.service.as_str() != PING
+        {
+            entry.lanes.room.widen(connection, &entry.opened.peer);
+        }
         Some(Session {
             id: session,
             peer: entry.opened.peer.clone(),
@@ -613,9 +688,18 @@ async fn watch_connection(
 ) {
     let words = async {
         let Ok(mut stream) = connection.accept_uni().await else { return };
+        let mut said = Budget::with_burst(
+            limits::WORDS_PER_SECOND.into(),
+            limits::WORDS_AT_ONCE,
+            Instant::now(),
+        );
         while let Ok(Some(envelope)) =
             Envelope::read(&mut stream, limits::SESSION_MESSAGE_BYTES).await
         {
+            // A peer that says more waits: its words are not read.
+            while !said.take(Instant::now()) {
+                tokio::time::sleep(Duration::from_secs(1) / limits::WORDS_PER_SECOND).await;
+            }
             let word = match Word::from_envelope(&envelope) {
                 Ok(Some(word)) => word,
                 // A newer peer may say what this version does not know.
@@ -654,5 +738,21 @@ async fn write_words(connection: Connection, mut words: watch::Receiver<Words>) 
         if words.changed().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_session_that_was_called_has_one_handshake() {
+        let (doors, [one, other]) = (Doors::default(), [1, 2].map(virtual_address));
+        assert!(!doors.enter(&one), "nobody called");
+        doors.open(one);
+        assert_eq!((0..6_000).filter(|_| doors.enter(&one)).count(), 1);
+        doors.open(other);
+        doors.close(&other);
+        assert!(!doors.enter(&other), "it is over");
     }
 }

@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use super::backlog::{Holdings, Source};
 use super::pause::{Pausable, Pauses};
 use super::pipe::{self, Broken};
-use crate::io::transport::STREAM_WINDOW;
+use crate::io::transport::{Room, STREAM_WINDOW};
 
 /// Streams that a pipe gets: with their windows the connection's is filled.
 const LANES: u8 = 8;
@@ -60,6 +60,8 @@ pub(crate) struct Desk {
     pub(crate) pauses: Pauses,
     /// What waits for local ends.
     pub(super) holdings: Holdings,
+    /// The session's windows.
+    pub(crate) room: Room,
 }
 
 impl Desk {

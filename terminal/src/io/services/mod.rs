@@ -23,10 +23,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use quinn::{RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::dial::Dialler;
-use tasuki_proto::session::Begin;
+use tasuki_proto::session::{Begin, PING};
 use tasuki_proto::{Refusal, RefusalCode, ServiceName, SessionId, TerminalId, limits};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -39,6 +40,7 @@ use crate::config::{Endpoint, Protocol};
 use crate::core::access::AccessRules;
 use crate::core::budget::Budget;
 use crate::core::inbox::Quota;
+use crate::core::shares::Shares;
 
 /// How long a service may take for the last bytes of a session that is over.
 const HAND_ON: Duration = Duration::from_secs(30);
@@ -55,6 +57,28 @@ pub struct Services {
     /// How often limits were reached, over all sessions.
     pub reached: Arc<Reached>,
     attended: Mutex<HashMap<SessionId, Arc<Attended>>>,
+    streams: Arc<Mutex<Shares>>,
+    pings: Arc<Mutex<Shares>>,
+}
+
+/// One of what a peer may hold; given back when dropped.
+#[derive(Debug)]
+struct Share {
+    of: Arc<Mutex<Shares>>,
+    peer: TerminalId,
+}
+
+impl Share {
+    fn take(of: &Arc<Mutex<Shares>>, peer: &TerminalId) -> Option<Self> {
+        let taken = of.lock().unwrap_or_else(PoisonError::into_inner).take(peer, 1);
+        taken.then(|| Self { of: of.clone(), peer: peer.clone() })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner).give(&self.peer, 1);
+    }
 }
 
 /// A session that is being served.
@@ -100,6 +124,10 @@ impl Hold {
     }
 }
 
+fn shares(each: usize, all: usize) -> Arc<Mutex<Shares>> {
+    Arc::new(Mutex::new(Shares::new(each as u64, all as u64)))
+}
+
 impl Services {
     /// Serves `exposed` by the rules of `access`, and takes files below the folder `inbox`, as many as its quota says. TCP
     /// connections of services and of forwarded ports have this keep-alive.
@@ -129,6 +157,8 @@ impl Services {
             ends: Ends::new(keep_alive, reached.clone()),
             reached,
             attended: Mutex::default(),
+            streams: shares(limits::STREAMS_PER_PEER, limits::STREAMS),
+            pings: shares(limits::PINGS_PER_PEER, limits::PINGS),
         })
     }
 
@@ -174,11 +204,17 @@ impl Services {
         let (services, id) = (self.clone(), session.id);
         let (connection, mut ended) = (session.connection.clone(), session.ended.clone());
         let flows = this.flows.clone();
+        let is_ping = session.service.as_str() == PING;
+        let releases = session.guard.releases.clone();
         tokio::spawn(async move {
             let mut streams = JoinSet::new();
             tokio::select! {
                 () = udp::take_datagrams(&this.flows) => {}
-                () = services.serve_session(&connection, &this, &mut streams) => {}
+                () = services.serve_session(&connection, &this, &mut streams, is_ping) => {
+                    if connection.close_reason().is_none() {
+                        releases.end(id, RefusalCode::EndedByCallee);
+                    }
+                }
                 _ = ended.wait_for(Option::is_some) => {}
             }
             services.attended().remove(&id);
@@ -190,48 +226,82 @@ impl Services {
         flows
     }
 
-    /// Takes what the peer opens until the connection ends; served streams run in `streams`.
+    /// Takes what the peer opens until the connection ends, or until a session that was called for pings, and serves
+    /// nothing else, rests for [`limits::PING_IDLE`]; served streams run in `streams`.
     async fn serve_session(
         self: &Arc<Self>,
         connection: &quinn::Connection,
         session: &Arc<Attended>,
         streams: &mut JoinSet<()>,
+        is_ping: bool,
     ) {
+        let mut rests = tokio::time::interval(limits::PING_IDLE);
+        rests.reset();
+        let mut is_used = true;
         let mut opens = Budget::new(limits::STREAM_OPENS_PER_SECOND, Instant::now());
         // QUIC bounds them: a stream counts until its refusal was sent.
         let mut refusals = JoinSet::new();
-        while let Ok((mut send, mut recv)) = connection.accept_bi().await {
-            while streams.try_join_next().is_some() {}
-            while refusals.try_join_next().is_some() {}
-            let held = session.hold().guard();
-            let Some(guard) = held else {
-                pipe::reset(&mut send, &mut recv);
-                continue;
-            };
-            let limit = if streams.len() >= limits::STREAMS_PER_SESSION {
-                Some(("STREAMS_PER_SESSION", limits::STREAMS_PER_SESSION))
-            } else if !opens.take(Instant::now()) {
-                Some(("STREAM_OPENS_PER_SECOND", limits::STREAM_OPENS_PER_SECOND as usize))
-            } else {
-                None
-            };
-            if let Some((limit, most)) = limit {
-                let refusal = self.stream_refusal(&session.peer, limit, most);
-                // Others do not wait until the peer takes it.
-                refusals.spawn(async move { pipe::refuse(&mut send, &mut recv, refusal).await });
-                continue;
-            }
-            let (services, session) = (self.clone(), session.clone());
-            let delivered =
-                matches!(*session.hold(), Hold::WhileUsed(_)).then(|| pipe::delivered(&send));
-            streams.spawn(async move {
-                let is_said = services.serve_stream(&session, send, recv).await;
-                if let Some(delivered) = delivered.filter(|_| is_said) {
-                    delivered.await;
+        loop {
+            tokio::select! {
+                _ = rests.tick(), if is_ping => {
+                    while streams.try_join_next().is_some() {}
+                    let is_others = matches!(*session.hold(), Hold::WhileUsed(_));
+                    let holds = is_others || session.lanes.room.is_wide() || !streams.is_empty();
+                    if !std::mem::replace(&mut is_used, holds) && !holds {
+                        return;
+                    }
                 }
-                drop(guard);
-            });
+                stream = connection.accept_bi() => {
+                    let Ok((mut send, mut recv)) = stream else { return };
+                    is_used = true;
+                    while streams.try_join_next().is_some() {}
+                    while refusals.try_join_next().is_some() {}
+                    let held = session.hold().guard();
+                    let Some(guard) = held else {
+                        pipe::reset(&mut send, &mut recv);
+                        continue;
+                    };
+                    let share = match self.admit(session, streams.len(), &mut opens) {
+                        Ok(share) => share,
+                        Err(refusal) => {
+                            // Others do not wait until the peer takes it.
+                            refusals.spawn(async move {
+                                pipe::refuse(&mut send, &mut recv, refusal).await;
+                            });
+                            continue;
+                        }
+                    };
+                    let (services, session) = (self.clone(), session.clone());
+                    let delivered = matches!(*session.hold(), Hold::WhileUsed(_))
+                        .then(|| pipe::delivered(&send));
+                    streams.spawn(async move {
+                        let is_said = services.serve_stream(&session, send, recv).await;
+                        if let Some(delivered) = delivered.filter(|_| is_said) {
+                            delivered.await;
+                        }
+                        drop((guard, share));
+                    });
+                }
+            }
         }
+    }
+
+    /// Gives one more stream of a session its place, or says which limit has none.
+    fn admit(
+        &self,
+        session: &Attended,
+        open: usize,
+        opens: &mut Budget,
+    ) -> Result<Share, Refusal> {
+        let refused = |limit, most| Err(self.stream_refusal(&session.peer, limit, most));
+        if open >= limits::STREAMS_PER_SESSION {
+            return refused("STREAMS_PER_SESSION", limits::STREAMS_PER_SESSION);
+        }
+        if !opens.take(Instant::now()) {
+            return refused("STREAM_OPENS_PER_SECOND", limits::STREAM_OPENS_PER_SECOND as usize);
+        }
+        let share = Share::take(&self.streams, &session.peer);
+        share.map_or_else(|| refused("STREAMS_PER_PEER", limits::STREAMS_PER_PEER), Ok)
     }
 
     /// Counts and logs that a stream is refused at a limit.
@@ -239,7 +309,7 @@ impl Services {
         if let Some(count) = self.reached.streams_refused.reach() {
             tracing::warn!(limit, %peer, most, count, "streams of another terminal are refused");
         }
-        Refusal::new(RefusalCode::Busy, format!("{limit}: at most {most} streams in one session"))
+        Refusal::new(RefusalCode::Busy, format!("{limit}: at most {most}"))
     }
 
     /// Whether something was said on the stream that has to arrive. What was only reset has not: of that quinn tells
@@ -268,7 +338,12 @@ impl Services {
         };
         let is_said = !matches!(begin, Begin::Pause(_));
         match self.authorise(&session.peer, &begin) {
-            Ok(endpoint) => self.serve(session, begin, endpoint, send, recv).await,
+            Ok(endpoint) => {
+                if begin.service().is_some_and(|service| service.as_str() != PING) {
+                    session.lanes.room.widen(&session.connection, &session.peer);
+                }
+                self.serve(session, begin, endpoint, send, recv).await;
+            }
             Err(refusal) => {
                 tracing::info!(peer = %session.peer, %refusal, "stream refused");
                 pipe::refuse(&mut send, &mut recv, refusal).await;
@@ -302,8 +377,8 @@ impl Services {
         session: &Arc<Attended>,
         begin: Begin,
         endpoint: Option<&Endpoint>,
-        send: SendStream,
-        recv: RecvStream,
+        mut send: SendStream,
+        mut recv: RecvStream,
     ) {
         match (begin, endpoint) {
             (Begin::Bytes(_), Some(endpoint)) => {
@@ -321,7 +396,16 @@ impl Services {
             }
             (Begin::Part(part), _) => session.transfers.serve_part(part, send, recv).await,
             (Begin::Ping(_) | Begin::Bytes(_) | Begin::Flow(_), _) => {
-                ping::serve(send, recv).await;
+                match Share::take(&self.pings, &session.peer) {
+                    Some(share) => {
+                        ping::serve(send, recv).await;
+                        drop(share);
+                    }
+                    None => {
+                        let refusal = Refusal::new(RefusalCode::Busy, "pings of one peer");
+                        pipe::refuse(&mut send, &mut recv, refusal).await;
+                    }
+                }
             }
         }
     }

@@ -2,23 +2,38 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
-use tasuki_proto::Refusal;
 use tasuki_proto::session::{Answer, Begin, OpenPing, Opened};
+use tasuki_proto::{Refusal, limits};
 
 use super::pipe::{self, Broken};
+use crate::core::budget::Budget;
 
 /// How long an echo may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Sends back what comes.
+/// Sends back what comes, up to [`limits::PINGS_PER_SECOND`] pieces of [`limits::PING_BYTES`], until nothing comes or
+/// goes for [`limits::PING_IDLE`].
 pub(crate) async fn serve(mut send: SendStream, mut recv: RecvStream) {
     let echo = async {
         pipe::say(&mut send, &Answer::Opened(Opened {})).await?;
-        let mut chunks: [Bytes; 8] = std::array::from_fn(|_| Bytes::new());
-        while let Some(count) = recv.read_chunks(&mut chunks).await? {
-            send.write_all_chunks(&mut chunks[..count]).await?;
+        let mut pings = Budget::new(limits::PINGS_PER_SECOND, Instant::now());
+        loop {
+            let piece = async {
+                let chunk = recv.read_chunk(limits::PING_BYTES, true).await?;
+                if let Some(chunk) = chunk {
+                    send.write_chunk(chunk.bytes).await?;
+                    return Ok::<bool, Broken>(true);
+                }
+                Ok(false)
+            };
+            let piece = tokio::time::timeout(limits::PING_IDLE, piece).await;
+            if !piece.map_err(|_| Broken::Lost)?? {
+                break;
+            }
+            while !pings.take(Instant::now()) {
+                tokio::time::sleep(Duration::from_secs(1) / limits::PINGS_PER_SECOND).await;
+            }
         }
         let _ = send.finish();
         Ok::<(), Broken>(())

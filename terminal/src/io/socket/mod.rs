@@ -30,7 +30,7 @@ use tasuki_proto::frame::{self, FrameKind, NeighbourKey};
 use tasuki_proto::net::{
     AsyncUdp, CidClass, EndpointKeys, Inbox, Packet, UdpIo, canonical, send_within,
 };
-use tasuki_proto::path::{PROBE_FRAME, PathKey, Probe};
+use tasuki_proto::path::{PROBE_FRAME, PathKey, Probe, ProbeOf};
 use tokio::sync::mpsc;
 
 use self::table::{Leaving, Table, as_kernel};
@@ -224,7 +224,7 @@ impl Socket {
         let sealed = self.table.with(session, |leaving| {
             let key = leaving.key.as_ref()?;
             let (_, path) = leaving.paths.iter().find(|(known, _)| *known == id)?;
-            Some((path.to, key.seal(path.label_out, probe, length)))
+            Some((path.to, key.seal(path.label_out, id.probe_of(), probe, length)))
         });
         // A full buffer or a line that takes no such length loses it: that is what it finds out.
         let _ = match (sealed.flatten(), hops) {
@@ -347,13 +347,16 @@ impl Socket {
         };
         let opened = self.table.with(session, |leaving| {
             let key = leaving.key.as_ref()?;
-            let probe = key.open(datagram)?;
+            // Whoever sends from an address that is no path yet has a direct one at most.
+            let of = id.map_or(ProbeOf::Direct, PathId::probe_of);
+            let probe = key.open(of, datagram)?;
             // A stranger to the session is answered once its address is a path of its own.
             let path = id.and_then(|id| leaving.paths.iter().find(|(known, _)| *known == id));
             let answer = path.filter(|_| !probe.answer).map(|(id, path)| {
                 let in_use = leaving.id == *id;
-                let answer = Probe { answer: true, in_use, epoch: leaving.epoch, ..probe };
-                key.seal(path.label_out, answer, PROBE_FRAME)
+                let (epoch, number) = (leaving.epoch, probe.number);
+                let answer = Probe { number, echo: 0, epoch, answer: true, in_use, stalled: false };
+                key.seal(path.label_out, of, answer, PROBE_FRAME)
             });
             Some((probe, answer))
         });

@@ -258,27 +258,29 @@ fn probed() -> (std::net::UdpSocket, Socket, mpsc::Receiver<SocketEvent>, PathKe
     (peer, socket, heard, PathKey::new(&[1; 32], false))
 }
 
-const PROBE: Probe = Probe { number: 5, epoch: 3, answer: false, in_use: true };
+const PROBE: Probe =
+    Probe { number: 5, echo: 0, epoch: 3, answer: false, in_use: true, stalled: false };
 
 #[tokio::test]
 async fn a_probe_is_answered_by_the_path_it_came_by() {
     let (peer, socket, mut heard, key) = probed();
     let source = peer.local_addr().unwrap();
     socket.use_path(virtual_address(1), FIRST, 9);
-    let mut frame = key.seal(label(1), PROBE, 200);
+    let of = FIRST.probe_of();
+    let mut frame = key.seal(label(1), of, PROBE, 200);
     let mut about = meta(&frame, 200, &source.to_string());
     assert!(!socket.sort(&mut frame, &mut about, &mut false));
     let mut buffer = [0; 300];
     let length = peer.recv(&mut buffer).unwrap();
     assert_eq!(length, PROBE_FRAME, "never longer than what was asked");
-    let answer = key.open(&buffer[..length]).unwrap();
-    assert_eq!(answer, Probe { number: 5, epoch: 9, answer: true, in_use: true });
+    let answer = key.open(of, &buffer[..length]).unwrap();
+    assert_eq!(answer, Probe { epoch: 9, answer: true, ..PROBE });
     let Ok(SocketEvent::Heard { heard: Heard::On(FIRST), probe: PROBE, .. }) = heard.try_recv()
     else {
         panic!("not told");
     };
     // An answer is told and not answered.
-    let mut frame = key.seal(label(1), Probe { answer: true, ..PROBE }, 0);
+    let mut frame = key.seal(label(1), of, Probe { answer: true, ..PROBE }, 0);
     let mut about = meta(&frame, 200, &source.to_string());
     socket.sort(&mut frame, &mut about, &mut false);
     assert!(matches!(heard.try_recv(), Ok(SocketEvent::Heard { .. })));
@@ -289,17 +291,22 @@ async fn a_probe_is_answered_by_the_path_it_came_by() {
 async fn what_the_peer_did_not_make_is_neither_answered_nor_told() {
     let (peer, socket, mut heard, key) = probed();
     let source = peer.local_addr().unwrap().to_string();
-    let forged = PathKey::new(&[2; 32], false).seal(label(1), PROBE, 0);
-    let elsewhere = key.seal(label(1), PROBE, 0);
-    for (mut frame, source) in
-        [(forged, source.as_str()), (elsewhere, "127.0.0.1:9"), (vec![4; 9], source.as_str())]
-    {
+    let of = FIRST.probe_of();
+    let forged = PathKey::new(&[2; 32], false).seal(label(1), of, PROBE, 0);
+    let copied = key.seal(label(1), PathId::Relayed(Generation(1)).probe_of(), PROBE, 0);
+    let elsewhere = key.seal(label(1), of, PROBE, 0);
+    for (mut frame, source) in [
+        (forged, source.as_str()),
+        (copied, source.as_str()),
+        (elsewhere, "127.0.0.1:9"),
+        (vec![4; 9], source.as_str()),
+    ] {
         let mut about = meta(&frame, frame.len(), source);
         assert!(!socket.sort(&mut frame, &mut about, &mut false));
     }
     assert!(heard.try_recv().is_err());
     assert!(peer.recv(&mut [0; 99]).is_err());
-    assert_eq!(read(&socket.drops.bad_probe), 1);
+    assert_eq!(read(&socket.drops.bad_probe), 2);
     assert_eq!(read(&socket.drops.unknown_label), 2);
 }
 
@@ -312,8 +319,8 @@ async fn direct_frames_count_from_addresses_that_are_paths() {
     let mut about = meta(&early, 13, "127.0.0.1:5555");
     assert!(!socket.sort(&mut early, &mut about, &mut false));
     // Its probes are told, so that a path may be made of it.
-    let mut frame = key.seal(label(20), PROBE, 0);
-    let mut about = meta(&frame, 40, "127.0.0.1:5555");
+    let mut frame = key.seal(label(20), ProbeOf::Direct, PROBE, 0);
+    let mut about = meta(&frame, PROBE_FRAME, "127.0.0.1:5555");
     socket.sort(&mut frame, &mut about, &mut false);
     let from = "127.0.0.1:5555".parse().unwrap();
     let told = heard.try_recv();
