@@ -18,11 +18,14 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::attest::{Attestation, Signature};
+use crate::codec::DecodeError;
 use crate::id::{
     Generation, Label, LoginEpoch, RelayId, RelayName, ServiceName, SessionId, TerminalId,
 };
-use crate::identity::KeyFingerprint;
+use crate::limits;
 use crate::path::{NatKind, PathNews};
+use crate::record::Record;
 use crate::refusal::{Refusal, RefusalCode};
 use crate::rows::AttachmentRole;
 use crate::view::{TerminalFilter, TerminalView};
@@ -49,16 +52,22 @@ pub struct Welcome {
     pub relay: RelayId,
     /// The relay's name.
     pub name: RelayName,
-    /// The highest log-in epoch that the relay's table holds for this terminal, and the process it belongs to.
-    pub epoch: LoginEpoch,
-    /// The process that [`Welcome::epoch`] belongs to; 0 when there is none.
-    pub instance: u64,
+    /// The highest log-in of this terminal that the relay's table holds, in the terminal's own words; `None` when it is
+    /// logged in nowhere. It counts only if the terminal's own key signed it.
+    pub highest: Option<Attestation>,
     /// The terminal's address as the relay sees it, v4-mapped addresses written as v4.
     pub address: SocketAddr,
     /// The handle that the relay's challenges will carry (see [`crate::frame::challenge`]).
     pub handle: Label,
     /// Terminals attached to the relay, two digits of it: what it costs to be one more of them.
     pub terminals: u32,
+}
+
+impl Welcome {
+    /// The epoch of the highest log-in; 0 when there is none.
+    pub fn epoch(&self) -> LoginEpoch {
+        self.highest.map(|highest| highest.presence.epoch).unwrap_or_default()
+    }
 }
 
 /// Logs in; on an attachment that is logged in: changes its epoch and role.
@@ -69,6 +78,9 @@ pub struct Login {
     pub epoch: LoginEpoch,
     /// Primary or standby.
     pub role: AttachmentRole,
+    /// The terminal's signature of this, the relay's id and its own instance ([`crate::attest::Presence`]). The relay
+    /// checks it, and keeps it in its row.
+    pub signature: Signature,
 }
 
 /// The attachment ends, or never begins.
@@ -78,6 +90,9 @@ pub struct Refused {
     pub refusal: Refusal,
     /// When to come back, ms; 0 leaves it to the terminal. Cut to [`crate::limits::PEER_DELAY`].
     pub retry_after_ms: u32,
+    /// With [`RefusalCode::Superseded`]: the log-in that took over, in the terminal's own words. Without it, or if the
+    /// terminal's own key did not sign it, the refusal says something of the relay only.
+    pub by: Option<Attestation>,
 }
 
 /// Logged in.
@@ -304,10 +319,41 @@ pub struct Relays {
 }
 
 /// Keys that were revoked; sent after log-in (all) and when they change (the new ones).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Revoked {
-    /// Their fingerprints.
-    pub keys: Vec<KeyFingerprint>,
+    /// The authority's records ([`crate::record::RecordKind::REVOCATION`]), verbatim and one behind the other: a
+    /// revocation counts only with the authority's signature.
+    records: Vec<u8>,
+}
+
+impl Revoked {
+    /// Puts records into as few messages as [`limits::REVOCATION_BYTES_TOLD`] allows.
+    pub fn of(records: impl IntoIterator<Item = Record>) -> Vec<Revoked> {
+        let mut messages: Vec<Revoked> = Vec::new();
+        for record in records {
+            let bytes = record.as_bytes();
+            match messages.last_mut() {
+                Some(last) if last.records.len() < limits::REVOCATION_BYTES_TOLD => {
+                    last.records.extend_from_slice(bytes);
+                }
+                _ => messages.push(Revoked { records: bytes.to_vec() }),
+            }
+        }
+        messages
+    }
+
+    /// The records.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when something else stands among them.
+    pub fn records(self) -> Result<Vec<Record>, DecodeError> {
+        let mut bytes = bytes::Bytes::from(self.records);
+        let mut records = Vec::new();
+        while !bytes.is_empty() {
+            records.push(Record::take(&mut bytes)?);
+        }
+        Ok(records)
+    }
 }
 
 crate::messages! {

@@ -5,6 +5,7 @@
 //! [`record`] is the unit of the connection-info table; [`rows`] is what its payloads hold.
 
 pub mod advice;
+pub mod attest;
 pub mod codec;
 pub mod control;
 pub mod dial;

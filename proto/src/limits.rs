@@ -91,6 +91,18 @@ pub const PAGES_PER_SECOND_AND_TERMINAL: u32 = 50;
 pub const PAGES_AT_ONCE_PER_TERMINAL: u32 = 200;
 /// Pages of lists that all terminals of a relay get per second, on average and in a burst; beyond: they come later.
 pub const PAGES_PER_SECOND: u32 = 200;
+/// How far the epoch of a log-in may lie above the highest that is known of its terminal; beyond: a message is answered
+/// with `protocol-error`, a row is as good as absent.
+pub const EPOCH_JUMP: u64 = 1 << 20;
+/// The highest epoch of a log-in, so that there is always one above it; a row beyond is as good as absent.
+pub const EPOCH_MOST: u64 = u64::MAX / 2;
+/// Log-ins in other relays' rows whose signatures a relay checked and remembers, as long as they are used: this many, and
+/// as many again of those that were used before; beyond: they are checked again.
+pub const ATTACHMENTS_CHECKED: usize = 1 << 20;
+/// Log-ins in rows whose signatures a relay found not to hold and remembers, as above; beyond: they are checked again.
+pub const ATTACHMENTS_REFUTED: usize = 1 << 16;
+/// Signatures of log-ins that one look-up of a terminal checks at most; rows beyond count as absent until the next one.
+pub const CHECKS_PER_LOOKUP: usize = 16;
 /// How often per second an attachment may change its epoch or role, on average; beyond: cut with `protocol-error`.
 pub const ROLE_CHANGES_PER_SECOND: u32 = 4;
 /// Changes of an attachment's epoch or role in a burst.
@@ -311,8 +323,13 @@ pub const PAGE_SCAN: usize = 4096;
 /// them.
 pub const SEARCH_BYTES: usize = 1024 * 1024;
 
-/// Revoked keys told to a terminal in one message; more go into further messages.
-pub const REVOKED_KEYS_TOLD: usize = 4096;
+/// Bytes of revocations after which a message to a terminal takes no further one; more go into further messages.
+pub const REVOCATION_BYTES_TOLD: usize = 96 * 1024;
+/// Revoked keys that an agent keeps; further ones are left out, with a warning.
+pub const REVOKED_KEYS_KEPT: usize = 65_536;
+/// Revocations of an authority's later term that an agent keeps until it knows the key of that term; further ones are
+/// left out, with a warning.
+pub const REVOCATIONS_UNPROVEN: usize = 1_024;
 /// Rows and sessions that wait to be written; the core waits.
 pub const STORE_BACKLOG: usize = 4096;
 /// Rows and sessions written in one go; what waits longer is written next.

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::attest::{Attestation, Presence, Signature};
 use crate::codec::{self, DecodeError, SectionWriter};
 use crate::id::{LoginEpoch, RelayId, RelayName};
 use crate::identity::PublicKey;
@@ -28,8 +29,19 @@ pub fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, DecodeError> {
 /// hundred thousand accounts.
 ///
 /// # Errors
-/// [`DecodeError`] when the payload does not begin with one.
+/// [`DecodeError`] when the payload does not begin with a key and a type.
 pub fn type_of_account(payload: &[u8]) -> Result<String, DecodeError> {
+    let (_, kind): (Option<PublicKey>, String) =
+        codec::leading(codec::section(payload, 1)?.ok_or(DecodeError::Missing)?)?;
+    Ok(kind)
+}
+
+/// The key that an account's payload says ([`AccountRow::key`]), without the rest of it: each look-up of a terminal
+/// needs it.
+///
+/// # Errors
+/// [`DecodeError`] when the payload does not begin with one.
+pub fn key_of_account(payload: &[u8]) -> Result<Option<PublicKey>, DecodeError> {
     codec::leading(codec::section(payload, 1)?.ok_or(DecodeError::Missing)?)
 }
 
@@ -83,7 +95,8 @@ pub enum AttachmentRole {
 
 /// A terminal's attachment to one relay ([`crate::record::RecordKind::ATTACHMENT`], key: the terminal's id).
 ///
-/// Log-out leaves a tombstone with a lifetime.
+/// Role, epoch and instance are the terminal's word and carry its signature; the rest is the relay's. Log-out leaves a
+/// tombstone with a lifetime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachmentRow {
     /// Primary or standby.
@@ -98,19 +111,33 @@ pub struct AttachmentRow {
     pub since_ms: u64,
     /// Sessions in communication over this attachment (C4: "in communication with N").
     pub sessions: u32,
+    /// The terminal's signature of [`AttachmentRow::presence`], as it came with the log-in.
+    pub signature: Signature,
+}
+
+impl AttachmentRow {
+    /// What the terminal says in the row of `relay`.
+    pub fn presence(&self, relay: RelayId) -> Presence {
+        Presence { relay, epoch: self.epoch, instance: self.instance, role: self.role }
+    }
+
+    /// What the terminal says in the row of `relay`, with its signature.
+    pub fn attestation(&self, relay: RelayId) -> Attestation {
+        Attestation { presence: self.presence(relay), signature: self.signature }
+    }
 }
 
 /// A registered terminal ([`crate::record::RecordKind::ACCOUNT`], key: its id; C2, C4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountRow {
+    /// The key enrolled last; `None` while the token is not used. It signs what the terminal says of itself.
+    pub key: Option<PublicKey>,
     /// user terminal, printer, camera, PLC, ...: a word for people and filters.
     pub kind: String,
     /// Attributes, at most [`crate::limits::ATTRIBUTES`].
     pub attributes: BTreeMap<String, String>,
     /// Groups it belongs to.
     pub groups: Vec<String>,
-    /// The key enrolled last; `None` while the token is not used.
-    pub key: Option<PublicKey>,
     /// When it was registered, ms since 1970.
     pub registered_ms: u64,
 }

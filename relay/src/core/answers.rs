@@ -1,5 +1,6 @@
 //! What operators are answered.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tasuki_proto::view::TerminalView;
@@ -116,11 +117,15 @@ impl Relay {
                 .map(|(name, count)| (name.to_owned(), count))
                 .into(),
             direct: self.sessions.direct(),
-            drops: (self.login.refused().into_iter())
-                .chain(self.sessions.refused())
-                .map(|(reason, count)| (reason.to_owned(), count))
-                .collect(),
+            drops: self.drops(),
         }
+    }
+
+    fn drops(&self) -> BTreeMap<String, u64> {
+        let forged = ("attachments-forged", self.directory.forged_attachments());
+        let refused = self.login.refused().into_iter().chain(self.sessions.refused());
+        let all = refused.chain([forged]);
+        all.map(|(reason, count)| (reason.to_owned(), count)).collect()
     }
 
     /// Why this relay takes no terminals, where it does not.

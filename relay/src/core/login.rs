@@ -11,6 +11,10 @@
 //! other, on the same connection, with the next epoch: that voids the row of the lost one everywhere, and where its
 //! relay still takes it for alive, cuts it. Sessions outlive what the same process replaces: it goes on elsewhere
 //! (`route-lost`); what another process replaces ends (`superseded`).
+//!
+//! The terminal signs each log-in ([`tasuki_proto::attest`]). The signature is checked against the key of its account,
+//! which must be the key that it proved, and stands in its row: whoever is told that another process took over gets that
+//! one's words and need not believe this relay.
 
 mod newcomers;
 
@@ -18,13 +22,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use tasuki_proto::attest::{Attestation, Presence};
 use tasuki_proto::control::{
     Hello, LoggedIn, Login as LoginMessage, Refused, Seen, ToTerminal, Welcome,
 };
-use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::identity::{KeyFingerprint, PublicKey};
 use tasuki_proto::rows::AttachmentRow;
 use tasuki_proto::{
-    Label, LoginEpoch, Refusal, RefusalCode, RelayId, RelayName, TerminalId, limits, version,
+    Label, LoginEpoch, MeshId, Refusal, RefusalCode, RelayId, RelayName, TerminalId, limits,
+    version,
 };
 
 use super::ConnId;
@@ -38,10 +44,10 @@ const COUNT_PERIOD: Duration = Duration::from_secs(1);
 /// What the table says of a terminal that wants to log in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Known {
-    /// Its account is in the table.
-    pub account: bool,
-    /// The highest log-in epoch among its rows, and the process it belongs to.
-    pub highest: Option<(LoginEpoch, u64)>,
+    /// The key in its account; `None` while the account is not in the table, or its token not used.
+    pub key: Option<PublicKey>,
+    /// The highest log-in among its rows whose signatures hold.
+    pub highest: Option<Attestation>,
 }
 
 /// What happens to attachments.
@@ -72,8 +78,8 @@ pub enum Input {
     Moved(ConnId, SocketAddr),
     /// It is in this many sessions over this relay.
     Communicating(ConnId, u32),
-    /// The table holds a row of it at another relay.
-    Elsewhere(TerminalId, LoginEpoch, u64),
+    /// The table holds a row of it at another relay, and its signature holds.
+    Elsewhere(TerminalId, Attestation),
     /// Its key was revoked.
     Revoked(KeyFingerprint),
     /// An operator cuts it.
@@ -129,12 +135,14 @@ struct Refusals {
     full: u64,
     late: u64,
     crowded: u64,
+    unproven: u64,
 }
 
 /// The terminals connected to this relay.
 #[derive(Debug)]
 pub struct Login {
     own: RelayId,
+    mesh: MeshId,
     name: RelayName,
     most: usize,
     draining: bool,
@@ -150,9 +158,10 @@ pub struct Login {
 
 impl Login {
     /// Nobody is connected; at most `most` terminals may be logged in.
-    pub fn new(own: RelayId, name: RelayName, most: usize) -> Self {
+    pub fn new(own: RelayId, mesh: MeshId, name: RelayName, most: usize) -> Self {
         Self {
             own,
+            mesh,
             name,
             most,
             draining: false,
@@ -193,9 +202,7 @@ impl Login {
             }
             Input::Moved(conn, address) => self.handle_moved(conn, address, now),
             Input::Communicating(conn, sessions) => self.handle_count(conn, sessions, now),
-            Input::Elsewhere(terminal, epoch, instance) => {
-                self.handle_elsewhere(&terminal, epoch, instance);
-            }
+            Input::Elsewhere(terminal, there) => self.handle_elsewhere(&terminal, there),
             Input::Revoked(key) => {
                 let hit: Vec<ConnId> = self
                     .attachments
@@ -277,9 +284,14 @@ impl Login {
     }
 
     /// Refusals since the start, by the reason under which operators see them.
-    pub fn refused(&self) -> [(&'static str, u64); 3] {
-        let Refusals { full, late, crowded } = self.refusals;
-        [("terminals-full", full), ("login-too-long", late), ("logins-of-terminal", crowded)]
+    pub fn refused(&self) -> [(&'static str, u64); 4] {
+        let Refusals { full, late, crowded, unproven } = self.refusals;
+        [
+            ("terminals-full", full),
+            ("login-too-long", late),
+            ("logins-of-terminal", crowded),
+            ("login-unproven", unproven),
+        ]
     }
 
     /// How many terminals are logged in here.
@@ -333,19 +345,17 @@ impl Login {
         } else if self.conns.len() >= self.most {
             self.refusals.full += 1;
             self.refuse(conn, RefusalCode::Overloaded.into(), 5_000);
-        } else if !known.account {
-            // The certificate is valid, so the account exists: its row has not arrived here.
+        } else if !known.key.is_some_and(|key| key.fingerprint() == attachment.key) {
+            // The certificate is valid and not revoked, so the account exists with this key: its row has not arrived here.
             self.refuse(conn, RefusalCode::NotYetKnown.into(), 200);
         } else {
             attachment.phase = Phase::Greeted { instance: hello.instance };
-            let (epoch, instance) = known.highest.unwrap_or_default();
             let welcome = Welcome {
                 protocol: hello.protocol.min(version::PROTOCOL),
                 software: version::SOFTWARE.to_owned(),
                 relay: self.own,
                 name: self.name.clone(),
-                epoch,
-                instance,
+                highest: known.highest,
                 address: attachment.address,
                 handle: attachment.handle,
                 terminals: rounded(self.conns.len()),
@@ -371,26 +381,46 @@ impl Login {
             Phase::Greeted { instance } => (*instance, LoginEpoch::default()),
             Phase::LoggedIn { row, .. } => (row.instance, row.epoch),
         };
+        let presence =
+            Presence { relay: self.own, epoch: login.epoch, instance, role: login.role };
+        let attestation = Attestation { presence, signature: login.signature };
         // A terminal cannot jump far ahead, else it could never be superseded.
-        let (epoch, holder) = known.highest.unwrap_or_default();
-        let too_far = login.epoch.0 > epoch.0.max(own.0).saturating_add(1 << 20);
-        let stale = login.epoch < epoch || (login.epoch == epoch && holder != instance);
-        if too_far {
+        let epoch = known.highest.map(|highest| highest.presence.epoch).unwrap_or_default();
+        if login.epoch.0 > epoch.0.max(own.0).saturating_add(limits::EPOCH_JUMP) {
             self.cut(conn, RefusalCode::ProtocolError, RefusalCode::ProtocolError);
             return;
         }
-        if known.highest.is_some() && stale || login.epoch < own {
-            self.supersede(conn, holder);
+        let is_signed = known.key.is_some_and(|key| {
+            let terminal = attachment.terminal.as_str().as_bytes();
+            key.fingerprint() == attachment.key
+                && attestation.is_signed_by(&self.mesh, terminal, &key)
+        });
+        if !is_signed {
+            self.refusals.unproven += 1;
+            self.detach(conn, RefusalCode::PeerNotProven);
+            self.refuse(conn, Refusal::new(RefusalCode::PeerNotProven, "the log-in"), 0);
             return;
         }
-        if matches!(attachment.phase, Phase::LoggedIn { .. }) {
-            self.change_role(conn, login, now);
+        if let Some(highest) = known.highest
+            && (login.epoch < epoch
+                || (login.epoch == epoch && highest.presence.instance != instance))
+        {
+            self.supersede(conn, highest);
+            return;
+        }
+        if let Phase::LoggedIn { row, .. } = &attachment.phase {
+            if login.epoch < own {
+                let own = row.attestation(self.own);
+                self.supersede(conn, own);
+            } else {
+                self.change_role(conn, login, now);
+            }
             return;
         }
         let (terminal, address) = (attachment.terminal.clone(), attachment.address);
         // A new log-in never waits for the old one.
         if let Some(&old) = self.conns.get(&terminal) {
-            self.supersede(old, instance);
+            self.supersede(old, attestation);
         }
         let row = AttachmentRow {
             role: login.role,
@@ -399,6 +429,7 @@ impl Login {
             address,
             since_ms: wall_ms,
             sessions: 0,
+            signature: login.signature,
         };
         if let Some(attachment) = self.attachments.get_mut(&conn) {
             let changes = Bucket::full(limits::ROLE_CHANGES_AT_ONCE, now);
@@ -424,7 +455,7 @@ impl Login {
             return;
         }
         if (row.epoch, row.role) != (login.epoch, login.role) {
-            (row.epoch, row.role) = (login.epoch, login.role);
+            (row.epoch, row.role, row.signature) = (login.epoch, login.role, login.signature);
             *written = row.sessions;
             let output = Output::Write(attachment.terminal.clone(), row.clone());
             self.outputs.push_back(output);
@@ -490,37 +521,41 @@ impl Login {
         }
     }
 
-    fn handle_elsewhere(&mut self, terminal: &TerminalId, epoch: LoginEpoch, instance: u64) {
+    fn handle_elsewhere(&mut self, terminal: &TerminalId, there: Attestation) {
         let Some(&conn) = self.conns.get(terminal) else { return };
         let Some(Phase::LoggedIn { row, .. }) = self.attachments.get(&conn).map(|a| &a.phase)
         else {
             return;
         };
         // Equal epochs of two processes: the larger instance wins, at every relay alike.
-        let newer = epoch > row.epoch || (epoch == row.epoch && instance > row.instance);
-        if newer {
-            self.supersede(conn, instance);
+        let said = (there.presence.epoch, there.presence.instance);
+        if said > (row.epoch, row.instance) {
+            self.supersede(conn, there);
         }
     }
 
     fn refuse(&mut self, conn: ConnId, refusal: Refusal, retry_after_ms: u32) {
-        let code = refusal.code;
+        self.say_refused(conn, Refused { refusal, retry_after_ms, by: None });
+    }
+
+    fn say_refused(&mut self, conn: ConnId, refused: Refused) {
+        let code = refused.refusal.code;
         if let Some(attachment) = self.attachments.get(&conn) {
             self.newcomers.remove(conn, &attachment.terminal);
         }
-        let refused = ToTerminal::Refused(Refused { refusal, retry_after_ms });
-        self.outputs.push_back(Output::Send(conn, refused));
+        self.outputs.push_back(Output::Send(conn, ToTerminal::Refused(refused)));
         self.outputs.push_back(Output::Close(conn, code));
     }
 
-    /// Cuts a connection for a newer log-in of the process `by`.
-    fn supersede(&mut self, conn: ConnId, by: u64) {
+    /// Cuts a connection for a newer log-in, and shows that log-in to it.
+    fn supersede(&mut self, conn: ConnId, by: Attestation) {
         let same = self.attachments.get(&conn).is_some_and(|attachment| match &attachment.phase {
-            Phase::LoggedIn { row, .. } => row.instance == by,
+            Phase::LoggedIn { row, .. } => row.instance == by.presence.instance,
             _ => false,
         });
-        let sessions = if same { RefusalCode::RouteLost } else { RefusalCode::Superseded };
-        self.cut(conn, RefusalCode::Superseded, sessions);
+        self.detach(conn, if same { RefusalCode::RouteLost } else { RefusalCode::Superseded });
+        let refusal = RefusalCode::Superseded.into();
+        self.say_refused(conn, Refused { refusal, retry_after_ms: 0, by: Some(by) });
     }
 
     /// Cuts a connection with `code`; what it carried hears `sessions`.

@@ -12,6 +12,9 @@ use super::changes::Key;
 use super::history::{What, Whose};
 use super::{Relay, routes};
 
+/// Signatures after which an answer to what changed ends; the rest comes with the next one.
+const CHECKS_AT_ONCE: usize = 64;
+
 impl Relay {
     /// A row of the table came, changed or went; the directory knows of it.
     pub(super) fn note_row(&mut self, old: Option<&Record>, new: Option<&Record>, wall_ms: u64) {
@@ -166,11 +169,15 @@ impl Relay {
             .take(limits::CHANGES_AT_ONCE + 1)
             .map(|(seq, key)| (seq, key.clone()))
             .collect();
+        let mut checks = 0;
         for (shown, (seq, key)) in keys.into_iter().enumerate() {
-            if shown == limits::CHANGES_AT_ONCE {
+            if shown == limits::CHANGES_AT_ONCE || checks >= CHECKS_AT_ONCE {
                 told.more = true;
                 told.upto = told.rows.last().map_or(after, |(seq, _)| *seq);
                 break;
+            }
+            if let Key::Terminal(id) = &key {
+                checks += self.directory.unchecked(self.gossip.table(), id);
             }
             let row = self.changed_row(key);
             told.rows.push((seq, row));

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use rand::rngs::{SmallRng, StdRng};
 use rand::{Rng, SeedableRng};
 use tasuki_proto::control::{self, RelayContact, ToRelay, ToTerminal};
+use tasuki_proto::identity::KeyFingerprint;
 use tasuki_proto::mesh::ToPeer;
-use tasuki_proto::record::RecordKind;
+use tasuki_proto::record::{Record, RecordKind};
 use tasuki_proto::rows::{self, LoadRow, RelayRow};
 use tasuki_proto::{
     Generation, Incarnation, Refusal, RefusalCode, RelayId, RelayName, TerminalId, limits, version,
@@ -17,6 +18,7 @@ use tasuki_proto::{
 use super::bucket::Bucket;
 use super::changes::{Changes, Key};
 use super::directory::{self, Directory};
+use super::gossip::table::Table;
 use super::gossip::{self, Gossip};
 use super::history::History;
 use super::links::{self, Links};
@@ -70,6 +72,12 @@ pub(super) fn rounded(count: usize) -> u32 {
     u32::try_from(count / unit * unit).unwrap_or(u32::MAX)
 }
 
+/// The authority's record of a revoked key, whose signature the directory has seen.
+fn revocation(table: &Table, key: &KeyFingerprint) -> Option<Record> {
+    let row = table.get(RelayId::AUTHORITY, RecordKind::REVOCATION, &key.0)?;
+    (!row.is_tombstone()).then(|| row.to_record())
+}
+
 impl Relay {
     /// A relay that knows nothing but itself; its own rows are written at once.
     pub fn new(config: Config, now: Instant) -> Self {
@@ -84,10 +92,10 @@ impl Relay {
         let mut relay = Self {
             own,
             gossip,
-            directory: Directory::new(own, mesh),
+            directory: Directory::new(own, mesh, rng.random()),
             links: Links::new(own, config.links.clone(), SmallRng::from_rng(&mut rng)),
             routes: Routes::new(own),
-            login: Login::new(own, config.name.clone(), config.terminals),
+            login: Login::new(own, mesh, config.name.clone(), config.terminals),
             sessions: Sessions::new(own, config.sessions, rng.random()),
             lists: Lists::default(),
             selftest: SelfTest::new(&config.addresses, rng.random(), now),
@@ -286,10 +294,10 @@ impl Relay {
 
     fn known(&mut self, conn: ConnId) -> Known {
         let Some(terminal) = self.login.connected(conn).cloned() else { return Known::default() };
-        let terminal = &terminal;
+        let account = self.directory.account_of(self.gossip.table(), &terminal);
         Known {
-            account: self.directory.account_of(self.gossip.table(), terminal).is_some(),
-            highest: self.directory.highest_login(self.gossip.table(), terminal),
+            key: account.and_then(|account| account.key),
+            highest: self.directory.highest_login(self.gossip.table(), &terminal),
         }
     }
 
@@ -560,9 +568,8 @@ impl Relay {
                 self.routes.handle(routes::Input::Load(relay, row), now);
             }
             directory::Output::ContactsChanged => self.contacts_changed = true,
-            directory::Output::NewerLogin { terminal, epoch, instance, .. } => {
-                let elsewhere = login::Input::Elsewhere(terminal, epoch, instance);
-                self.login.handle(elsewhere, now, wall_ms);
+            directory::Output::NewerLogin { terminal, there } => {
+                self.login.handle(login::Input::Elsewhere(terminal, there), now, wall_ms);
             }
             directory::Output::RelayKey(relay, key) => {
                 self.gossip.handle(gossip::Input::RelayKey(relay, key), now);
@@ -576,9 +583,11 @@ impl Relay {
                     let code = RefusalCode::Revoked;
                     self.links.handle(links::Input::Gone(relay, code), now);
                 }
-                let told = ToTerminal::Revoked(control::Revoked { keys: vec![key] });
-                for conn in self.login.logged_in() {
-                    self.outputs.push_back(Output::ToTerminal(conn, told.clone()));
+                for told in control::Revoked::of(revocation(self.gossip.table(), &key)) {
+                    for conn in self.login.logged_in() {
+                        let told = ToTerminal::Revoked(told.clone());
+                        self.outputs.push_back(Output::ToTerminal(conn, told));
+                    }
                 }
             }
         }
@@ -596,14 +605,19 @@ impl Relay {
                 tracing::info!(%terminal, "logged in");
                 let relays = control::Relays { relays: self.directory.contacts() };
                 self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Relays(relays)));
-                let revoked: Vec<_> = self.directory.revoked().collect();
-                for keys in revoked.chunks(limits::REVOKED_KEYS_TOLD) {
-                    let told = ToTerminal::Revoked(control::Revoked { keys: keys.to_vec() });
-                    self.outputs.push_back(Output::ToTerminal(conn, told));
+                let table = self.gossip.table();
+                let revoked = self.directory.revoked();
+                for told in control::Revoked::of(revoked.filter_map(|key| revocation(table, &key)))
+                {
+                    self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Revoked(told)));
                 }
             }
             login::Output::Detached(conn, terminal, code) => {
-                tracing::info!(%terminal, %code, "logged out");
+                if code == RefusalCode::Superseded {
+                    tracing::warn!(%terminal, "another agent logged in with the same identity");
+                } else {
+                    tracing::info!(%terminal, %code, "logged out");
+                }
                 let lost = sessions::Input::Lost(Neighbour::Terminal(conn), code);
                 self.sessions.handle(lost, now, wall_ms);
             }

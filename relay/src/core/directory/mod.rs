@@ -4,23 +4,28 @@
 //! terminals, what is known of each relay, revoked keys, reachability. It is told of each change
 //! ([`Directory::handle_change`]) and reads the table as it stands, so hearing of a change late does no harm.
 //!
-//! The table holds proven rows only ([`super::gossip`]). A relay's name counts only where the relay's id is made from it.
+//! The table holds proven rows only ([`super::gossip`]). A relay's name counts only where the relay's id is made from it;
+//! an attachment counts only if its terminal signed it (`attest.rs`).
 
+mod attest;
 mod kinds;
 mod names;
 mod terminals;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use tasuki_proto::attest::Attestation;
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::identity::{KeyFingerprint, PublicKey};
 use tasuki_proto::record::{Record, RecordKind, RecordRef};
 use tasuki_proto::rows::{self, AttachmentRow, LinksRow, LoadRow, RelayAccountRow, RelayRow};
-use tasuki_proto::{LoginEpoch, MeshId, RelayId, RelayName, TerminalId, limits};
+use tasuki_proto::{MeshId, RelayId, RelayName, TerminalId, limits};
 
+use self::attest::{Attested, Holder};
 use self::kinds::Kinds;
 use self::names::Names;
 pub use self::terminals::{Location, Lookup};
@@ -34,12 +39,8 @@ pub enum Output {
     NewerLogin {
         /// The terminal.
         terminal: TerminalId,
-        /// Where.
-        relay: RelayId,
-        /// The newer log-in.
-        epoch: LoginEpoch,
-        /// The agent's process.
-        instance: u64,
+        /// The newer log-in, in the terminal's own words.
+        there: Attestation,
     },
     /// A key was revoked.
     Revoked(KeyFingerprint),
@@ -68,6 +69,11 @@ struct Relay {
     attached: usize,
     /// The latest wall-clock time of its rows on itself, by kind.
     updated: BTreeMap<RecordKind, u64>,
+}
+
+/// The key in an account.
+fn key_in(account: RecordRef<'_>) -> Option<PublicKey> {
+    rows::key_of_account(account.payload()).ok().flatten()
 }
 
 impl Relay {
@@ -102,12 +108,14 @@ pub struct Directory {
     names: Names,
     kinds: Kinds,
     revoked: BTreeSet<KeyFingerprint>,
+    /// Whoever reads fills it.
+    attested: RefCell<Attested>,
     outputs: VecDeque<Output>,
 }
 
 impl Directory {
-    /// The directory of this relay, of an empty table.
-    pub fn new(me: RelayId, mesh: MeshId) -> Directory {
+    /// The directory of this relay, of an empty table. `secret` is known to nobody else.
+    pub fn new(me: RelayId, mesh: MeshId, secret: [u64; 2]) -> Directory {
         Directory {
             me,
             mesh,
@@ -117,6 +125,7 @@ impl Directory {
             names: Names::new(),
             kinds: Kinds::default(),
             revoked: BTreeSet::new(),
+            attested: RefCell::new(Attested::new(me, mesh, secret)),
             outputs: VecDeque::new(),
         }
     }
@@ -126,7 +135,10 @@ impl Directory {
         let Some(row) = new.or(old) else { return };
         let live = |record: Option<&Record>| record.is_some_and(|record| !record.is_tombstone());
         match row.kind() {
-            RecordKind::ACCOUNT if row.origin() == RelayId::AUTHORITY => self.account(row, table),
+            RecordKind::ACCOUNT if row.origin() == RelayId::AUTHORITY => {
+                self.account(row, table);
+                self.attachments_elsewhere(row.key(), table);
+            }
             RecordKind::REVOCATION | RecordKind::RELAY_ACCOUNT
                 if row.origin() == RelayId::AUTHORITY =>
             {
@@ -140,7 +152,7 @@ impl Directory {
                     _ => {}
                 }
                 if let Some(new) = new.filter(|record| !record.is_tombstone()) {
-                    self.attachment(new, table);
+                    self.attachment(new.by_ref(), table);
                 }
                 self.drop_if_empty(row.origin());
             }
@@ -284,7 +296,7 @@ impl Directory {
     }
 
     /// An attachment came or changed: does it supersede one here?
-    fn attachment(&mut self, new: &Record, table: &Table) {
+    fn attachment(&mut self, new: RecordRef<'_>, table: &Table) {
         if new.origin() == self.me {
             return;
         }
@@ -294,18 +306,42 @@ impl Directory {
         }
         let read = |payload: &[u8]| rows::read::<AttachmentRow>(payload).ok();
         let (Some(here), Some(there)) = (read(here.payload()), read(new.payload())) else { return };
-        if (there.epoch, there.instance) <= (here.epoch, here.instance) {
+        if (there.epoch, there.instance) <= (here.epoch, here.instance)
+            || there.epoch.0.saturating_sub(here.epoch.0) > limits::EPOCH_JUMP
+        {
+            return;
+        }
+        let Some(key) = table.authority_row(RecordKind::ACCOUNT, new.key()).and_then(key_in) else {
+            return;
+        };
+        let there = there.attestation(new.origin());
+        let holder = Holder { id: new.key(), key };
+        if !self.attested.borrow_mut().is_genuine(&holder, &there, &mut 1) {
             return;
         }
         let id = std::str::from_utf8(new.key()).ok().and_then(|word| TerminalId::new(word).ok());
         if let Some(terminal) = id {
-            self.outputs.push_back(Output::NewerLogin {
-                terminal,
-                relay: new.origin(),
-                epoch: there.epoch,
-                instance: there.instance,
-            });
+            self.outputs.push_back(Output::NewerLogin { terminal, there });
         }
+    }
+
+    /// The account of a terminal changed, perhaps its key: is one that is attached here superseded by what could not be
+    /// proven before?
+    fn attachments_elsewhere(&mut self, key: &[u8], table: &Table) {
+        let here = table.get(self.me, RecordKind::ATTACHMENT, key);
+        if here.is_none_or(RecordRef::is_tombstone) {
+            return;
+        }
+        let elsewhere: Vec<Record> =
+            table.live(RecordKind::ATTACHMENT, key).map(RecordRef::to_record).collect();
+        for record in elsewhere {
+            self.attachment(record.by_ref(), table);
+        }
+    }
+
+    /// How often an attachment was found that its terminal had not signed.
+    pub fn forged_attachments(&self) -> u64 {
+        self.attested.borrow().found_forged()
     }
 
     /// Whether a key was revoked.

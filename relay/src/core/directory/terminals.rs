@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
 
+use tasuki_proto::attest::Attestation;
 use tasuki_proto::record::{RecordKind, RecordRef};
 use tasuki_proto::rows::{self, AccountRow, AttachmentRole, AttachmentRow};
 use tasuki_proto::view::{AttachmentView, TerminalFilter, TerminalState, TerminalView};
 use tasuki_proto::{LoginEpoch, RelayId, TerminalId, limits};
 
-use super::Directory;
+use super::attest::{Holder, without_jumps};
+use super::{Directory, key_in};
 use crate::core::admin::TerminalCounts;
 use crate::core::gossip::table::Table;
 
+/// Signatures after which one page of a list ends; the next page goes on.
+const CHECKS_PER_PAGE: usize = 64;
 /// Terminals that are passed on the way to the next one found, before it is looked up instead.
 const NEAR: usize = 8;
 
@@ -52,6 +56,8 @@ struct Page<'a> {
     filter: &'a TerminalFilter,
     limit: usize,
     items: Vec<TerminalView>,
+    /// Signatures that were checked for it.
+    checks: usize,
 }
 
 /// A live attachment.
@@ -66,38 +72,87 @@ impl Directory {
     /// Where a terminal is. Current is the highest log-in among the attachments at reachable relays.
     pub fn lookup(&self, table: &Table, id: &TerminalId) -> Lookup {
         let key = id.as_str().as_bytes();
-        let mut best: Option<Location> = None;
         let (mut known, mut attached) = (false, false);
+        let mut holder = None;
         for row in table.live_of_key(key) {
             if row.kind() == RecordKind::ACCOUNT && row.origin() == RelayId::AUTHORITY {
                 known = true;
-            } else if row.kind() == RecordKind::ATTACHMENT
-                && let Some(here) = location(row)
-            {
+                holder = key_in(row).map(|key| Holder { id: id.as_str().as_bytes(), key });
+            } else if row.kind() == RecordKind::ATTACHMENT {
                 attached = true;
-                if best.is_none_or(|best| rank(&here) > rank(&best))
-                    && self.is_reachable(here.relay)
-                {
-                    best = Some(here);
-                }
             }
         }
-        match best {
-            _ if !known => {
-                let empty = table.origin_len(RelayId::AUTHORITY) == 0;
-                if attached || empty { Lookup::NotYetKnown } else { Lookup::Unknown }
-            }
-            Some(location) => Lookup::At(location),
-            None if attached => Lookup::Unreachable,
+        if !known {
+            let empty = table.origin_len(RelayId::AUTHORITY) == 0;
+            return if attached || empty { Lookup::NotYetKnown } else { Lookup::Unknown };
+        }
+        match holder.filter(|_| attached) {
+            Some(holder) => self.best_of(table, &holder),
             None => Lookup::LoggedOut,
         }
     }
 
-    fn attachments<'a>(
-        &'a self,
+    /// The best attachment of a terminal whose account is known.
+    fn best_of(&self, table: &Table, holder: &Holder<'_>) -> Lookup {
+        let mut attested = self.attested.borrow_mut();
+        let mut checks = limits::CHECKS_PER_LOOKUP;
+        let mut best: Option<Location> = None;
+        let mut epochs: Option<(LoginEpoch, LoginEpoch)> = None;
+        for row in table.live_of_key(holder.id) {
+            if row.kind() != RecordKind::ATTACHMENT {
+                continue;
+            }
+            let Ok(read) = rows::read::<AttachmentRow>(row.payload()) else { continue };
+            if !attested.is_genuine(holder, &read.attestation(row.origin()), &mut checks) {
+                continue;
+            }
+            let (lowest, highest) = epochs.unwrap_or((read.epoch, read.epoch));
+            epochs = Some((lowest.min(read.epoch), highest.max(read.epoch)));
+            let here = location(row.origin(), &read);
+            if best.is_none_or(|best| rank(&here) > rank(&best)) && self.is_reachable(here.relay) {
+                best = Some(here);
+            }
+        }
+        if epochs.is_some_and(|(lowest, highest)| highest.0 - lowest.0 > limits::EPOCH_JUMP) {
+            drop(attested);
+            let found = self.attachments(table, holder.id);
+            let reachable = found.iter().filter(|one| one.reachable);
+            best = reachable.map(|one| location(one.relay, &one.row)).max_by_key(rank);
+        }
+        match best {
+            Some(location) => Lookup::At(location),
+            None if epochs.is_some() => Lookup::Unreachable,
+            None => Lookup::LoggedOut,
+        }
+    }
+
+    /// The key of a terminal; `None` while its account is not proven.
+    fn holder<'a>(&self, table: &Table, key: &'a [u8]) -> Option<Holder<'a>> {
+        let account = table.authority_row(RecordKind::ACCOUNT, key)?;
+        Some(Holder { id: key, key: key_in(account)? })
+    }
+
+    /// The attachments that the terminal signed.
+    fn attachments<'a>(&self, table: &'a Table, key: &'a [u8]) -> Vec<Attachment<'a>> {
+        let Some(holder) = self.holder(table, key) else { return Vec::new() };
+        let mut attested = self.attested.borrow_mut();
+        let mut checks = limits::CHECKS_PER_LOOKUP;
+        let mut found: Vec<Attachment<'a>> = self
+            .claimed(table, key)
+            .filter(|one| {
+                attested.is_genuine(&holder, &one.row.attestation(one.relay), &mut checks)
+            })
+            .collect();
+        without_jumps(&mut found, |one| one.row.epoch);
+        found
+    }
+
+    /// The attachments that relays claim; each may be forged.
+    fn claimed<'a>(
+        &self,
         table: &'a Table,
         key: &'a [u8],
-    ) -> impl Iterator<Item = Attachment<'a>> + 'a {
+    ) -> impl Iterator<Item = Attachment<'a>> + use<'a, '_> {
         table.live(RecordKind::ATTACHMENT, key).filter_map(|record| {
             let row = rows::read(record.payload()).ok()?;
             let relay = record.origin();
@@ -107,11 +162,9 @@ impl Directory {
 
     /// The current attachments of a terminal at reachable relays, the primary first.
     pub fn locations(&self, table: &Table, id: &TerminalId) -> Vec<Location> {
-        let mut all: Vec<Location> = table
-            .live(RecordKind::ATTACHMENT, id.as_str().as_bytes())
-            .filter(|record| self.is_reachable(record.origin()))
-            .filter_map(location)
-            .collect();
+        let found = self.attachments(table, id.as_str().as_bytes());
+        let reachable = found.iter().filter(|one| one.reachable);
+        let mut all: Vec<Location> = reachable.map(|one| location(one.relay, &one.row)).collect();
         all.sort_by_key(|location| Reverse(rank(location)));
         if let Some(first) = all.first().copied() {
             all.retain(|other| (other.epoch, other.instance) == (first.epoch, first.instance));
@@ -119,11 +172,11 @@ impl Directory {
         all
     }
 
-    /// The highest log-in known of a terminal, reachable or not, and the process it belongs to.
-    pub fn highest_login(&self, table: &Table, id: &TerminalId) -> Option<(LoginEpoch, u64)> {
-        self.attachments(table, id.as_str().as_bytes())
-            .map(|found| (found.row.epoch, found.row.instance))
-            .max()
+    /// The highest log-in known of a terminal, at a relay that can be reached or not.
+    pub fn highest_login(&self, table: &Table, id: &TerminalId) -> Option<Attestation> {
+        let found = self.attachments(table, id.as_str().as_bytes());
+        let highest = found.iter().max_by_key(|one| rank(&location(one.relay, &one.row)))?;
+        Some(highest.row.attestation(highest.relay))
     }
 
     /// The account of a terminal.
@@ -143,7 +196,7 @@ impl Directory {
         let mut updated_at = account.wall_ms();
         let account: AccountRow = rows::read(account.payload()).ok()?;
         let key = id.as_str().as_bytes();
-        let mut found: Vec<Attachment<'_>> = self.attachments(table, key).collect();
+        let mut found = self.attachments(table, key);
         let unreachable = !found.is_empty() && !found.iter().any(|one| one.reachable);
         found.retain(|one| unreachable || one.reachable);
         let current = found.iter().map(|one| (one.row.epoch, one.row.instance)).max();
@@ -188,11 +241,30 @@ impl Directory {
         })
     }
 
-    /// The state of a terminal that has an account, without the rest of its row.
+    /// How many signatures of attachments showing this terminal would have to check first.
+    pub fn unchecked(&self, table: &Table, id: &TerminalId) -> usize {
+        let key = id.as_str().as_bytes();
+        let Some(holder) = self.holder(table, key) else { return 0 };
+        let mut attested = self.attested.borrow_mut();
+        let unchecked = self
+            .claimed(table, key)
+            .filter(|one| attested.is_unchecked(&holder, &one.row.attestation(one.relay)));
+        unchecked.count().min(limits::CHECKS_PER_LOOKUP)
+    }
+
+    /// The state of a terminal that has an account, without the rest of its row. Signatures may wait for their check; only
+    /// what is known to be forged is left out.
     fn state(&self, table: &Table, id: &TerminalId) -> TerminalState {
+        let key = id.as_str().as_bytes();
+        let mut attested = self.attested.borrow_mut();
+        let holder = if attested.has_refuted() { self.holder(table, key) } else { None };
         let mut attached = false;
         let mut current = None;
-        for one in self.attachments(table, id.as_str().as_bytes()) {
+        for one in self.claimed(table, key) {
+            let said = one.row.attestation(one.relay);
+            if holder.is_some_and(|holder| attested.is_refuted(&holder, &said)) {
+                continue;
+            }
             attached = true;
             if one.reachable {
                 // Of one log-in the most sessions count, as in the row.
@@ -221,7 +293,7 @@ impl Directory {
             return (Vec::new(), None);
         }
         let limit = limit.clamp(1, limits::PAGE);
-        let mut page = Page { filter, limit, items: Vec::new() };
+        let mut page = Page { filter, limit, items: Vec::new(), checks: 0 };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut range = self.terminals.range::<TerminalId, _>((from, Bound::Unbounded));
         if let Some(text) = &filter.text {
@@ -258,13 +330,14 @@ impl Directory {
         if !may_match {
             return false;
         }
+        page.checks += self.unchecked(table, id);
         if let Some(view) = self.terminal_view(table, id)
             && filter.state.is_none_or(|state| state == view.state)
             && filter.kind.as_ref().is_none_or(|kind| *kind == view.kind)
         {
             page.items.push(view);
         }
-        page.items.len() == page.limit
+        page.items.len() == page.limit || page.checks >= CHECKS_PER_PAGE
     }
 
     /// Counts at most [`limits::PAGE_SCAN`] terminals behind `after`, and says where the next part begins.
@@ -292,15 +365,9 @@ impl Directory {
 }
 
 /// The place that a row of an attachment tells of.
-fn location(record: RecordRef<'_>) -> Option<Location> {
-    let row: AttachmentRow = rows::read(record.payload()).ok()?;
-    Some(Location {
-        relay: record.origin(),
-        epoch: row.epoch,
-        instance: row.instance,
-        role: row.role,
-        address: row.address,
-    })
+fn location(relay: RelayId, row: &AttachmentRow) -> Location {
+    let (epoch, instance, role, address) = (row.epoch, row.instance, row.role, row.address);
+    Location { relay, epoch, instance, role, address }
 }
 
 /// Attachments in the order of preference: the newest log-in, in it the primary, and among equals the same one at
