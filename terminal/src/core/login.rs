@@ -31,9 +31,11 @@
 //! of the newer epoch first and cut what stands. Roles change within an epoch, the new primary first.
 //!
 //! **Two processes.** Whoever was told to log in last is active: the older process is told `superseded`, or sees at its
-//! next Welcome that another process has an epoch above its own, and is parked until its user says `login`. So two
-//! processes with one identity never fight. `superseded` for an attachment of an older epoch of this process only says
-//! that the relay heard of the newer one.
+//! next Welcome that another process has an epoch above its own, and is parked until its user says `login` or the other
+//! is gone ([`parked`]). So two processes with one identity never fight. `superseded` for an attachment of an older epoch
+//! of this process only says that the relay heard of the newer one. A relay's word is not enough: it shows the other
+//! process's log-in, which this terminal's own key signed ([`Claim`]). One that cannot is left alone for
+//! [`BACKOFF_HOPELESS`], and nothing else follows.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -42,16 +44,19 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use tasuki_proto::control::RelayContact;
 use tasuki_proto::rows::AttachmentRole;
-use tasuki_proto::{LoginEpoch, Refusal, RefusalCode, RelayName};
+use tasuki_proto::{LoginEpoch, Refusal, RefusalCode, RelayName, limits};
 
 use self::advance::Draining;
 use self::attempt::{Stage, Try};
+use self::loss::is_hopeless;
+use self::parked::Parked;
 use self::relays::Relays;
 pub use self::relays::drains;
 
 mod advance;
 mod attempt;
 mod loss;
+pub mod parked;
 mod relays;
 
 /// One try to attach and, where it works, the attachment; never used twice.
@@ -67,6 +72,22 @@ pub enum RelayChoice {
     Names(BTreeSet<RelayName>),
 }
 
+/// Which log-in of this terminal a relay says that it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// None.
+    None,
+    /// This one, and this terminal's own key signed it.
+    Proven {
+        /// Its epoch.
+        epoch: LoginEpoch,
+        /// The process that logged in.
+        instance: u64,
+    },
+    /// One that this terminal's key did not sign.
+    Forged,
+}
+
 /// What happens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -80,10 +101,8 @@ pub enum Input {
     Welcome {
         /// Which try.
         attach: AttachId,
-        /// The highest log-in epoch that it knows of this terminal.
-        epoch: LoginEpoch,
-        /// The process that this epoch belongs to; 0: none.
-        instance: u64,
+        /// The highest log-in that it knows of this terminal.
+        highest: Claim,
         /// Terminals attached to it.
         terminals: u32,
         /// The round-trip time to it, µs.
@@ -106,6 +125,8 @@ pub enum Input {
         refusal: Refusal,
         /// The relay's hint when to come back, ms; 0: none.
         retry_after_ms: u32,
+        /// With `superseded`: the log-in that took over.
+        by: Claim,
     },
     /// The relay was not reached, or the connection broke.
     Lost {
@@ -175,7 +196,7 @@ pub enum State {
         /// Takes over when the primary is lost; `None` while no other relay is attached.
         standby: Option<Attached>,
     },
-    /// Another process with this identity took over; nothing is tried until the user says `login`.
+    /// Another process with this identity took over; this one waits until that one is gone, or the user says `login`.
     Parked(Refusal),
 }
 
@@ -235,7 +256,7 @@ pub struct Login {
     wanted: bool,
     /// Told to log in, and not logged in for [`STABLE`] since: takes over from whoever is.
     taking_over: bool,
-    parked: Option<Refusal>,
+    parked: Option<Parked>,
     trouble: Option<Refusal>,
     /// Of the attachments that stand, or of the last that did; those that know an older one are told.
     epoch: LoginEpoch,
@@ -298,8 +319,11 @@ impl Login {
             Input::Timeout => {}
             Input::Contacts(contacts) => self.relays.learn(contacts),
             Input::Told(attach, contacts) => self.handle_told(attach, contacts),
-            Input::Welcome { attach, epoch, instance, terminals, rtt_us } => {
-                self.handle_welcome(attach, (epoch, instance), (rtt_us, terminals), now);
+            Input::Welcome { attach, highest, .. } if self.parked.is_some() => {
+                self.looked(attach, highest, now);
+            }
+            Input::Welcome { attach, highest, terminals, rtt_us } => {
+                self.handle_welcome(attach, highest, (rtt_us, terminals), now);
             }
             Input::LoggedIn(attach) => self.handle_logged_in(attach, now),
             // The next time-out draws the conclusions, when all are measured.
@@ -309,7 +333,17 @@ impl Login {
                 }
                 return;
             }
-            Input::Refused { attach, refusal, retry_after_ms } => {
+            Input::Refused { attach, refusal, .. } | Input::Lost { attach, refusal }
+                if self.parked.is_some() =>
+            {
+                self.look_failed(attach, refusal.code, now);
+            }
+            Input::Refused { attach, refusal, by, .. }
+                if refusal.code == RefusalCode::Superseded =>
+            {
+                self.handle_superseded(attach, refusal, by, now);
+            }
+            Input::Refused { attach, refusal, retry_after_ms, .. } => {
                 let hint = Duration::from_millis(retry_after_ms.into());
                 self.handle_failure(attach, refusal, hint, now);
             }
@@ -325,6 +359,8 @@ impl Login {
         }
         if self.is_trying() {
             self.advance(now);
+        } else if self.wanted {
+            self.look(now);
         }
         self.show();
     }
@@ -337,7 +373,7 @@ impl Login {
     /// When [`Input::Timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if !self.is_trying() {
-            return None;
+            return self.poll_look();
         }
         let answer = self.asked.as_ref().map(|asked| asked.deadline);
         let settle = self.settle_at.filter(|_| self.asked.is_none());
@@ -372,6 +408,8 @@ impl Login {
             self.wanted = true;
             self.taking_over = true;
             self.parked = None;
+            // A look that was under way.
+            self.let_go(|_| true);
             self.trouble = None;
             self.relays.forgive();
             self.next_try = None;
@@ -389,7 +427,7 @@ impl Login {
     fn handle_welcome(
         &mut self,
         attach: AttachId,
-        (epoch, instance): (LoginEpoch, u64),
+        highest: Claim,
         (rtt_us, terminals): (u32, u32),
         now: Instant,
     ) {
@@ -399,15 +437,26 @@ impl Login {
         }
         // The relay lies, and would lock this terminal out: nobody gets to the highest epoch, and of this process no
         // relay can know one that it did not use.
-        if epoch.0 == u64::MAX || (instance == self.instance && epoch > self.epoch) {
-            let code = RefusalCode::ProtocolError;
-            self.outputs.push_back(Output::Detach { attach, code });
-            return self.handle_failure(attach, code.into(), BACKOFF_HOPELESS, now);
-        }
+        let (epoch, instance) = match highest {
+            Claim::None => (LoginEpoch(0), 0),
+            Claim::Proven { epoch, instance }
+                if epoch.0 <= limits::EPOCH_MOST
+                    && (instance != self.instance || epoch <= self.epoch) =>
+            {
+                (epoch, instance)
+            }
+            Claim::Proven { .. } | Claim::Forged => {
+                let code = RefusalCode::ProtocolError;
+                self.outputs.push_back(Output::Detach { attach, code });
+                let refusal = Refusal::new(code, format!("{}: a log-in not ours", attempt.relay));
+                return self.handle_failure(attach, refusal, BACKOFF_HOPELESS, now);
+            }
+        };
         attempt.welcomed(rtt_us, terminals);
         if instance != 0 && epoch > self.epoch {
             if !self.taking_over {
-                return self.park(RefusalCode::Superseded.into());
+                self.seen = self.seen.max(epoch);
+                return self.park(now);
             }
             self.seen = self.seen.max(epoch);
             if self.primary.is_some() || self.asked.is_some() {
@@ -438,11 +487,6 @@ impl Login {
         self.measure_at = Some(now + MEASURE);
         self.scout_at = Some(now + SCOUT.mul_f64(self.rng.random_range(0.75..1.25)));
         self.let_go(Try::is_open);
-    }
-
-    fn park(&mut self, refusal: Refusal) {
-        self.parked = Some(refusal);
-        self.detach_all(RefusalCode::Superseded);
     }
 
     /// Drops all tries, and ends the attachments with `code`.
@@ -484,8 +528,8 @@ impl Login {
         }
         let state = if !self.wanted {
             State::LoggedOut
-        } else if let Some(refusal) = &self.parked {
-            State::Parked(refusal.clone())
+        } else if let Some(parked) = &self.parked {
+            State::Parked(parked.why.clone())
         } else if let Some(primary) = self.attached(self.primary) {
             State::LoggedIn { primary, standby: self.attached(self.standby) }
         } else {

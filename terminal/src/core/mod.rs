@@ -14,6 +14,7 @@ pub mod notice;
 pub mod paths;
 pub mod pieces;
 pub mod retry;
+pub mod revoked;
 pub mod shares;
 pub mod transfer;
 pub mod unanswered;

@@ -3,10 +3,11 @@
 mod candidates;
 mod paths;
 mod sessions;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::Connection;
@@ -34,6 +35,7 @@ use crate::agent::{
 use crate::core::calls::{self, Calls, RequestId};
 use crate::core::login::{self, AttachId, Login, RelayChoice};
 use crate::core::paths::{self as paths_core, Paths};
+use crate::core::revoked::Revoked;
 
 /// What the lower half needs to know.
 pub struct Settings {
@@ -88,6 +90,8 @@ type Inboxes =
 
 /// An attachment that is being made or stands.
 struct Attachment {
+    /// The relay that is dialled.
+    name: RelayName,
     orders: mpsc::Sender<Order>,
     relay: Option<(RelayId, RelayName)>,
     seen_as: Option<SocketAddr>,
@@ -102,6 +106,7 @@ struct Driver {
     calls: Calls,
     state: login::State,
     attachments: BTreeMap<AttachId, Attachment>,
+    revoked: Revoked,
     /// Attachments that are being closed.
     leaving: BTreeSet<AttachId>,
     logouts: Vec<oneshot::Sender<()>>,
@@ -172,6 +177,7 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         calls: Calls::new(me),
         state: login::State::LoggedOut,
         attachments: BTreeMap::new(),
+        revoked: Revoked::new(settings.identity.get().mesh_id()),
         leaving: BTreeSet::new(),
         logouts: Vec::new(),
         attachment_events,
@@ -210,6 +216,7 @@ impl Driver {
         let contacts = self.settings.contacts.clone();
         self.login.handle(login::Input::Contacts(contacts), Instant::now());
         self.login.handle(login::Input::Login, Instant::now());
+        let mut renewals = self.settings.identity.subscribe();
         let mut interfaces = candidates::watch(self.sessions.local_addr(), self.look.clone());
         loop {
             self.perform();
@@ -242,6 +249,7 @@ impl Driver {
                     self.find_candidates();
                     self.confirm_logouts();
                 }
+                Ok(()) = renewals.changed() => self.handle_renewed(),
                 Ok(()) = released.changed() => self.handle_released(),
                 request = requests.recv() => match request {
                     Some(request) => self.handle_request(request),
@@ -308,6 +316,7 @@ impl Driver {
             login::Output::Attach { attach, relay } => {
                 let (orders, inbox) = mpsc::channel(limits::TERMINAL_MESSAGES);
                 let attachment = Attachment {
+                    name: relay.name.clone(),
                     orders,
                     relay: None,
                     seen_as: None,
@@ -319,8 +328,7 @@ impl Driver {
                 tokio::spawn(attachment::run(attach, relay, context, events, inbox));
             }
             login::Output::Login { attach, epoch, role } => {
-                let login = tasuki_proto::control::Login { epoch, role };
-                self.say(attach, ToRelay::Login(login));
+                self.say_login(attach, epoch, role);
             }
             login::Output::Detach { attach, code } => {
                 if code == RefusalCode::LoggedOut {
@@ -522,13 +530,16 @@ impl Driver {
     fn handle_said(&mut self, attach: AttachId, message: ToTerminal, now: Instant) {
         match message {
             ToTerminal::Welcome(welcome) => {
+                if !self.is_dialled(attach, &welcome) {
+                    return self.distrust(attach, "says that it is another one", now);
+                }
+                let highest = self.claim(welcome.highest);
                 let Some(attachment) = self.attachments.get_mut(&attach) else { return };
                 attachment.relay = Some((welcome.relay, welcome.name));
                 attachment.seen_as = Some(welcome.address);
                 let input = login::Input::Welcome {
                     attach,
-                    epoch: welcome.epoch,
-                    instance: welcome.instance,
+                    highest,
                     terminals: welcome.terminals,
                     rtt_us: attachment.connection.as_ref().map_or(u32::MAX, rtt_us),
                 };
@@ -544,10 +555,12 @@ impl Driver {
             ToTerminal::LoggedIn(_) => self.login.handle(login::Input::LoggedIn(attach), now),
             ToTerminal::Refused(refused) => {
                 self.forget(attach, refused.refusal.code);
+                let by = self.claim(refused.by);
                 let input = login::Input::Refused {
                     attach,
                     refusal: refused.refusal,
                     retry_after_ms: refused.retry_after_ms,
+                    by,
                 };
                 self.login.handle(input, now);
             }
@@ -592,15 +605,7 @@ impl Driver {
                 });
                 self.login.handle(login::Input::Told(attach, relays.relays), now);
             }
-            ToTerminal::Revoked(revoked) => {
-                for session in self.sessions.with_keys(&revoked.keys) {
-                    let code = RefusalCode::Revoked;
-                    self.calls.handle(calls::Input::End { session, code }, now);
-                }
-                let mut all = self.context.revoked.write().unwrap_or_else(PoisonError::into_inner);
-                all.extend(revoked.keys);
-                self.sessions.set_revoked(&all);
-            }
+            ToTerminal::Revoked(revoked) => self.handle_revoked(attach, revoked, now),
         }
     }
 

@@ -7,9 +7,39 @@ use tasuki_proto::limits;
 use tasuki_proto::{LoginEpoch, Refusal, RefusalCode};
 
 use super::attempt::Stage;
-use super::{AttachId, BACKOFF_HOPELESS, CALM, HASTE, Login, STABLE};
+use super::{AttachId, BACKOFF_HOPELESS, CALM, Claim, HASTE, Login, STABLE};
 
 impl Login {
+    /// A relay says that another log-in took over. This process gives way to another one that this terminal's own key
+    /// signed for. An attachment of an older epoch of this process is cut for its own sake; and without a proof the relay
+    /// has failed, and nobody else.
+    pub(super) fn handle_superseded(
+        &mut self,
+        attach: AttachId,
+        refusal: Refusal,
+        by: Claim,
+        now: Instant,
+    ) {
+        let Some(attempt) = self.try_by_id.get(&attach) else { return };
+        let told = attempt.told.map(|(epoch, _)| epoch);
+        let asked = self.asked.as_ref().filter(|asked| asked.attach == attach);
+        let own = told.or(asked.map(|asked| asked.epoch)).unwrap_or(self.epoch);
+        match by {
+            Claim::Proven { epoch, instance } if instance != self.instance && epoch >= own => {
+                self.seen = self.seen.max(epoch.min(LoginEpoch(limits::EPOCH_MOST)));
+                self.park(now);
+            }
+            Claim::Proven { instance, .. } if instance == self.instance => {
+                self.handle_failure(attach, refusal, Duration::ZERO, now);
+            }
+            _ => {
+                let detail = format!("{} shows no newer log-in", attempt.relay);
+                let refusal = Refusal::new(RefusalCode::ProtocolError, detail);
+                self.handle_failure(attach, refusal, BACKOFF_HOPELESS, now);
+            }
+        }
+    }
+
     pub(super) fn handle_failure(
         &mut self,
         attach: AttachId,
@@ -18,14 +48,7 @@ impl Login {
         now: Instant,
     ) {
         let Some(attempt) = self.try_by_id.remove(&attach) else { return };
-        let asked = self.asked.take_if(|asked| asked.attach == attach);
-        // An attachment of an older epoch is cut for this process's own sake.
-        let told = attempt.told.map(|(epoch, _)| epoch);
-        let epoch = told.or(asked.map(|asked| asked.epoch));
-        if refusal.code == RefusalCode::Superseded && epoch.is_none_or(|epoch| epoch >= self.epoch)
-        {
-            return self.park(refusal);
-        }
+        self.asked.take_if(|asked| asked.attach == attach);
         let least = if is_hopeless(refusal.code) { BACKOFF_HOPELESS } else { Duration::ZERO };
         // The hint is the relay's: cut, so that nothing overflows.
         let wait = hint.min(limits::PEER_DELAY).max(least);
@@ -81,7 +104,7 @@ impl Login {
 }
 
 /// Whether the same refusal will come until somebody does something.
-fn is_hopeless(code: RefusalCode) -> bool {
+pub(super) fn is_hopeless(code: RefusalCode) -> bool {
     matches!(
         code,
         RefusalCode::UnknownTerminal
@@ -92,5 +115,6 @@ fn is_hopeless(code: RefusalCode) -> bool {
             | RefusalCode::CertificateMissing
             | RefusalCode::BadCertificate
             | RefusalCode::ProtocolTooOld
+            | RefusalCode::PeerNotProven
     )
 }
