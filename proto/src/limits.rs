@@ -20,6 +20,11 @@ pub const ROUTE_RELAYS: usize = 16;
 pub const FULL_MESH_RELAYS: usize = 12;
 /// Relays that one relay knows; further ones are neither dialled nor accepted.
 pub const RELAYS: usize = 4096;
+/// Processes that a neighbour had before and that a relay remembers, so that it notices two with one identity; the oldest
+/// makes room.
+pub const PROCESSES_REMEMBERED: usize = 8;
+/// Relays of which a relay shows that two processes have their identity; the oldest makes room.
+pub const TWINS_SHOWN: usize = 16;
 /// Links of one relay; further ones that others dial are refused with `overloaded`, and further ones in its row are
 /// ignored.
 pub const LINKS: usize = 64;

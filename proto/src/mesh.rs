@@ -46,6 +46,8 @@ pub struct LinkHello {
     pub software: String,
     /// Its incarnation.
     pub incarnation: Incarnation,
+    /// Which process it is: chosen at random when it started.
+    pub instance: u64,
     /// The handle that its challenges will carry (see [`crate::frame::challenge`]).
     pub handle: Label,
     /// Where it can be dialled: `HOST:PORT`, UDP.
@@ -138,6 +140,13 @@ pub struct Tried {
     pub sent: bool,
 }
 
+/// "Another process with your identity wanted a link, from this address, and was refused." For people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Twin {
+    /// Where it is, as the sender sees it.
+    pub address: SocketAddr,
+}
+
 crate::messages! {
     /// What a relay says to a neighbour on the call stream.
     pub enum ToPeer {
@@ -161,5 +170,7 @@ crate::messages! {
         9 => TryAddress(TryAddress),
         /// Whether a knock was sent.
         10 => Tried(Tried),
+        /// Two processes have the receiver's identity.
+        11 => Twin(Twin),
     }
 }

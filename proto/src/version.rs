@@ -2,7 +2,7 @@
 //!
 //! | protocol | since | what changed |
 //! |---|---|---|
-//! | 1 | 0.1.0 | the first; knocks (frame kind 5, `TryAddress`, `Tried`), lanes and pauses (`Begin` kinds 6, 7) and datagrams in pieces (integers of eight bytes) were added, and probes (frame kind 4) were bound to their path, before its release |
+//! | 1 | 0.1.0 | the first. Before its release: knocks (frame kind 5, `TryAddress`, `Tried`), lanes and pauses (`Begin` kinds 6, 7), datagrams in pieces (integers of eight bytes), probes bound to their path (frame kind 4), signed heads of origins (gossip kinds 1 and 3), signed log-ins (`Login`, `Welcome`, `Refused`, attachment rows), revocations as records, the public key in accounts, and the process in `LinkHello` with `Twin` |
 //!
 //! Kinds and sections that an older peer skips do not raise the protocol.
 //!

@@ -159,6 +159,7 @@ impl Running {
         let hello = Arc::new(HelloMaker {
             addresses: config.advertise.clone(),
             incarnation: AtomicU64::new(incarnation.0),
+            instance: rand::rng().random(),
         });
         let making = hello.clone();
         tokio::spawn(terminals::accept(endpoints.terminals.clone(), context.clone()));

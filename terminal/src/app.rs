@@ -12,7 +12,7 @@ use tasuki_proto::control::RelayContact;
 use tasuki_proto::dial::Dialler;
 use tasuki_proto::enrolment::{Enrolled, keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, write_private};
-use tasuki_proto::limits;
+use tasuki_proto::{LoginEpoch, limits};
 use tasuki_proto::net::Periods;
 use tasuki_proto::traces::Traces;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +27,9 @@ use crate::io::services::{KeepAlive, Services};
 
 /// The time that has surely passed, s since 1970, in the data directory.
 const CLOCK_MARK: &str = "clock.mark";
-/// How often it is kept.
+/// The highest epoch of a log-in that was used, in the data directory.
+const EPOCH_MARK: &str = "login.epoch";
+/// How often the clock's mark is kept.
 const MARK_PERIOD: Duration = Duration::from_secs(3600);
 /// How long to wait before what the disk did not take is kept again.
 const KEEP_AGAIN: Duration = Duration::from_secs(60);
@@ -105,6 +107,10 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
     let contacts = load_relays(&data)?;
     let (kept_contacts, keeping) = watch::channel(contacts.clone());
     tokio::spawn(keep_contacts(data, keeping));
+    let mark = config.data.join(EPOCH_MARK);
+    let kept = std::fs::read_to_string(&mark).ok().and_then(|text| text.trim().parse().ok());
+    let (kept_epoch, keeping) = watch::channel(LoginEpoch(kept.unwrap_or(0)));
+    tokio::spawn(keep_epoch(mark, keeping));
     let name = cell.get().terminal_id().map(ToString::to_string).unwrap_or_default();
     Ok(driver::Settings {
         traces: Traces::start(config.traces.clone(), "tasuki-agent", &name),
@@ -126,6 +132,7 @@ fn lower_half(config: &Config) -> anyhow::Result<driver::Settings> {
         port_mapping: config.port_mapping,
         listen: (Ipv6Addr::UNSPECIFIED, 0).into(),
         kept_contacts,
+        kept_epoch,
         overheard: None,
     })
 }
@@ -156,6 +163,17 @@ async fn keep_contacts(data: PathBuf, mut contacts: watch::Receiver<Vec<RelayCon
                 }
                 Err(_) => return,
             }
+        }
+    }
+}
+
+/// Writes the epoch for the next start. A disk that fails costs no log-in.
+async fn keep_epoch(path: PathBuf, mut epoch: watch::Receiver<LoginEpoch>) {
+    while epoch.changed().await.is_ok() {
+        let (used, path) = (epoch.borrow_and_update().0, path.clone());
+        let write = move || write_private(&path, format!("{used}\n").as_bytes());
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
+            tracing::warn!(%error, "the epoch of the log-in could not be kept");
         }
     }
 }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use ring::signature::{Ed25519KeyPair, KeyPair};
+use tasuki_proto::attest::{Attestation, SIGNATURE_BYTES, Signature};
 use tasuki_proto::codec::{self, Envelope, SectionWriter};
 use tasuki_proto::control::{self, ToRelay, ToTerminal};
 use tasuki_proto::enrolment::{self, FromRegistrar, ToRegistrar};
@@ -220,7 +221,23 @@ fn attachment_row() -> rows::AttachmentRow {
         address: v4(),
         since_ms: 1_700_000_000_000,
         sessions: 2,
+        signature: signature(),
     }
+}
+
+fn signature() -> Signature {
+    Signature::new([0xa5; SIGNATURE_BYTES])
+}
+
+fn attestation() -> Attestation {
+    attachment_row().attestation(RelayId(7))
+}
+
+fn revocation() -> Record {
+    let key = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
+    let row = rows::RevocationRow { name: "plant7".into(), revoked_ms: 1_700_000_000_000 };
+    let payload = rows::payload(&row);
+    Record::signed(&draft(RecordKind::REVOCATION, &[8; 32], &payload), &MeshId([6; 16]), &key)
 }
 
 // ---- The vectors ----------------------------------------------------------------------------------------------
@@ -332,7 +349,7 @@ fn control_messages_to_the_relay() {
             protocol: 1, software: "0.1.0".into(), instance: 5,
         }),
         "to-relay-login" => ToRelay::Login(control::Login {
-            epoch: LoginEpoch(4), role: AttachmentRole::Standby,
+            epoch: LoginEpoch(4), role: AttachmentRole::Standby, signature: signature(),
         }),
         "to-relay-logout" => ToRelay::Logout(control::Logout {}),
         "to-relay-call" => ToRelay::Call(control::Call {
@@ -373,11 +390,12 @@ fn control_messages_to_the_terminal() {
     family!("control-to-terminal", Some("control"), ToTerminal {
         "to-terminal-welcome" => ToTerminal::Welcome(control::Welcome {
             protocol: 1, software: "0.1.0".into(), relay: RelayId(7), name: relay("r1"),
-            epoch: LoginEpoch(4), instance: 5, address: v6(), handle: label(23),
+            highest: Some(attestation()), address: v6(), handle: label(23),
             terminals: 120,
         }),
         "to-terminal-refused" => ToTerminal::Refused(control::Refused {
-            refusal: RefusalCode::Draining.into(), retry_after_ms: 1_500,
+            refusal: RefusalCode::Superseded.into(), retry_after_ms: 1_500,
+            by: Some(attestation()),
         }),
         "to-terminal-logged-in" => ToTerminal::LoggedIn(control::LoggedIn {}),
         "to-terminal-incoming" => ToTerminal::Incoming(control::Incoming {
@@ -413,9 +431,9 @@ fn control_messages_to_the_terminal() {
                 name: relay("r1"), addresses: vec!["relay.example:4433".into()], draining: true,
             }],
         }),
-        "to-terminal-revoked" => ToTerminal::Revoked(control::Revoked {
-            keys: vec![KeyFingerprint([8; 32])],
-        }),
+        "to-terminal-revoked" => ToTerminal::Revoked(
+            control::Revoked::of([revocation(), revocation()]).remove(0),
+        ),
         "to-terminal-resuming" => ToTerminal::Resuming(control::Resuming {
             session: session(), generation: Generation(3), caller: terminal("desk1"),
             label: label(43), route: vec![relay("r1"), relay("r2")],
@@ -434,7 +452,8 @@ fn control_messages_to_the_terminal() {
 fn mesh_messages() {
     family!("mesh", Some("mesh"), ToPeer {
         "hello" => ToPeer::Hello(mesh::LinkHello {
-            protocol: 1, software: "0.1.0".into(), incarnation: Incarnation(3), handle: label(26),
+            protocol: 1, software: "0.1.0".into(), incarnation: Incarnation(3), instance: 5,
+            handle: label(26),
             addresses: vec!["relay.example:4433".into()],
         }),
         "call" => ToPeer::Call(mesh::RoutedCall {
@@ -463,6 +482,7 @@ fn mesh_messages() {
             address: "relay.example:4433".into(), label: label(49),
         }),
         "tried" => ToPeer::Tried(mesh::Tried { label: label(49), sent: true }),
+        "twin" => ToPeer::Twin(mesh::Twin { address: v4() }),
     });
 }
 
@@ -682,7 +702,8 @@ fn numbers_and_words() {
 /// A body with a section from a later version, in an envelope.
 #[test]
 fn an_unknown_section_is_skipped() {
-    let login = control::Login { epoch: LoginEpoch(4), role: AttachmentRole::Primary };
+    let (epoch, role) = (LoginEpoch(4), AttachmentRole::Primary);
+    let login = control::Login { epoch, role, signature: signature() };
     let later = |body: SectionWriter| body.with(9, &"of a later version");
     let before = later(SectionWriter::new()).with(1, &login).finish();
     let behind = later(SectionWriter::new().with(1, &login)).finish();

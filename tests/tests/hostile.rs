@@ -315,6 +315,7 @@ fn unknown_messages_are_passed_over_and_oversized_ones_end_the_connection() {
             protocol: PROTOCOL + 6,
             software: "raw".into(),
             incarnation: Incarnation(u64::from(u32::MAX)),
+            instance: 1,
             handle: Label::from_random(7),
             addresses: vec![r2.listen().to_string()],
         };

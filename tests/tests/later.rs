@@ -7,7 +7,7 @@
 
 use bytes::{BufMut, BytesMut};
 use tasuki_proto::codec::{Envelope, SectionWriter};
-use tasuki_proto::control::{Call, CallRefused, End, Hello, List, Login, ToRelay, ToTerminal};
+use tasuki_proto::control::{Call, CallRefused, End, Hello, List, ToRelay, ToTerminal};
 use tasuki_proto::id::{Label, LoginEpoch, SessionId, TerminalId};
 use tasuki_proto::rows::AttachmentRole;
 use tasuki_proto::version::{Alpn, PROTOCOL};
@@ -55,7 +55,8 @@ async fn log_in(mesh: &Mesh) -> (raw::RawStream, RelayId) {
     let ToTerminal::Welcome(welcome) = answer else { panic!("{answer:?}") };
     assert_eq!(welcome.protocol, PROTOCOL, "the newest that both speak");
     x.say(&raw::unknown_message()).await.unwrap();
-    let login = Login { epoch: LoginEpoch(welcome.epoch.0 + 1), role: AttachmentRole::Primary };
+    let epoch = LoginEpoch(welcome.epoch().0 + 1);
+    let login = raw::login(data, welcome.relay, epoch, raw::INSTANCE);
     x.say(&later(&ToRelay::Login(login))).await.unwrap();
     hear(&mut x, "logged in", |said| matches!(said, ToTerminal::LoggedIn(_))).await;
     (x, welcome.relay)

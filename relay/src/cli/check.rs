@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tasuki_proto::text::escape_json;
 
+use super::query::lists::{items, plain};
 use super::query::text::{Look, Paint, wrapped};
 use super::query::{Out, print, unless_unread};
 use super::{Global, local};
@@ -128,11 +129,35 @@ async fn all(config: &RelayConfig) -> Vec<Finding> {
         }
         None => Finding::ok("relay", "does not run at the moment"),
     });
+    out.extend(twins(running.as_ref().map(|running| &running.status)));
     out.extend(data::checks(&config.data));
     out.extend(running.as_ref().map(|running| data::renewal(&running.status, data::now_secs())));
     out.extend(machine::checks(running.as_ref().and_then(|running| running.pid)));
     out.extend(network::checks(config, running.as_ref().map(|running| &running.status)).await);
     out
+}
+
+/// Whether two processes have the identity of one relay, as the running relay saw it.
+fn twins(status: Option<&Value>) -> Vec<Finding> {
+    let name = "identity";
+    let Some(status) = status else { return Vec::new() };
+    let seen = items(&status["twins"]);
+    if seen.is_empty() {
+        return vec![Finding::ok(name, "no relay was seen twice")];
+    }
+    let own = plain(&status["name"]);
+    seen.iter()
+        .map(|twin| {
+            let [relay, what] = ["relay", "what"].map(|key| plain(&twin[key]));
+            let level = if relay == own { Level::Bad } else { Level::Warning };
+            Finding::new(
+                name,
+                level,
+                format!("two processes run as {relay}: {what}"),
+                "a copy of its data directory runs: stop one of them, and join it under its own name",
+            )
+        })
+        .collect()
 }
 
 /// The relay that answers on the data directory's socket.

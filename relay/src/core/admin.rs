@@ -144,6 +144,8 @@ pub struct StatusView {
     pub not_ready: Option<String>,
     /// Its links, ordered by name.
     pub links: Vec<LinkView>,
+    /// Relays of which two processes were seen lately, this one among them; ordered by name.
+    pub twins: Vec<TwinView>,
     /// Its advertised addresses, and whether other relays reach them.
     pub reachable_from_outside: Vec<AddressView>,
     /// Terminals attached here.
@@ -177,6 +179,17 @@ pub struct StatusView {
     pub drops: BTreeMap<String, u64>,
     /// What callers attached here said of direct paths. A caller with two attachments tells both relays.
     pub direct: Vec<DirectView>,
+}
+
+/// Two processes with the identity of one relay: a copy of its data directory runs somewhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TwinView {
+    /// The relay.
+    pub relay: RelayName,
+    /// What was seen.
+    pub what: String,
+    /// When it was seen last, ms since 1970.
+    pub seen_at: u64,
 }
 
 /// How often a direct path came, went, or was not to be had between two kinds of NAT.

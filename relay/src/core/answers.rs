@@ -97,6 +97,7 @@ impl Relay {
             ends_in_s: self.ends_at.map(|at| at.saturating_duration_since(now).as_secs()),
             not_ready: self.not_ready(),
             links,
+            twins: self.twins.views(now),
             reachable_from_outside: self.selftest.views(),
             terminals: self.login.len(),
             sessions: self.sessions.len(),
@@ -132,6 +133,10 @@ impl Relay {
     fn not_ready(&self) -> Option<String> {
         if self.login.is_draining() {
             return Some("draining".to_owned());
+        }
+        if self.links.is_cut_off() && self.links.has_given_way() {
+            let why = "another process with this relay's identity is linked in its place";
+            return Some(why.to_owned());
         }
         if self.links.is_cut_off() {
             return Some("linked with none of the relays that it should be".to_owned());

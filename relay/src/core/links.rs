@@ -19,6 +19,13 @@
 //!
 //! The other is closed with `duplicate-link`, which counts as no failure.
 //!
+//! **Two processes with one identity** (a copy of a data directory that runs). Each start has a number of its own, which
+//! both sides say. A process with a higher incarnation than the linked one takes its place, since a restart looks like
+//! that. Should the one that was replaced come back, or one with no higher incarnation, while another process is linked,
+//! there are two: the linked one stays, the other is closed with `superseded`, and both are told. Who is closed so comes
+//! back after [`GIVE_WAY_MIN`], doubling up to [`GIVE_WAY_MAX`]. So the newest process stays, at each neighbour alike, and
+//! the other takes its place once it is gone.
+//!
 //! **What is said.** A lost link counts at once. One that comes up is used for gossip and calls at once and announced
 //! after a stable time: none for the first, then doubling with each loss within [`CALM`] of its beginning, up to
 //! [`SETTLE_MAX`]; [`SETTLE_MIN`] where the peer restarted, since that says nothing of the line. Round-trip times are smoothed (RFC 6298, section 2) and said in steps of 25 %, at most every
@@ -56,6 +63,10 @@ pub const YIELD: Duration = Duration::from_millis(200);
 pub const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// The longest.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The first wait after a neighbour preferred another process with this relay's identity.
+pub const GIVE_WAY_MIN: Duration = Duration::from_secs(5);
+/// The longest.
+pub const GIVE_WAY_MAX: Duration = Duration::from_secs(300);
 /// How long a link lasts until its peer counts as good.
 pub const STABLE: Duration = Duration::from_secs(10);
 /// A link that is lost earlier flaps.
@@ -76,6 +87,7 @@ struct Link {
     id: LinkId,
     dialled_here: bool,
     incarnation: Incarnation,
+    instance: u64,
     since: Instant,
     /// From when on it is announced.
     announce_at: Instant,
@@ -92,6 +104,10 @@ struct Peer {
     dial_at: Option<Instant>,
     failures: u32,
     flaps: u32,
+    /// Processes that a newer one took the place of.
+    replaced: VecDeque<u64>,
+    /// How often in a row it preferred another process with this relay's identity.
+    given_way: u32,
     /// The greatest that it had on a link.
     incarnation: Option<Incarnation>,
     /// Its last round-trip time, µs.
@@ -146,8 +162,9 @@ impl Links {
             }
             Input::Gone(relay, code) => self.handle_gone(relay, code),
             Input::DialFailed(peer) => self.handle_dial_failed(peer, now),
-            Input::Up { link, peer, name, dialled_here, incarnation } => {
-                self.handle_up((link, peer), name, dialled_here, incarnation, now);
+            Input::Up { link, peer, name, dialled_here, incarnation, instance } => {
+                let process = (incarnation, instance);
+                self.handle_up((link, peer), name, dialled_here, process, now);
             }
             Input::Down(link, code) => self.handle_down(link, code, now),
             Input::Rtt(link, us) => self.handle_rtt(link, us),
@@ -212,6 +229,11 @@ impl Links {
         wished().next().is_some() && wished().all(|(_, peer)| peer.link.is_none())
     }
 
+    /// Whether a neighbour preferred another process with this relay's identity, and there was no link with it since.
+    pub fn has_given_way(&self) -> bool {
+        self.peer_by_id.values().any(|peer| peer.given_way > 0)
+    }
+
     fn handle_known(
         &mut self,
         relay: RelayId,
@@ -267,7 +289,7 @@ impl Links {
         (id, relay): (LinkId, RelayId),
         name: RelayName,
         dialled_here: bool,
-        incarnation: Incarnation,
+        (incarnation, instance): (Incarnation, u64),
         now: Instant,
     ) {
         let known = self.peer_by_id.contains_key(&relay);
@@ -296,6 +318,18 @@ impl Links {
         peer.incarnation = peer.incarnation.max(Some(incarnation));
         let mut announce_at = now + peer.settle();
         if let Some(old) = &peer.link {
+            let is_other = old.instance != instance;
+            if is_other && (incarnation <= old.incarnation || peer.replaced.contains(&instance)) {
+                self.outputs.push_back(Output::Twins { kept: old.id, refused: id });
+                self.outputs.push_back(Output::Close(id, RefusalCode::Superseded));
+                return;
+            }
+            if is_other {
+                if peer.replaced.len() == limits::PROCESSES_REMEMBERED {
+                    peer.replaced.pop_front();
+                }
+                peer.replaced.push_back(old.instance);
+            }
             let later_stays = match incarnation.cmp(&old.incarnation) {
                 std::cmp::Ordering::Equal if old.dialled_here == dialled_here => true,
                 std::cmp::Ordering::Equal => dialled_here == lower_dials,
@@ -311,7 +345,9 @@ impl Links {
             announce_at = announce_at.min(old.announce_at);
         }
         let rtt = Rtt::default();
-        peer.link = Some(Link { id, dialled_here, incarnation, since: now, announce_at, rtt });
+        peer.replaced.retain(|replaced| *replaced != instance);
+        let since = now;
+        peer.link = Some(Link { id, dialled_here, incarnation, instance, since, announce_at, rtt });
         peer.unwished_since = None;
         self.peer_by_link.insert(id, relay);
         self.outputs.push_back(Output::Accepted(id, relay));
@@ -330,11 +366,17 @@ impl Links {
             return;
         }
         if lasted >= STABLE {
-            peer.failures = 0;
+            (peer.failures, peer.given_way) = (0, 0);
         }
         peer.flaps = if lasted >= CALM { 0 } else { peer.flaps.saturating_add(1) };
-        let wait = self.failure_wait(relay);
+        let mut wait = self.failure_wait(relay);
         if let Some(peer) = self.peer_by_id.get_mut(&relay) {
+            if code == Some(RefusalCode::Superseded) {
+                wait = GIVE_WAY_MIN.saturating_mul(1 << peer.given_way.min(8)).min(GIVE_WAY_MAX);
+                wait = wait.mul_f64(self.rng.random_range(0.75..1.25));
+                peer.given_way = peer.given_way.saturating_add(1);
+                self.outputs.push_back(Output::GivenWay(peer.name.clone()));
+            }
             peer.dial_at = Some(now + wait);
         }
     }
@@ -517,6 +559,8 @@ impl Peer {
             dial_at: Some(dial_at),
             failures: 0,
             flaps: 0,
+            replaced: VecDeque::new(),
+            given_way: 0,
             incarnation: None,
             last_rtt_us: None,
             reachable: false,

@@ -381,8 +381,7 @@ impl Login {
             Phase::Greeted { instance } => (*instance, LoginEpoch::default()),
             Phase::LoggedIn { row, .. } => (row.instance, row.epoch),
         };
-        let presence =
-            Presence { relay: self.own, epoch: login.epoch, instance, role: login.role };
+        let presence = Presence { relay: self.own, epoch: login.epoch, instance, role: login.role };
         let attestation = Attestation { presence, signature: login.signature };
         // A terminal cannot jump far ahead, else it could never be superseded.
         let epoch = known.highest.map(|highest| highest.presence.epoch).unwrap_or_default();

@@ -33,6 +33,7 @@ pub mod routes;
 pub mod selftest;
 pub mod sessions;
 pub mod shares;
+mod twins;
 mod wiring;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -135,6 +136,8 @@ pub enum Input {
         dialled_here: bool,
         /// Which life of the relay.
         incarnation: Incarnation,
+        /// Which process of it.
+        instance: u64,
         /// The address at the other end, canonical.
         address: SocketAddr,
     },
@@ -314,6 +317,7 @@ pub struct Relay {
     lag_ms: VecDeque<u32>,
     changes: changes::Changes,
     history: history::History,
+    twins: twins::Twins,
     outputs: VecDeque<Output>,
 }
 
@@ -340,7 +344,7 @@ impl Relay {
             Input::TerminalMoved(conn, address) => {
                 self.login.handle(login::Input::Moved(conn, address), now, wall_ms);
             }
-            Input::LinkUp { link, name, key, dialled_here, incarnation, address } => {
+            Input::LinkUp { link, name, key, dialled_here, incarnation, instance, address } => {
                 let peer = self.id_of(&name);
                 let seen = Peer {
                     relay: peer,
@@ -352,7 +356,7 @@ impl Relay {
                     rtt_us: 0,
                 };
                 self.peers.insert(link, seen);
-                let up = links::Input::Up { link, peer, name, dialled_here, incarnation };
+                let up = links::Input::Up { link, peer, name, dialled_here, incarnation, instance };
                 self.links.handle(up, now);
             }
             Input::DialFailed(relay) => {

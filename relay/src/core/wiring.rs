@@ -8,7 +8,7 @@ use rand::rngs::{SmallRng, StdRng};
 use rand::{Rng, SeedableRng};
 use tasuki_proto::control::{self, RelayContact, ToRelay, ToTerminal};
 use tasuki_proto::identity::KeyFingerprint;
-use tasuki_proto::mesh::ToPeer;
+use tasuki_proto::mesh::{ToPeer, Twin};
 use tasuki_proto::record::{Record, RecordKind};
 use tasuki_proto::rows::{self, LoadRow, RelayRow};
 use tasuki_proto::{
@@ -27,6 +27,7 @@ use super::login::{self, Known, Login};
 use super::routes::{self, Routes};
 use super::selftest::SelfTest;
 use super::sessions::{self, HopId, Neighbour, Place, Sessions};
+use super::twins::Twins;
 use super::{Config, ConnId, LinkId, Output, Relay};
 
 /// A departed terminal's row is remembered as gone for this long, s.
@@ -114,6 +115,7 @@ impl Relay {
             lag_ms: VecDeque::new(),
             changes: Changes::default(),
             history: History::default(),
+            twins: Twins::default(),
             outputs: VecDeque::new(),
             config,
         };
@@ -379,6 +381,7 @@ impl Relay {
         let input = match message {
             // Said once, before the link was handed over.
             ToPeer::Hello(_) => return,
+            ToPeer::Twin(twin) => return self.handle_twin(link, twin, now, wall_ms),
             ToPeer::Call(call) => {
                 let next = match call.route.first() {
                     // The session's id says where its call began.
@@ -536,9 +539,45 @@ impl Relay {
                 self.gossip.handle(gossip::Input::LinkUp(link, peer.relay), now);
                 self.adopt_orphan(link, now, wall_ms);
             }
+            links::Output::Twins { kept, refused } => self.on_twins(kept, refused, now, wall_ms),
+            links::Output::GivenWay(by) => {
+                let what = format!(
+                    "another process with this relay's identity is linked with {by}: this one gives way"
+                );
+                if self.twins.note(self.config.name.clone(), what, now, wall_ms) {
+                    tracing::warn!(%by, "another process with this relay's identity is linked in this one's place");
+                }
+            }
             links::Output::Announce(row) => {
                 self.write(RecordKind::LINKS, &[], Some(rows::payload(&row)), now, wall_ms);
             }
+        }
+    }
+
+    /// Two processes have the identity of a neighbour.
+    fn on_twins(&mut self, kept: LinkId, refused: LinkId, now: Instant, wall_ms: u64) {
+        let (Some(one), Some(other)) = (self.peers.get(&kept), self.peers.get(&refused)) else {
+            return;
+        };
+        let (name, kept_at, address) = (one.name.clone(), one.address, other.address);
+        let told = ToPeer::Twin(Twin { address });
+        self.outputs.push_back(Output::ToPeer(kept, told));
+        let what = format!("the one at {kept_at} is linked, the one at {address} was refused");
+        if self.twins.note(name.clone(), what, now, wall_ms) {
+            tracing::warn!(
+                relay = %name, linked = %kept_at, refused = %address,
+                "two processes run with the identity of one relay: stop one of them, and join it under its own name"
+            );
+        }
+    }
+
+    /// A neighbour says that another process has this relay's identity.
+    fn handle_twin(&mut self, link: LinkId, twin: Twin, now: Instant, wall_ms: u64) {
+        let Some(by) = self.peers.get(&link).map(|peer| peer.name.clone()) else { return };
+        let address = twin.address;
+        let what = format!("{by} refused another process with this relay's identity at {address}");
+        if self.twins.note(self.config.name.clone(), what, now, wall_ms) {
+            tracing::warn!(%by, %address, "another process with this relay's identity was refused");
         }
     }
 

@@ -85,6 +85,8 @@ pub struct HelloMaker {
     pub addresses: Vec<String>,
     /// Its incarnation.
     pub incarnation: AtomicU64,
+    /// Which process it is, chosen at random.
+    pub instance: u64,
 }
 
 impl HelloMaker {
@@ -94,6 +96,7 @@ impl HelloMaker {
             protocol: version::PROTOCOL,
             software: version::SOFTWARE.to_owned(),
             incarnation: Incarnation(self.incarnation.load(Ordering::Relaxed)),
+            instance: self.instance,
             handle: Label::from_random(1),
             addresses: self.addresses.clone(),
         }
@@ -299,6 +302,7 @@ impl Driver {
             key: up.key,
             dialled_here: up.dialled_here,
             incarnation: up.hello.incarnation,
+            instance: up.hello.instance,
             address,
         });
     }

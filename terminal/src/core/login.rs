@@ -313,6 +313,12 @@ impl Login {
         }
     }
 
+    /// Takes the highest epoch that an earlier process used: a relay that shows a log-in of that process then shows an old
+    /// one. Only as far as relays that know of no log-in would follow.
+    pub fn remember(&mut self, epoch: LoginEpoch) {
+        self.epoch = self.epoch.max(epoch.min(LoginEpoch(limits::EPOCH_JUMP / 2)));
+    }
+
     /// Takes in what happened; drain [`Login::poll_output`] afterwards.
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {

@@ -19,7 +19,7 @@ use tasuki_proto::identity::{Clock, IdentityCell, locked_out};
 use tasuki_proto::net::{Periods, canonical};
 use tasuki_proto::traces::{Place, Span, Traces};
 use tasuki_proto::{
-    Label, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId, limits,
+    Label, LoginEpoch, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId, limits,
     version,
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -59,6 +59,9 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The relays of the mesh, to be kept for the next start.
     pub kept_contacts: watch::Sender<Vec<RelayContact>>,
+    /// The highest epoch of a log-in that this terminal used, to be kept for the next start; at first what an earlier
+    /// process kept.
+    pub kept_epoch: watch::Sender<LoginEpoch>,
     /// Where traces of sessions go.
     pub traces: Traces,
     /// Gets a copy of every byte that control streams carry to relays: for those who want to see what relays are told.
@@ -161,7 +164,8 @@ pub fn start(settings: Settings, upper: Upper) -> anyhow::Result<Agent> {
         anyhow::anyhow!("the data directory holds a relay's identity, not a terminal's")
     })?;
     let rng = || SmallRng::from_rng(&mut rand::rng());
-    let login = Login::new(instance, settings.relays.clone(), rng());
+    let mut login = Login::new(instance, settings.relays.clone(), rng());
+    login.remember(*settings.kept_epoch.borrow());
     let paths = Paths::new(settings.paths.clone(), rng());
     let sessions = Sessions::new(
         me.clone(),

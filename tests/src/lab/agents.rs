@@ -59,6 +59,7 @@ pub async fn start_overheard(
         port_mapping: false,
         listen: (Ipv6Addr::UNSPECIFIED, 0).into(),
         kept_contacts: tokio::sync::watch::Sender::default(),
+        kept_epoch: tokio::sync::watch::Sender::default(),
         overheard,
     };
     // Nobody here serves what the other side opens.

@@ -17,6 +17,7 @@
 //! loopback or in namespaces that the test made.
 
 pub mod agents;
+pub mod bad_relay;
 pub mod bad_terminal;
 pub mod bins;
 pub mod crossed;

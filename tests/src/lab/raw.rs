@@ -14,15 +14,19 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
+use tasuki_proto::attest::{Attestation, Presence};
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::control::{Hello, Login, ToRelay, ToTerminal};
-use tasuki_proto::id::LoginEpoch;
+use tasuki_proto::id::{LoginEpoch, RelayId};
+use tasuki_proto::identity::Identity;
 use tasuki_proto::limits::CONTROL_MESSAGE_BYTES;
 use tasuki_proto::net::{CidClass, client_config};
 use tasuki_proto::rows::AttachmentRole;
 use tasuki_proto::version::{Alpn, PROTOCOL};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The process that a terminal of this module says it is.
+pub const INSTANCE: u64 = 1;
 
 /// The certificate chain and key of the node whose data directory this is.
 ///
@@ -161,6 +165,27 @@ impl RawStream {
     }
 }
 
+/// A log-in that the terminal in `data` signs with its key.
+///
+/// # Panics
+/// When the directory holds no terminal's identity.
+pub fn attest(data: &Path, relay: RelayId, epoch: LoginEpoch, instance: u64) -> Attestation {
+    let identity = Identity::load(data).expect("a readable identity").expect("an identity");
+    let id = identity.terminal_id().expect("a terminal's identity");
+    let role = AttachmentRole::Primary;
+    let presence = Presence { relay, epoch, instance, role };
+    presence.sign(&identity.mesh_id(), id, identity.key())
+}
+
+/// The message of such a log-in.
+///
+/// # Panics
+/// As [`attest`].
+pub fn login(data: &Path, relay: RelayId, epoch: LoginEpoch, instance: u64) -> Login {
+    let signed = attest(data, relay, epoch, instance);
+    Login { epoch, role: signed.presence.role, signature: signed.signature }
+}
+
 /// Connects to a relay as the terminal in `data`, says Hello with `protocol`, and gives the relay's answer.
 ///
 /// # Errors
@@ -172,7 +197,7 @@ pub async fn hello(
     protocol: u16,
 ) -> Result<(RawStream, ToTerminal), String> {
     let mut stream = RawStream::connect(relay, server_name, data, Alpn::Attachment).await?;
-    let hello = Hello { protocol, software: "raw".into(), instance: 1 };
+    let hello = Hello { protocol, software: "raw".into(), instance: INSTANCE };
     stream.say(&ToRelay::Hello(hello).to_envelope()).await?;
     let answer = stream.hear_relay().await?;
     Ok((stream, answer))
@@ -189,7 +214,7 @@ pub async fn log_in(
 ) -> Result<RawStream, String> {
     let (mut stream, answer) = hello(relay, server_name, data, PROTOCOL).await?;
     let ToTerminal::Welcome(welcome) = answer else { return Err(format!("{answer:?}")) };
-    let login = Login { epoch: LoginEpoch(welcome.epoch.0 + 1), role: AttachmentRole::Primary };
+    let login = login(data, welcome.relay, LoginEpoch(welcome.epoch().0 + 1), INSTANCE);
     stream.say(&ToRelay::Login(login).to_envelope()).await?;
     loop {
         match stream.hear_relay().await? {

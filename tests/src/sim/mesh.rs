@@ -266,7 +266,7 @@ impl Mesh {
         config.check = check_once;
         (self.tune)(&mut config);
         let gossip = Gossip::new(config, state.clock.local(now));
-        state.cores = Some((gossip, Directory::new(state.id, mesh)));
+        state.cores = Some((gossip, Directory::new(state.id, mesh, [1, node as u64])));
         let mut disk: Vec<Record> = state.disk.values().cloned().collect();
         disk.sort_by_key(Record::version);
         let row = RelayRow {

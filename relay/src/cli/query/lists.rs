@@ -118,6 +118,10 @@ pub(super) fn status(status: &Value, look: Look) -> String {
     fact("relay", format!("{name} of mesh {mesh}{registrar}"));
     out.push_str(&format!("{:<12}{state}\n", "state"));
     let mut fact = |name: &str, value: String| out.push_str(&wrapped(name, 12, &value));
+    for twin in items(&status["twins"]) {
+        let [relay, what] = ["relay", "what"].map(|key| plain(&twin[key]));
+        fact("twins", look.paint(Paint::Warn, &format!("two processes run as {relay}: {what}")));
+    }
     if let Some(ends) = status["ends_in_s"].as_u64() {
         fact("ends", format!("within {}", span(ends)));
     }

@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tasuki_proto::identity::{KeyFingerprint, PublicKey};
+use tasuki_proto::attest::{Attestation, Presence};
+use tasuki_proto::identity::{KeyFingerprint, NodeKey, PublicKey};
 use tasuki_proto::record::RecordKind;
 use tasuki_proto::rows::{
     self, AccountRow, AttachmentRole, AttachmentRow, RelayAccountRow, RelayRow, RevocationRow,
@@ -27,6 +29,9 @@ fn terminal(name: &str) -> TerminalId {
     TerminalId::new(name).unwrap()
 }
 
+/// The key of every terminal.
+static KEY: LazyLock<NodeKey> = LazyLock::new(|| NodeKey::generate().unwrap());
+
 /// The directory of relay r1, and the table that it hears of.
 struct Setup {
     gossip: Gossip,
@@ -45,7 +50,7 @@ impl Setup {
         let config = Config::new(me, Incarnation(1), MESH, signer(me), [0; 2]);
         let mut setup = Setup {
             gossip: Gossip::new(config, now),
-            directory: Directory::new(me, MESH),
+            directory: Directory::new(me, MESH, [4, 5]),
             now,
             origins: Origins::new(MESH),
             wall_ms: 0,
@@ -81,11 +86,15 @@ impl Setup {
     }
 
     fn account(&mut self, name: &str, kind: &str) {
+        self.account_with(name, kind, Some(PublicKey(KEY.public())));
+    }
+
+    fn account_with(&mut self, name: &str, kind: &str, key: Option<PublicKey>) {
         let row = AccountRow {
             kind: kind.to_owned(),
             attributes: Default::default(),
             groups: Vec::new(),
-            key: None,
+            key,
             registered_ms: 1,
         };
         let payload = rows::payload(&row);
@@ -103,7 +112,13 @@ impl Setup {
     }
 
     fn attached(&mut self, at: &str, name: &str, role: AttachmentRole, epoch: u64, sessions: u32) {
-        let payload = attachment(role, epoch, sessions);
+        let payload = attachment((at, name), role, epoch, sessions);
+        self.arrives(relay(at), RecordKind::ATTACHMENT, name.as_bytes(), Some(&payload));
+    }
+
+    /// A relay claims an attachment that the terminal signed for another one.
+    fn forged(&mut self, at: &str, name: &str, epoch: u64) {
+        let payload = attachment(("elsewhere", name), AttachmentRole::Primary, epoch, 0);
         self.arrives(relay(at), RecordKind::ATTACHMENT, name.as_bytes(), Some(&payload));
     }
 
@@ -120,7 +135,12 @@ impl Setup {
     }
 }
 
-fn attachment(role: AttachmentRole, epoch: u64, sessions: u32) -> Bytes {
+fn attested(at: &str, name: &str, role: AttachmentRole, epoch: u64) -> Attestation {
+    let presence = Presence { relay: relay(at), epoch: LoginEpoch(epoch), instance: 5, role };
+    presence.sign(&MESH, &terminal(name), &KEY)
+}
+
+fn attachment((at, name): (&str, &str), role: AttachmentRole, epoch: u64, sessions: u32) -> Bytes {
     rows::payload(&AttachmentRow {
         role,
         epoch: LoginEpoch(epoch),
@@ -128,6 +148,7 @@ fn attachment(role: AttachmentRole, epoch: u64, sessions: u32) -> Bytes {
         address: SocketAddr::from(([192, 0, 2, 1], 4000)),
         since_ms: 3,
         sessions,
+        signature: attested(at, name, role, epoch).signature,
     })
 }
 
@@ -167,7 +188,8 @@ fn the_highest_login_at_a_reachable_relay_is_current_and_its_primary_first() {
     let relays: Vec<RelayId> = found.iter().map(|location| location.relay).collect();
     assert_eq!(relays, [relay("r3"), relay("r2")]);
     let highest = setup.directory.highest_login(table, &terminal("a"));
-    assert_eq!(highest, Some((LoginEpoch(9), 5)), "also at relays that cannot be reached");
+    let expected = attested("r4", "a", AttachmentRole::Primary, 9);
+    assert_eq!(highest, Some(expected), "also at relays that cannot be reached");
     let Lookup::At(location) = setup.lookup("a") else { panic!() };
     assert_eq!(location.relay, relay("r3"));
 }
@@ -199,23 +221,26 @@ fn a_newer_login_elsewhere_is_told() {
     setup.handle(Input::Write(Write {
         kind: RecordKind::ATTACHMENT,
         key: Bytes::from_static(b"a"),
-        payload: Some(attachment(AttachmentRole::Primary, 3, 0)),
+        payload: Some(attachment(("r1", "a"), AttachmentRole::Primary, 3, 0)),
         lifetime_secs: 0,
         wall_ms: 1,
         scope: 0,
     }));
+    setup.account("a", "plc");
     setup.attached("r2", "a", AttachmentRole::Standby, 3, 0);
-    assert_eq!(setup.outputs(), []);
+    setup.forged("r2", "a", 7);
+    setup.attached("r2", "a", AttachmentRole::Primary, 4 + limits::EPOCH_JUMP, 0);
+    assert_eq!(setup.outputs(), [], "nor is a forged one or one far ahead");
     setup.attached("r2", "a", AttachmentRole::Primary, 4, 0);
-    assert_eq!(
-        setup.outputs(),
-        [Output::NewerLogin {
-            terminal: terminal("a"),
-            relay: relay("r2"),
-            epoch: LoginEpoch(4),
-            instance: 5
-        }]
-    );
+    let there = attested("r2", "a", AttachmentRole::Primary, 4);
+    let newer = Output::NewerLogin { terminal: terminal("a"), there };
+    assert_eq!(setup.outputs(), [newer.clone()]);
+    // Another machine enrolled in its place, and logs in elsewhere before its account arrives here.
+    setup.account_with("a", "plc", Some(PublicKey([9; 32])));
+    setup.attached("r2", "a", AttachmentRole::Primary, 4, 1);
+    assert_eq!(setup.outputs(), []);
+    setup.account("a", "plc");
+    assert_eq!(setup.outputs(), [newer]);
 }
 
 #[test]
@@ -321,4 +346,93 @@ fn a_search_pages_through_the_rows_of_a_list_that_contain_its_text() {
             }
         }
     }
+}
+
+#[test]
+fn an_attachment_that_its_terminal_did_not_sign_is_as_good_as_absent() {
+    let mut setup = Setup::new();
+    setup.directory.set_reachable(&BTreeSet::from([relay("r2"), relay("r3")]));
+    for name in ["r2", "r3"] {
+        setup.relay_row(name, name);
+    }
+    setup.account("a", "plc");
+    setup.forged("r3", "a", 90);
+    assert_eq!(setup.lookup("a"), Lookup::LoggedOut);
+    assert_eq!(setup.state("a"), TerminalState::LoggedOut);
+    setup.attached("r2", "a", AttachmentRole::Primary, 4, 0);
+    let Lookup::At(location) = setup.lookup("a") else { panic!() };
+    assert_eq!((location.relay, location.epoch), (relay("r2"), LoginEpoch(4)));
+    let (table, id) = (setup.gossip.table(), terminal("a"));
+    assert_eq!(setup.directory.locations(table, &id), [location]);
+    let highest = setup.directory.highest_login(table, &id).unwrap();
+    assert_eq!(highest.presence.epoch, LoginEpoch(4));
+    let view = setup.directory.terminal_view(setup.gossip.table_mut(), &id).unwrap();
+    assert_eq!(view.attachments.len(), 1);
+    assert_eq!(setup.directory.forged_attachments(), 1, "checked once");
+    // Its count changes, the signature does not.
+    setup.arrives(relay("r3"), RecordKind::ATTACHMENT, b"a", None);
+    setup.attached("r2", "a", AttachmentRole::Primary, 4, 2);
+    assert_eq!(setup.directory.unchecked(setup.gossip.table(), &id), 0);
+    assert_eq!(setup.state("a"), TerminalState::InCommunication);
+    // Another machine enrolled in its place.
+    setup.account_with("a", "plc", Some(PublicKey([9; 32])));
+    assert_eq!(setup.lookup("a"), Lookup::LoggedOut);
+    setup.account_with("a", "plc", None);
+    assert_eq!(setup.lookup("a"), Lookup::LoggedOut);
+}
+
+#[test]
+fn a_log_in_far_above_the_others_is_as_good_as_absent() {
+    let mut setup = Setup::new();
+    setup.directory.set_reachable(&BTreeSet::from([relay("r2"), relay("r3")]));
+    setup.account("a", "plc");
+    setup.attached("r2", "a", AttachmentRole::Primary, 4, 0);
+    setup.attached("r3", "a", AttachmentRole::Primary, 5 + limits::EPOCH_JUMP, 0);
+    let Lookup::At(location) = setup.lookup("a") else { panic!() };
+    assert_eq!(location.relay, relay("r2"));
+    setup.attached("r3", "a", AttachmentRole::Primary, 4 + limits::EPOCH_JUMP, 0);
+    let Lookup::At(location) = setup.lookup("a") else { panic!() };
+    assert_eq!(location.relay, relay("r3"));
+    // Alone, nothing says that it is far.
+    setup.arrives(relay("r2"), RecordKind::ATTACHMENT, b"a", None);
+    setup.attached("r3", "a", AttachmentRole::Primary, limits::EPOCH_MOST, 0);
+    assert!(matches!(setup.lookup("a"), Lookup::At(_)));
+    setup.attached("r3", "a", AttachmentRole::Primary, limits::EPOCH_MOST + 1, 0);
+    assert_eq!(setup.lookup("a"), Lookup::LoggedOut);
+}
+
+#[test]
+fn lists_show_no_forged_attachment_and_check_few_signatures_a_page() {
+    let mut setup = Setup::new();
+    setup.relay_row("r2", "r2");
+    for number in 0..200 {
+        let name = format!("t-{number:03}");
+        setup.account(&name, "plc");
+        if number % 2 == 0 {
+            setup.attached("r2", &name, AttachmentRole::Primary, 1, 0);
+        } else {
+            setup.forged("r2", &name, 1);
+        }
+    }
+    let filter = TerminalFilter { state: Some(TerminalState::LoggedIn), ..Default::default() };
+    let (mut after, mut seen, mut pages) = (None, 0, 0);
+    loop {
+        let before = setup.directory.forged_attachments();
+        let table = setup.gossip.table_mut();
+        let (items, next) = setup.directory.list(table, &filter, after.as_ref(), limits::PAGE);
+        assert!(setup.directory.forged_attachments() - before <= 33, "half of 64 and one");
+        assert!(items.iter().all(|view| view.attachments.len() == 1));
+        seen += items.len();
+        pages += 1;
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, 100);
+    assert!(pages > 3, "{pages}");
+    let filter = TerminalFilter { state: Some(TerminalState::LoggedOut), ..Default::default() };
+    let table = setup.gossip.table_mut();
+    let (items, _) = setup.directory.list(table, &filter, None, limits::PAGE);
+    assert_eq!(items.len(), 100, "those with a forged attachment");
 }

@@ -47,6 +47,8 @@ pub enum Input {
         dialled_here: bool,
         /// What the peer said.
         incarnation: Incarnation,
+        /// Which process of the peer it is.
+        instance: u64,
     },
     /// A connection is over, with the code that the peer closed it with, where it did.
     Down(LinkId, Option<RefusalCode>),
@@ -76,6 +78,16 @@ pub enum Output {
     Close(LinkId, RefusalCode),
     /// Use this connection for gossip and calls with the peer; it takes the place of an earlier one.
     Accepted(LinkId, RelayId),
+    /// Two processes have the identity of a neighbour: the link of one of them stays, the other is refused.
+    Twins {
+        /// Stays.
+        kept: LinkId,
+        /// Is closed with `superseded`.
+        refused: LinkId,
+    },
+    /// A neighbour says that it is linked with another process that has this relay's identity. It is left alone for a
+    /// while.
+    GivenWay(RelayName),
     /// Write this row ([`tasuki_proto::record::RecordKind::LINKS`]).
     Announce(LinksRow),
 }

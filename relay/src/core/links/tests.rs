@@ -23,6 +23,15 @@ fn known(id: u64) -> Input {
 }
 
 fn up(link: u64, peer: u64, dialled_here: bool, incarnation: u64) -> Input {
+    process_up(link, peer, dialled_here, (incarnation, 1))
+}
+
+fn process_up(
+    link: u64,
+    peer: u64,
+    dialled_here: bool,
+    (incarnation, instance): (u64, u64),
+) -> Input {
     let incarnation = Incarnation(incarnation);
     Input::Up {
         link: LinkId(link),
@@ -30,6 +39,7 @@ fn up(link: u64, peer: u64, dialled_here: bool, incarnation: u64) -> Input {
         name: name(peer),
         dialled_here,
         incarnation,
+        instance,
     }
 }
 
@@ -327,6 +337,7 @@ impl Mesh {
                 self.post(Duration::from_secs(1), at, Input::Rtt(link, us));
             }
             Output::Announce(_) => {}
+            Output::Twins { .. } | Output::GivenWay(_) => panic!("each has one process"),
         }
     }
 
@@ -416,4 +427,62 @@ proptest! {
         mesh.run(Duration::from_secs(20));
         prop_assert!(mesh.degrees().iter().all(|links| *links == count - 1));
     }
+}
+
+fn closed(outputs: &[Output]) -> Vec<(u64, RefusalCode)> {
+    let closed = outputs.iter().filter_map(|output| match output {
+        Output::Close(link, code) => Some((link.0, *code)),
+        _ => None,
+    });
+    closed.collect()
+}
+
+#[test]
+fn of_two_processes_with_one_identity_the_newer_stays_linked_until_it_is_gone() {
+    let mut r = relay(1, LinkChoice::Auto);
+    r.feed(process_up(1, 2, false, (5, 100)));
+    // As a restart: the other gives its place.
+    let outputs = r.feed(process_up(2, 2, false, (6, 200)));
+    assert_eq!(closed(&outputs), [(1, RefusalCode::DuplicateLink)]);
+    // The one that was replaced is there, whatever its incarnation has become meanwhile.
+    for (link, incarnation) in [(3, 5), (4, 7), (5, 900)] {
+        let outputs = r.feed(process_up(link, 2, false, (incarnation, 100)));
+        assert_eq!(closed(&outputs), [(link, RefusalCode::Superseded)]);
+        let twins = Output::Twins { kept: LinkId(2), refused: LinkId(link) };
+        assert!(outputs.contains(&twins), "{outputs:?}");
+        assert_eq!(r.feed(Input::Down(LinkId(link), None)), []);
+    }
+    // A third one that is no newer.
+    let outputs = r.feed(process_up(6, 2, false, (6, 300)));
+    assert_eq!(closed(&outputs), [(6, RefusalCode::Superseded)]);
+    // The newer one is gone, the other takes its place; another link of the same process is no twin.
+    r.feed(Input::Down(LinkId(2), None));
+    assert_eq!(closed(&r.feed(process_up(7, 2, false, (7, 100)))), []);
+    let outputs = r.feed(process_up(8, 2, false, (7, 100)));
+    assert_eq!(closed(&outputs), [(7, RefusalCode::DuplicateLink)]);
+}
+
+#[test]
+fn who_hears_of_another_process_in_its_place_gives_way_longer_each_time() {
+    let mut r = relay(1, LinkChoice::Auto);
+    let mut outputs = r.feed(known(2));
+    let mut waits = Vec::new();
+    for link in 0..8 {
+        assert_eq!(dialled(&outputs), [2]);
+        r.feed(up(link, 2, true, 1));
+        outputs = r.feed(Input::Down(LinkId(link), Some(RefusalCode::Superseded)));
+        assert!(outputs.contains(&Output::GivenWay(name(2))), "{outputs:?}");
+        assert!(r.links.has_given_way());
+        let begun = r.now;
+        while dialled(&outputs).is_empty() {
+            outputs = r.next().1;
+        }
+        waits.push(r.now - begun);
+    }
+    assert!(waits[0] >= GIVE_WAY_MIN.mul_f64(0.75) && waits[0] <= GIVE_WAY_MIN.mul_f64(1.25));
+    assert!(waits[7] >= GIVE_WAY_MAX.mul_f64(0.75), "{waits:?}");
+    r.feed(up(20, 2, true, 1));
+    r.now += STABLE;
+    r.feed(Input::Down(LinkId(20), None));
+    assert!(!r.links.has_given_way());
 }

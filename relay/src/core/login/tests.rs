@@ -1,3 +1,6 @@
+use std::sync::LazyLock;
+
+use tasuki_proto::identity::NodeKey;
 use tasuki_proto::rows::AttachmentRole;
 
 use super::*;
@@ -5,19 +8,46 @@ use super::*;
 struct World {
     login: Login,
     now: Instant,
+    instances: BTreeMap<ConnId, u64>,
 }
 
-const KEY: KeyFingerprint = KeyFingerprint([7; 32]);
+const MESH: MeshId = MeshId([1; 16]);
+const OWN: RelayId = RelayId(1);
+const OTHER: RelayId = RelayId(2);
+
+static KEY: LazyLock<NodeKey> = LazyLock::new(|| NodeKey::generate().unwrap());
+
+fn public() -> PublicKey {
+    PublicKey(KEY.public())
+}
+
+/// A log-in of the terminal `a` at another relay.
+fn attested(epoch: u64, instance: u64) -> Attestation {
+    signed(&KEY, "a", OTHER, epoch, instance, AttachmentRole::Primary)
+}
+
+fn signed(
+    key: &NodeKey,
+    terminal: &str,
+    relay: RelayId,
+    epoch: u64,
+    instance: u64,
+    role: AttachmentRole,
+) -> Attestation {
+    let presence = Presence { relay, epoch: LoginEpoch(epoch), instance, role };
+    presence.sign(&MESH, &TerminalId::new(terminal).unwrap(), key)
+}
 
 fn known(epoch: u64, instance: u64) -> Known {
-    Known { account: true, highest: Some((LoginEpoch(epoch), instance)) }
+    Known { key: Some(public()), highest: Some(attested(epoch, instance)) }
 }
 
 impl World {
     #[allow(clippy::disallowed_methods)]
     fn new() -> Self {
         let name = RelayName::new("r1").unwrap();
-        Self { login: Login::new(RelayId(1), name, 3), now: Instant::now() }
+        let login = Login::new(OWN, MESH, name, 3);
+        Self { login, now: Instant::now(), instances: BTreeMap::new() }
     }
 
     fn give(&mut self, input: Input) -> Vec<Output> {
@@ -29,7 +59,7 @@ impl World {
         let outputs = self.give(Input::Connected {
             conn: ConnId(conn),
             terminal: TerminalId::new(terminal).unwrap(),
-            key: KEY,
+            key: public().fingerprint(),
             address: "127.0.0.1:9".parse().unwrap(),
             handle: Label::new(5).unwrap(),
         });
@@ -37,13 +67,23 @@ impl World {
     }
 
     fn hello(&mut self, conn: u64, instance: u64, known: Known) -> Vec<Output> {
+        self.instances.insert(ConnId(conn), instance);
         let hello = Hello { protocol: version::PROTOCOL, software: "test".to_owned(), instance };
         self.give(Input::Hello(ConnId(conn), hello, known))
     }
 
     fn login(&mut self, conn: u64, epoch: u64, known: Known) -> Vec<Output> {
-        let login = LoginMessage { epoch: LoginEpoch(epoch), role: AttachmentRole::Primary };
+        let login = self.message(conn, epoch, AttachmentRole::Primary);
         self.give(Input::Login(ConnId(conn), login, known))
+    }
+
+    /// A log-in that the terminal signed.
+    fn message(&self, conn: u64, epoch: u64, role: AttachmentRole) -> LoginMessage {
+        let conn = ConnId(conn);
+        let terminal = self.login.connected(conn).unwrap().as_str();
+        let instance = self.instances.get(&conn).copied().unwrap_or(0);
+        let signature = signed(&KEY, terminal, OWN, epoch, instance, role).signature;
+        LoginMessage { epoch: LoginEpoch(epoch), role, signature }
     }
 
     fn attach(&mut self, conn: u64, instance: u64, epoch: u64) -> Vec<Output> {
@@ -109,9 +149,9 @@ fn a_newer_log_in_elsewhere_cuts_this_one() {
     let mut world = World::new();
     world.attach(1, 77, 4);
     let id = TerminalId::new("a").unwrap();
-    assert_eq!(world.give(Input::Elsewhere(id.clone(), LoginEpoch(4), 77)), []);
-    assert_eq!(world.give(Input::Elsewhere(id.clone(), LoginEpoch(3), 99)), []);
-    let outputs = world.give(Input::Elsewhere(id, LoginEpoch(5), 1));
+    assert_eq!(world.give(Input::Elsewhere(id.clone(), attested(4, 77))), []);
+    assert_eq!(world.give(Input::Elsewhere(id.clone(), attested(3, 99))), []);
+    let outputs = world.give(Input::Elsewhere(id, attested(5, 1)));
     assert_eq!(refused_with(&outputs), Some(RefusalCode::Superseded));
 }
 
@@ -124,11 +164,14 @@ fn too_old_unknown_revoked_and_draining_are_refused_by_code() {
     assert_eq!(refused_with(&outputs), Some(RefusalCode::ProtocolTooOld));
 
     world.connect(2, "b");
-    let unknown = Known { account: false, highest: None };
+    let unknown = Known { key: None, highest: None };
     assert_eq!(refused_with(&world.hello(2, 1, unknown)), Some(RefusalCode::NotYetKnown));
 
     world.attach(3, 1, 1);
-    assert_eq!(refused_with(&world.give(Input::Revoked(KEY))), Some(RefusalCode::Revoked));
+    assert_eq!(
+        refused_with(&world.give(Input::Revoked(public().fingerprint()))),
+        Some(RefusalCode::Revoked)
+    );
     assert!(world.login.is_empty());
 
     world.login.set_draining(true);
@@ -186,7 +229,7 @@ fn told_to_sessions(outputs: &[Output]) -> Option<RefusalCode> {
 fn a_standing_attachment_changes_its_epoch_and_role() {
     let mut world = World::new();
     world.attach(1, 77, 4);
-    let login = LoginMessage { epoch: LoginEpoch(5), role: AttachmentRole::Standby };
+    let login = world.message(1, 5, AttachmentRole::Standby);
     let outputs = world.give(Input::Login(ConnId(1), login.clone(), known(4, 77)));
     let row = row_of(&outputs).unwrap();
     assert_eq!((row.epoch, row.role), (LoginEpoch(5), AttachmentRole::Standby));
@@ -240,13 +283,13 @@ fn sessions_outlive_what_the_same_process_replaces() {
     assert_eq!(refused_with(&outputs), Some(RefusalCode::Superseded));
     assert_eq!(told_to_sessions(&outputs), Some(RefusalCode::RouteLost));
     // By an attachment elsewhere, which only the same epoch leaves alone.
-    assert_eq!(world.give(Input::Elsewhere(id.clone(), LoginEpoch(5), 77)), []);
-    let outputs = world.give(Input::Elsewhere(id.clone(), LoginEpoch(6), 77));
+    assert_eq!(world.give(Input::Elsewhere(id.clone(), attested(5, 77))), []);
+    let outputs = world.give(Input::Elsewhere(id.clone(), attested(6, 77)));
     assert_eq!(refused_with(&outputs), Some(RefusalCode::Superseded));
     assert_eq!(told_to_sessions(&outputs), Some(RefusalCode::RouteLost));
     // Another process ends them.
     world.attach(3, 77, 7);
-    let outputs = world.give(Input::Elsewhere(id, LoginEpoch(8), 99));
+    let outputs = world.give(Input::Elsewhere(id, attested(8, 99)));
     assert_eq!(told_to_sessions(&outputs), Some(RefusalCode::Superseded));
 }
 
@@ -298,7 +341,7 @@ fn a_terminal_has_few_connections_that_are_not_logged_in() {
     let outputs = world.give(Input::Connected {
         conn: ConnId(60),
         terminal: TerminalId::new("a").unwrap(),
-        key: KEY,
+        key: public().fingerprint(),
         address: "127.0.0.1:9".parse().unwrap(),
         handle: Label::new(5).unwrap(),
     });
@@ -352,4 +395,85 @@ fn a_terminal_that_moves_or_calls_without_end_writes_its_row_at_a_bounded_rate()
     }
     let told: Vec<_> = std::iter::from_fn(|| world.login.poll_output()).collect();
     assert!(told.iter().any(|o| matches!(o, Output::Write(_, row) if row.address == address)));
+}
+
+fn proof(outputs: &[Output]) -> Option<Attestation> {
+    outputs.iter().find_map(|output| match output {
+        Output::Send(_, ToTerminal::Refused(refused)) => refused.by,
+        _ => None,
+    })
+}
+
+#[test]
+fn a_log_in_that_its_terminal_did_not_sign_is_refused() {
+    let enemy = NodeKey::generate().unwrap();
+    let role = AttachmentRole::Primary;
+    let forged = [
+        signed(&enemy, "a", OWN, 4, 77, role),
+        signed(&KEY, "b", OWN, 4, 77, role),
+        signed(&KEY, "a", OTHER, 4, 77, role),
+        signed(&KEY, "a", OWN, 3, 77, role),
+        signed(&KEY, "a", OWN, 4, 78, role),
+        signed(&KEY, "a", OWN, 4, 77, AttachmentRole::Standby),
+    ];
+    for (n, forged) in forged.into_iter().enumerate() {
+        let mut world = World::new();
+        world.connect(1, "a");
+        world.hello(1, 77, known(3, 0));
+        let login = LoginMessage { epoch: LoginEpoch(4), role, signature: forged.signature };
+        let outputs = world.give(Input::Login(ConnId(1), login.clone(), known(3, 0)));
+        assert_eq!(refused_with(&outputs), Some(RefusalCode::PeerNotProven), "{n}");
+        assert_eq!((world.login.len(), world.login.refused()[3].1), (0, 1));
+        // Nor does one that stands change so.
+        world.attach(2, 77, 4);
+        let login = LoginMessage { epoch: LoginEpoch(5), ..login };
+        let outputs = world.give(Input::Login(ConnId(2), login, known(4, 77)));
+        assert_eq!(refused_with(&outputs), Some(RefusalCode::PeerNotProven), "{n}");
+        assert!(world.login.is_empty());
+    }
+}
+
+#[test]
+fn the_row_and_the_welcome_carry_the_terminals_own_words() {
+    let mut world = World::new();
+    world.connect(1, "a");
+    let outputs = world.hello(1, 77, known(3, 9));
+    let shown = outputs.iter().find_map(|output| match output {
+        Output::Send(_, ToTerminal::Welcome(welcome)) => welcome.highest,
+        _ => None,
+    });
+    assert_eq!(shown, Some(attested(3, 9)));
+    let outputs = world.login(1, 4, known(3, 9));
+    let row = row_of(&outputs).unwrap();
+    assert!(row.attestation(OWN).is_signed_by(&MESH, b"a", &public()));
+    // A row whose count or address changes keeps them.
+    let outputs = world.give(Input::Communicating(ConnId(1), 1));
+    assert_eq!(row_of(&outputs).unwrap().attestation(OWN), row.attestation(OWN));
+}
+
+#[test]
+fn who_is_superseded_is_shown_by_whom() {
+    let mut world = World::new();
+    world.connect(1, "a");
+    world.hello(1, 77, known(9, 5));
+    assert_eq!(proof(&world.login(1, 8, known(9, 5))), Some(attested(9, 5)));
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    let by = proof(&world.attach(2, 78, 5)).unwrap();
+    assert_eq!((by.presence.relay, by.presence.instance), (OWN, 78));
+    assert!(by.is_signed_by(&MESH, b"a", &public()));
+    let id = TerminalId::new("a").unwrap();
+    let outputs = world.give(Input::Elsewhere(id, attested(6, 1)));
+    assert_eq!(proof(&outputs), Some(attested(6, 1)));
+}
+
+#[test]
+fn a_key_that_is_not_the_accounts_has_to_wait_for_its_account() {
+    let mut world = World::new();
+    world.connect(1, "a");
+    let other = Known { key: Some(PublicKey([9; 32])), highest: None };
+    assert_eq!(refused_with(&world.hello(1, 77, other)), Some(RefusalCode::NotYetKnown));
+    world.connect(2, "a");
+    world.hello(2, 77, known(3, 0));
+    assert_eq!(refused_with(&world.login(2, 4, other)), Some(RefusalCode::PeerNotProven));
 }

@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use tasuki_proto::identity::KeyFingerprint;
+use tasuki_proto::attest::Presence;
+use tasuki_proto::identity::{KeyFingerprint, NodeKey, PublicKey};
 use tasuki_proto::record::{RecordKind, Version};
 use tasuki_proto::rows::{
     self, AccountRow, AttachmentRole, AttachmentRow, LinkState, LinksRow, LoadRow, RelayAccountRow,
@@ -16,6 +18,9 @@ use crate::core::{Config, Input, LinkId, Output, Relay};
 
 const MESH: MeshId = MeshId([1; 16]);
 const LINK: LinkId = LinkId(1);
+
+/// The key of every terminal.
+static KEY: LazyLock<NodeKey> = LazyLock::new(|| NodeKey::generate().unwrap());
 
 fn name(word: &str) -> RelayName {
     RelayName::new(word).unwrap()
@@ -66,6 +71,7 @@ impl World {
             key: KeyFingerprint([2; 32]),
             dialled_here: true,
             incarnation: Incarnation(1),
+            instance: 1,
             address: "192.0.2.2:4433".parse().unwrap(),
         });
         let row = RelayRow {
@@ -133,7 +139,7 @@ impl World {
             kind: kind.to_owned(),
             attributes: BTreeMap::new(),
             groups: vec![],
-            key: None,
+            key: Some(PublicKey(KEY.public())),
             registered_ms: 1,
         };
         let payload = rows::payload(&row);
@@ -142,6 +148,8 @@ impl World {
     }
 
     fn attached(&mut self, terminal: &str, role: AttachmentRole, sessions: u32) {
+        let presence = Presence { relay: id("r2"), epoch: LoginEpoch(1), instance: 1, role };
+        let signed = presence.sign(&MESH, &TerminalId::new(terminal).unwrap(), &KEY);
         let row = AttachmentRow {
             role,
             epoch: LoginEpoch(1),
@@ -149,6 +157,7 @@ impl World {
             address: "192.0.2.1:1".parse().unwrap(),
             since_ms: 1,
             sessions,
+            signature: signed.signature,
         };
         let payload = rows::payload(&row);
         self.arrives(id("r2"), RecordKind::ATTACHMENT, terminal.as_bytes(), Some(&payload));

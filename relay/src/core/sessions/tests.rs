@@ -95,7 +95,10 @@ impl World {
                         ToPeer::EndPath(end) => Input::EndPath { from, end },
                         ToPeer::Refuse(refused) => Input::Refuse { from, refused },
                         ToPeer::End(end) => Input::End { from, end },
-                        ToPeer::Hello(_) | ToPeer::TryAddress(_) | ToPeer::Tried(_) => {
+                        ToPeer::Hello(_)
+                        | ToPeer::TryAddress(_)
+                        | ToPeer::Tried(_)
+                        | ToPeer::Twin(_) => {
                             unreachable!()
                         }
                     };

@@ -247,6 +247,7 @@ const SCHEMAS: &[(&str, &[Field])] = &[
             ("ends_in_s", "number?", "seconds until it ends at the latest, where it was told to"),
             ("not_ready", "text?", "why it takes no terminals, where it does not"),
             ("links", "[LinkView]", "its links, ordered by name"),
+            ("twins", "[TwinView]", "relays of which two processes were seen lately"),
             ("reachable_from_outside", "[AddressView]", "its advertised addresses"),
             ("terminals", "number", "terminals attached here"),
             ("sessions", "number", "sessions that run over this relay"),
@@ -263,6 +264,14 @@ const SCHEMAS: &[(&str, &[Field])] = &[
             ("gossip", "counts", "updates received, applied, stale, sent"),
             ("drops", "counts", "what was dropped or refused, by reason"),
             ("direct", "[DirectView]", "what callers attached here said of direct paths"),
+        ],
+    ),
+    (
+        "TwinView",
+        &[
+            ("relay", "text", "the relay whose identity two processes have"),
+            ("what", "text", "what was seen of them"),
+            ("seen_at", "number", "when it was seen last, ms since 1970"),
         ],
     ),
     (

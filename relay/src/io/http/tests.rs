@@ -116,6 +116,7 @@ fn status(not_ready: Option<&str>) -> StatusView {
             address: "127.0.0.1:1".to_owned(),
             since: 1,
         }],
+        twins: Vec::new(),
         reachable_from_outside: Vec::new(),
         terminals: 1,
         sessions: 2,

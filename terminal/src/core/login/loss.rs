@@ -26,6 +26,8 @@ impl Login {
         let own = told.or(asked.map(|asked| asked.epoch)).unwrap_or(self.epoch);
         match by {
             Claim::Proven { epoch, instance } if instance != self.instance && epoch >= own => {
+                // The relay has ended it.
+                self.try_by_id.remove(&attach);
                 self.seen = self.seen.max(epoch.min(LoginEpoch(limits::EPOCH_MOST)));
                 self.park(now);
             }

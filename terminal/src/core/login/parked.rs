@@ -56,9 +56,10 @@ impl Login {
 
     /// Looks when it is time, at a relay where it did not look last.
     pub(super) fn look(&mut self, now: Instant) {
-        let late = self.try_by_id.iter_mut().find_map(|(&attach, attempt)| {
-            attempt.expire(now).then_some(attach)
-        });
+        let late = self
+            .try_by_id
+            .iter_mut()
+            .find_map(|(&attach, attempt)| attempt.expire(now).then_some(attach));
         if let Some(attach) = late {
             self.outputs.push_back(Output::Detach { attach, code: RefusalCode::Silent });
             self.look_failed(attach, RefusalCode::Silent, now);
@@ -68,11 +69,7 @@ impl Login {
             return;
         }
         let ready = self.relays.ready(|relay| Some(relay) != parked.last.as_ref(), false, now);
-        let ready = if ready.is_empty() {
-            self.relays.ready(|_| true, false, now)
-        } else {
-            ready
-        };
+        let ready = if ready.is_empty() { self.relays.ready(|_| true, false, now) } else { ready };
         let pick = self.rng.random::<u32>() as usize;
         let Some(relay) = ready.get(pick % ready.len().max(1)).copied().cloned() else {
             parked.look_at = now + LOOK_AGAIN;

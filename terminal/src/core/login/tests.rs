@@ -79,8 +79,8 @@ impl Agent {
     }
 
     fn near(&mut self, attach: AttachId, epoch: u64, instance: u64, rtt_us: u32) -> Vec<Output> {
-        let epoch = LoginEpoch(epoch);
-        self.feed(Input::Welcome { attach, epoch, instance, terminals: 0, rtt_us })
+        let highest = claim(epoch, instance);
+        self.feed(Input::Welcome { attach, highest, terminals: 0, rtt_us })
     }
 
     fn lost(&mut self, attach: AttachId) -> Vec<Output> {
@@ -98,7 +98,25 @@ impl Agent {
     }
 
     fn refused(&mut self, attach: AttachId, code: RefusalCode, retry_after_ms: u32) -> Vec<Output> {
-        self.feed(Input::Refused { attach, refusal: code.into(), retry_after_ms })
+        let by = Claim::None;
+        self.feed(Input::Refused { attach, refusal: code.into(), retry_after_ms, by })
+    }
+
+    /// A relay says that another log-in took over, and shows it or does not.
+    fn superseded(&mut self, attach: AttachId, by: Claim) -> Vec<Output> {
+        let refusal = RefusalCode::Superseded.into();
+        self.feed(Input::Refused { attach, refusal, retry_after_ms: 0, by })
+    }
+
+    fn is_parked(&self) -> bool {
+        matches!(self.login.state(), State::Parked(refusal) if refusal.code == RefusalCode::Superseded)
+    }
+}
+
+fn claim(epoch: u64, instance: u64) -> Claim {
+    match instance {
+        0 => Claim::None,
+        instance => Claim::Proven { epoch: LoginEpoch(epoch), instance },
     }
 }
 
@@ -140,8 +158,8 @@ fn the_cheapest_that_answer_in_time_become_primary_and_standby() {
     let (third, three, _) = a.next_try();
     assert_eq!(BTreeSet::from([one, two.clone(), three.clone()]).len(), 3);
     let begun = a.now;
-    assert_eq!(a.near(first, 4, 0, 90_000), []);
-    assert_eq!(a.near(second, 5, 0, 50_000), []);
+    assert_eq!(a.near(first, 4, 99, 90_000), []);
+    assert_eq!(a.near(second, 5, 99, 50_000), []);
     assert_eq!(a.near(third, 0, 0, 20_000), []);
     assert_eq!(a.next_login(), (third, 6, AttachmentRole::Primary));
     assert_eq!(a.now - begun, SETTLE);
@@ -160,8 +178,7 @@ fn load_counts_where_round_trips_are_equal() {
     let (first, _) = attached(&a.feed(Input::Login)).unwrap();
     let (second, _, _) = a.next_try();
     for (attach, terminals) in [(first, 9_000), (second, 100)] {
-        let epoch = LoginEpoch(0);
-        a.feed(Input::Welcome { attach, epoch, instance: 0, terminals, rtt_us: 2_000 });
+        a.feed(Input::Welcome { attach, highest: Claim::None, terminals, rtt_us: 2_000 });
     }
     let primary = match a.login.asked.as_ref() {
         Some(asked) => asked.attach,
@@ -264,11 +281,161 @@ fn hopeless_refusals_are_told_and_tried_slowly() {
 fn a_superseded_process_is_parked_until_its_user_says_login() {
     let mut a = agent(RelayChoice::Auto, &["r1"]);
     let (attach, _) = a.log_in();
-    let outputs = a.refused(attach, RefusalCode::Superseded, 0);
-    assert_eq!(outputs, [Output::State(State::Parked(RefusalCode::Superseded.into()))]);
-    assert_eq!(a.login.poll_timeout(), None);
+    let outputs = a.superseded(attach, claim(2, 99));
+    assert!(matches!(outputs[..], [Output::State(State::Parked(_))]), "{outputs:?}");
     let (attach, _) = attached(&a.feed(Input::Login)).unwrap();
     assert_eq!(epoch_of(&a.welcome(attach, 9, 99)), Some(10), "told by its user, it takes over");
+}
+
+#[test]
+fn a_relay_that_shows_no_newer_log_in_parks_nobody_and_is_left_alone() {
+    for by in [Claim::None, Claim::Forged, claim(0, 99)] {
+        let (mut a, (first, one), (_, two)) = on_two(&["r1", "r2"]);
+        a.superseded(first, by);
+        assert_eq!(a.roles(), (Some(two), None), "{by:?}: the other goes on");
+        let until = a.now + BACKOFF_HOPELESS / 2;
+        while let Some(due) = a.login.poll_timeout().filter(|due| *due <= until) {
+            a.now = due.max(a.now);
+            let tried = attached(&a.feed(Input::Timeout));
+            assert!(tried.is_none_or(|(_, relay)| relay != one), "{by:?}");
+            if a.login.asked.is_some() {
+                let attach = a.login.asked.as_ref().map(|asked| asked.attach).unwrap();
+                a.feed(Input::LoggedIn(attach));
+            }
+        }
+    }
+    // Nor does one that shows a forged log-in in its Welcome.
+    let mut a = agent(RelayChoice::Auto, &["r1", "r2"]);
+    let (attach, _) = attached(&a.feed(Input::Login)).unwrap();
+    let highest = Claim::Forged;
+    let outputs = a.feed(Input::Welcome { attach, highest, terminals: 0, rtt_us: 1 });
+    assert!(outputs.contains(&Output::Detach { attach, code: RefusalCode::ProtocolError }));
+    assert!(!a.is_parked());
+    let (attach, _, _) = a.next_try();
+    assert_eq!(epoch_of(&a.welcome(attach, 0, 0)), Some(1));
+}
+
+impl Agent {
+    /// The next look of a parked process.
+    fn next_look(&mut self) -> (AttachId, String, Duration) {
+        assert!(self.is_parked());
+        let look = self.next_try();
+        assert!(self.is_parked(), "it looks, and stays parked");
+        look
+    }
+
+    /// It sees this log-in there.
+    fn sees(&mut self, attach: AttachId, highest: Claim) -> Vec<Output> {
+        let outputs = self.feed(Input::Welcome { attach, highest, terminals: 0, rtt_us: 1 });
+        assert_eq!(epoch_of(&outputs), None, "a look never logs in");
+        assert!(outputs.iter().any(|o| matches!(o, Output::Detach { .. })), "{outputs:?}");
+        outputs
+    }
+}
+
+#[test]
+fn a_parked_process_looks_ever_more_seldom_while_the_other_is_there() {
+    let mut a = agent(RelayChoice::Auto, &["r1", "r2"]);
+    let (attach, _) = a.log_in();
+    a.superseded(attach, claim(2, 99));
+    let (mut waits, mut before) = (Vec::new(), String::new());
+    for epoch in 2..10 {
+        let (attach, relay, waited) = a.next_look();
+        assert_ne!(relay, before, "another relay each time");
+        (before, _) = (relay, waits.push(waited));
+        a.sees(attach, claim(epoch, 99));
+    }
+    assert!(waits[0] <= parked::LOOK_MIN.mul_f64(1.25), "{waits:?}");
+    assert!(waits[7] >= parked::LOOK_MAX.mul_f64(0.75), "{waits:?}");
+    assert!(waits.iter().all(|wait| *wait <= parked::LOOK_MAX.mul_f64(1.25)), "{waits:?}");
+}
+
+#[test]
+fn a_parked_process_comes_back_once_nobody_else_is_there_and_takes_over_from_nobody() {
+    let mut a = agent(RelayChoice::Auto, &["r1", "r2", "r3"]);
+    let (attach, _) = a.log_in();
+    a.now += STABLE;
+    a.feed(Input::Timeout);
+    a.superseded(attach, claim(2, 99));
+    let parked_at = a.now;
+    let (attach, ..) = a.next_look();
+    a.sees(attach, claim(5, 99));
+    // One relay that knows nothing is not enough, nor one that lies or cannot be reached.
+    let (attach, first, _) = a.next_look();
+    a.sees(attach, Claim::None);
+    let (attach, ..) = a.next_look();
+    a.sees(attach, Claim::Forged);
+    let (attach, ..) = a.next_look();
+    a.lost(attach);
+    let (attach, ..) = a.next_look();
+    a.sees(attach, claim(5, 99));
+    for last in [false, true] {
+        let (attach, relay, _) = a.next_look();
+        assert!(last || relay != first || a.login.relays.next_ready(|_| true, false).is_some());
+        // Its own row from before, at a relay that did not notice.
+        a.sees(attach, if last { claim(1, ME) } else { Claim::None });
+        assert_eq!(a.is_parked(), !last);
+    }
+    assert!(a.now - parked_at < Duration::from_secs(240), "{:?}", a.now - parked_at);
+    let attach = match a.login.try_by_id.keys().next() {
+        Some(attach) => *attach,
+        None => a.next_try().0,
+    };
+    // The other is there after all.
+    a.welcome(attach, 6, 99);
+    assert!(a.is_parked(), "no fight");
+    let mut attach = a.next_look().0;
+    a.sees(attach, Claim::None);
+    attach = a.next_look().0;
+    a.sees(attach, Claim::None);
+    let attach = match a.login.try_by_id.keys().next() {
+        Some(attach) => *attach,
+        None => a.next_try().0,
+    };
+    let mut outputs = a.welcome(attach, 0, 0);
+    while epoch_of(&outputs).is_none() {
+        outputs = a.next();
+    }
+    assert_eq!(epoch_of(&outputs), Some(7), "above what the other used");
+}
+
+#[test]
+fn two_parked_processes_come_back_without_a_fight() {
+    // The other one was quicker: the relay refuses this one's log-in and shows that one's.
+    let mut a = agent(RelayChoice::Auto, &["r1"]);
+    let (attach, _) = a.log_in();
+    a.superseded(attach, claim(2, 99));
+    for _ in 0..2 {
+        let (attach, ..) = a.next_look();
+        a.sees(attach, Claim::None);
+    }
+    let attach = match a.login.try_by_id.keys().next() {
+        Some(attach) => *attach,
+        None => a.next_try().0,
+    };
+    let mut outputs = a.welcome(attach, 0, 0);
+    while epoch_of(&outputs).is_none() {
+        outputs = a.next();
+    }
+    assert_eq!(epoch_of(&outputs), Some(3));
+    a.superseded(attach, claim(3, 98));
+    assert!(a.is_parked());
+}
+
+#[test]
+fn a_parked_process_that_is_logged_out_looks_no_more() {
+    let mut a = agent(RelayChoice::Auto, &["r1"]);
+    let (attach, _) = a.log_in();
+    a.superseded(attach, claim(2, 99));
+    let (attach, ..) = a.next_look();
+    let outputs = a.feed(Input::Logout);
+    assert!(
+        outputs
+            .iter()
+            .any(|o| matches!(o, Output::Detach { attach: ended, .. } if *ended == attach))
+    );
+    assert_eq!(a.login.state(), &State::LoggedOut);
+    assert_eq!(a.login.poll_timeout(), None);
 }
 
 #[test]
@@ -279,9 +446,9 @@ fn a_process_that_comes_back_does_not_take_over_from_a_newer_one() {
     a.lost(attach);
     let (attach, _, _) = a.next_try();
     let outputs = a.welcome(attach, 2, 99);
-    assert!(outputs.contains(&Output::State(State::Parked(RefusalCode::Superseded.into()))));
+    assert!(outputs.iter().any(|o| matches!(o, Output::State(State::Parked(_)))), "{outputs:?}");
     assert!(outputs.iter().any(|o| matches!(o, Output::Detach { .. })));
-    assert_eq!(a.login.poll_timeout(), None);
+    assert!(a.is_parked());
 }
 
 #[test]
@@ -292,6 +459,33 @@ fn an_absurd_epoch_does_not_lock_the_terminal_out() {
     assert!(outputs.contains(&Output::Detach { attach, code: RefusalCode::ProtocolError }));
     let (attach, _, _) = a.next_try();
     assert_eq!(epoch_of(&a.welcome(attach, 3, 99)), Some(4));
+}
+
+#[test]
+fn a_log_in_of_an_earlier_process_that_is_shown_again_parks_nobody() {
+    let mut a = agent(RelayChoice::Auto, &["r1", "r2"]);
+    a.login.remember(LoginEpoch(40));
+    let (attach, _) = attached(&a.feed(Input::Login)).unwrap();
+    let mut outputs = a.welcome(attach, 0, 0);
+    while epoch_of(&outputs).is_none() {
+        outputs = a.next();
+    }
+    assert_eq!(epoch_of(&outputs), Some(41));
+    a.feed(Input::LoggedIn(attach));
+    a.now += STABLE;
+    a.feed(Input::Timeout);
+    let (attach, ..) = a.next_try();
+    a.welcome(attach, 40, 99);
+    assert!(!a.is_parked());
+    // What was kept is followed only as far as a relay that knows of nothing takes it.
+    let mut a = agent(RelayChoice::Auto, &["r1"]);
+    a.login.remember(LoginEpoch(u64::MAX));
+    let (attach, _) = attached(&a.feed(Input::Login)).unwrap();
+    let mut outputs = a.welcome(attach, 0, 0);
+    while epoch_of(&outputs).is_none() {
+        outputs = a.next();
+    }
+    assert!(epoch_of(&outputs).unwrap() <= limits::EPOCH_JUMP);
 }
 
 #[test]
@@ -363,12 +557,12 @@ fn superseded_by_its_own_newer_epoch_is_no_reason_to_park() {
     let (mut a, (first, _), (second, _)) = on_two(&["r1", "r2", "r3"]);
     a.lost(first);
     // The relay of the second heard of a newer epoch before it was told.
-    a.refused(second, RefusalCode::Superseded, 0);
+    a.superseded(second, claim(2, ME));
     assert!(matches!(a.login.state(), State::Connecting(_) | State::LoggedIn { .. }));
     assert!(a.login.poll_timeout().is_some());
 
     let (mut a, (_, _), (second, _)) = on_two(&["r1", "r2", "r3"]);
-    a.refused(second, RefusalCode::Superseded, 0);
+    a.superseded(second, claim(1, 99));
     assert!(matches!(a.login.state(), State::Parked(_)), "in the present epoch it is another one");
 }
 

@@ -25,6 +25,11 @@ impl Driver {
         let relay = RelayId::of(&mesh, &attachment.name);
         let instance = self.context.instance;
         let said = Presence { relay, epoch, instance, role };
+        self.settings.kept_epoch.send_if_modified(|kept| {
+            let is_higher = epoch > *kept;
+            *kept = epoch.max(*kept);
+            is_higher
+        });
         let signature = said.sign(&mesh, self.sessions.me(), identity.key()).signature;
         self.say(attach, ToRelay::Login(control::Login { epoch, role, signature }));
     }
@@ -45,8 +50,7 @@ impl Driver {
     pub(super) fn is_dialled(&self, attach: AttachId, welcome: &Welcome) -> bool {
         let mesh = self.settings.identity.get().mesh_id();
         self.attachments.get(&attach).is_some_and(|attachment| {
-            attachment.name == welcome.name
-                && welcome.relay == RelayId::of(&mesh, &attachment.name)
+            attachment.name == welcome.name && welcome.relay == RelayId::of(&mesh, &attachment.name)
         })
     }
 
@@ -57,10 +61,8 @@ impl Driver {
         if attachment.orders.try_send(Order::Close(RefusalCode::ProtocolError)).is_ok() {
             self.leaving.insert(attach);
         }
-        let refusal = Refusal::new(
-            RefusalCode::PeerNotProven,
-            format!("relay {} {what}", attachment.name),
-        );
+        let refusal =
+            Refusal::new(RefusalCode::PeerNotProven, format!("relay {} {what}", attachment.name));
         self.login.handle(login::Input::Lost { attach, refusal }, now);
     }
 

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, TokioRuntime};
 use rand::Rng;
 use serde_json::{Value, json};
+use tasuki_proto::attest::Presence;
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::control::{Hello, Login, ToRelay, ToTerminal};
 use tasuki_proto::identity::{
@@ -123,7 +124,8 @@ async fn register(data: &Path, names: Vec<TerminalId>) -> Result<Vec<IdentityCel
                     registered_ms: wall_ms,
                 };
                 let sequence = rows.next(Mark::AuthoritySequence)?;
-                rows.put_certificate(&key.fingerprint(), &NodeName::Terminal(id.clone()), certificate)?;
+                let node = NodeName::Terminal(id.clone());
+                rows.put_certificate(&key.fingerprint(), &node, certificate)?;
                 let draft = Draft {
                     origin: RelayId::AUTHORITY,
                     kind: RecordKind::ACCOUNT,
@@ -392,8 +394,12 @@ async fn attach(terminal: &Terminal, shared: &Shared, relay: &Known) -> Result<A
         let envelope = Envelope::read(&mut recv, limits::CONTROL_MESSAGE_BYTES).await?;
         match ToTerminal::from_envelope(&envelope.context("the relay closed")?)? {
             Some(ToTerminal::Welcome(welcome)) => {
-                let epoch = LoginEpoch(welcome.epoch.0 + 1);
-                let login = Login { epoch, role: AttachmentRole::Primary };
+                let epoch = LoginEpoch(welcome.epoch().0 + 1);
+                let (relay, role) = (welcome.relay, AttachmentRole::Primary);
+                let presence = Presence { relay, epoch, instance, role };
+                let id = own.terminal_id().context("a terminal's identity")?;
+                let signature = presence.sign(&own.mesh_id(), id, own.key()).signature;
+                let login = Login { epoch, role, signature };
                 send.write_chunk(ToRelay::Login(login).to_envelope().to_bytes()).await?;
             }
             Some(ToTerminal::LoggedIn(_)) => return Ok((connection, send, recv)),

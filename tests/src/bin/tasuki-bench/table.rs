@@ -16,9 +16,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use bytes::BytesMut;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tasuki_proto::attest::Presence;
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::gossip::{GossipMessage, Want};
-use tasuki_proto::identity::{PublicKey, Signer};
+use tasuki_proto::identity::{NodeKey, PublicKey, Signer};
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AccountRow, AttachmentRole, AttachmentRow};
 use tasuki_proto::{Incarnation, LoginEpoch, MeshId, RelayId, TerminalId, limits};
@@ -63,7 +64,7 @@ impl Relay {
         let config = Config::new(id, ONE, MESH, signer(id), [9, id.0]);
         let mut relay = Relay {
             gossip: Gossip::new(config, Instant::now()),
-            directory: Directory::new(id, MESH),
+            directory: Directory::new(id, MESH, [1, id.0]),
         };
         let key = signer(RelayId::AUTHORITY).public();
         relay.gossip.handle(Input::AuthorityKey(ONE, key), Instant::now());
@@ -93,15 +94,17 @@ impl Relay {
 
 pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let mut rng = StdRng::seed_from_u64(options.seed);
+    // All terminals have one key: what a check costs does not depend on it.
+    let terminals_key = NodeKey::generate()?;
     let terminals = flags.rows / 3;
     let attachments = 2 * terminals;
 
     let mut server = Relay::new(SERVER, flags.relays);
     for number in 0..terminals {
-        server.handle(Input::Authority(account(number)));
+        server.handle(Input::Authority(account(number, &terminals_key)));
     }
     server.handle(Input::Issuer(ONE, signer(RelayId::AUTHORITY)));
-    fill(&mut server, terminals, attachments, flags.relays, &mut rng)?;
+    fill(&mut server, &terminals_key, (terminals, attachments), flags.relays, &mut rng)?;
 
     let before = resident_bytes()?;
     let mut newcomer = Relay::new(NEWCOMER, flags.relays);
@@ -114,6 +117,14 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
     let reachable = (1..=flags.relays).map(RelayId).collect();
     newcomer.directory.set_reachable(&reachable);
     let (first, _) = lookups(&mut newcomer, terminals, 10_000, &mut rng)?;
+    let begun = Instant::now();
+    for number in 0..terminals {
+        let id = TerminalId::new(&id_of(number))?;
+        let found = newcomer.directory.lookup(newcomer.gossip.table(), &id);
+        ensure!(matches!(found, Lookup::At(_)), "{id} is lost: {found:?}");
+    }
+    let attested = begun.elapsed();
+    let with_checks = resident_bytes()?;
     let (mut far, mut near, mut of_rounds) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let (round, again) = lookups(&mut newcomer, terminals, LOOKUPS, &mut rng)?;
@@ -136,7 +147,9 @@ pub(crate) fn run(options: &Options, flags: &Flags) -> Result<Report> {
         .with("lookup_p99_best_round_ns", of_rounds[0])
         .with("lookup_p99_worst_round_ns", of_rounds[ROUNDS - 1])
         .with("lookup_again_p50_ns", percentile(&near, 0.5))
-        .with("clock_p50_ns", clock_cost()))
+        .with("clock_p50_ns", clock_cost())
+        .with("attachment_checks_s", attested.as_secs_f64())
+        .with("bytes_per_row_all_checked", with_checks.saturating_sub(before) as f64 / rows))
 }
 
 /// Of sorted times.
@@ -167,13 +180,13 @@ fn signer(of: RelayId) -> Signer {
     Signer::from_seed(&seed)
 }
 
-fn account(number: u64) -> Record {
+fn account(number: u64, terminals_key: &NodeKey) -> Record {
     let id = id_of(number);
     let row = AccountRow {
         kind: "plc".to_owned(),
         attributes: BTreeMap::from([("site".to_owned(), "osaka".to_owned())]),
         groups: Vec::new(),
-        key: Some(PublicKey([5; 32])),
+        key: Some(PublicKey(terminals_key.public())),
         registered_ms: 1_700_000_000_000,
     };
     let draft = Draft {
@@ -193,8 +206,8 @@ fn account(number: u64) -> Record {
 /// Two attachments for each terminal, at relays chosen at random.
 fn fill(
     server: &mut Relay,
-    terminals: u64,
-    attachments: u64,
+    key: &NodeKey,
+    (terminals, attachments): (u64, u64),
     relays: u64,
     rng: &mut StdRng,
 ) -> Result<()> {
@@ -208,7 +221,8 @@ fn fill(
     for (relay, list) in keys {
         let mut origin = Relay::new(RelayId(relay), relays);
         for (number, role) in list {
-            origin.handle(Input::Write(attachment(number, role, rng)));
+            let write = attachment((relay, number, role), key, rng)?;
+            origin.handle(Input::Write(write));
         }
         tell(&mut origin, server);
     }
@@ -241,23 +255,32 @@ fn tell(origin: &mut Relay, server: &mut Relay) {
     server.handle(Input::LinkDown(LINK));
 }
 
-fn attachment(number: u64, role: AttachmentRole, rng: &mut StdRng) -> Write {
+fn attachment(
+    (relay, number, role): (u64, u64, AttachmentRole),
+    key: &NodeKey,
+    rng: &mut StdRng,
+) -> Result<Write> {
+    let (epoch, instance) =
+        (LoginEpoch(3), number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let presence = Presence { relay: RelayId(relay), epoch, instance, role };
+    let signed = presence.sign(&MESH, &TerminalId::new(&id_of(number))?, key);
     let row = AttachmentRow {
         role,
-        epoch: LoginEpoch(3),
-        instance: rng.random(),
+        epoch,
+        instance,
         address: SocketAddr::from((Ipv4Addr::from(rng.random::<u32>()), 40_000)),
         since_ms: 1_700_000_000_000,
         sessions: 0,
+        signature: signed.signature,
     };
-    Write {
+    Ok(Write {
         kind: RecordKind::ATTACHMENT,
         key: id_of(number).into(),
         payload: Some(rows::payload(&row)),
         lifetime_secs: 0,
         wall_ms: 1_700_000_000_000,
         scope: 0,
-    }
+    })
 }
 
 /// Links the two until the newcomer has as much. Gives the server back, the bytes that went to the newcomer, and the

@@ -158,12 +158,14 @@ impl World {
                 }
                 if node.draining {
                     let refusal = RefusalCode::Draining.into();
-                    return self
-                        .close(attach, Input::Refused { attach, refusal, retry_after_ms: 0 });
+                    return self.close(
+                        attach,
+                        Input::Refused { attach, refusal, retry_after_ms: 0, by: Claim::None },
+                    );
                 }
                 let rtt_us = self.rtt(conn.relay);
-                let (epoch, instance) = (node.highest, if node.highest.0 == 0 { 0 } else { ME });
-                let welcome = Input::Welcome { attach, epoch, instance, terminals: 0, rtt_us };
+                let highest = claim(node.highest.0, if node.highest.0 == 0 { 0 } else { ME });
+                let welcome = Input::Welcome { attach, highest, terminals: 0, rtt_us };
                 self.feed(welcome);
             }
             Event::Login(attach, epoch, role) => {
@@ -191,7 +193,9 @@ impl World {
             }
             Event::Superseded(attach) => {
                 let refusal = RefusalCode::Superseded.into();
-                self.close(attach, Input::Refused { attach, refusal, retry_after_ms: 0 });
+                let Some(conn) = self.conns.get(&attach) else { return };
+                let by = claim(self.nodes[conn.relay].highest.0, ME);
+                self.close(attach, Input::Refused { attach, refusal, retry_after_ms: 0, by });
             }
             Event::Silent(attach) => {
                 self.conns.remove(&attach);
