@@ -12,9 +12,9 @@ use tasuki_proto::control::RelayContact;
 use tasuki_proto::dial::Dialler;
 use tasuki_proto::enrolment::{Enrolled, keep_renewed, load_relays, save_relays};
 use tasuki_proto::identity::{Clock, Identity, IdentityCell, write_private};
-use tasuki_proto::{LoginEpoch, limits};
 use tasuki_proto::net::Periods;
 use tasuki_proto::traces::Traces;
+use tasuki_proto::{LoginEpoch, limits};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 

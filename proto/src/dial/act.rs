@@ -117,10 +117,11 @@ impl Dialler {
             () if any(|problem| matches!(problem, Problem::Failed(_))) => "",
             () => "its name does not resolve",
         };
-        let os_error = dialling.failures().iter().rev().find_map(|failure| match &failure.problem {
-            Problem::Failed(error) => error.raw_os_error(),
-            _ => None,
-        });
+        let os_error =
+            dialling.failures().iter().rev().find_map(|failure| match &failure.problem {
+                Problem::Failed(error) => error.raw_os_error(),
+                _ => None,
+            });
         Err(Unreached { why: dialling.summary(), brief, os_error })
     }
 

@@ -19,8 +19,8 @@ use tasuki_proto::identity::{Clock, IdentityCell, locked_out};
 use tasuki_proto::net::{Periods, canonical};
 use tasuki_proto::traces::{Place, Span, Traces};
 use tasuki_proto::{
-    Label, LoginEpoch, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId, TerminalId, limits,
-    version,
+    Label, LoginEpoch, Refusal, RefusalCode, RelayId, RelayName, ServiceName, SessionId,
+    TerminalId, limits, version,
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 

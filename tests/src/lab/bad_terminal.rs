@@ -254,6 +254,7 @@ impl BadRelay {
             protocol: PROTOCOL,
             software: "raw".into(),
             incarnation: Incarnation(u64::from(u32::MAX)),
+            instance: 1,
             handle: label(),
             addresses: vec!["127.0.0.1:9".into()],
         };

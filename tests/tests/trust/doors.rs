@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tasuki_proto::control::RelayContact;
+use tasuki_proto::dial::Dialler;
 use tasuki_proto::enrolment::{Enrol, ToRegistrar, renew, send};
 use tasuki_proto::id::RelayName;
 use tasuki_proto::identity::{Clock, Identity, TokenId};
@@ -113,7 +114,7 @@ fn strangers_at_the_door_keep_no_newcomer_and_no_renewal_out() {
             for n in 0..6 {
                 let kind = if matches!(what, Stranger::Silent) { "s" } else { "q" };
                 mesh.add_terminal(TerminalSpec::new(&format!("new-{kind}{n}")).stays_off());
-                let renewed = runtime().block_on(renew(&own, &relays, &Clock::system(0)));
+                let renewed = runtime().block_on(renew(&own, &relays, &Dialler::default(), &Clock::system(0)));
                 renewed.unwrap_or_else(|error| panic!("renewal {n}: {error}"));
             }
             drop(stop);

@@ -2,16 +2,14 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
 use ring::signature::Ed25519KeyPair;
 use tasuki_proto::attest::{SIGNATURE_BYTES, Signature};
 use tasuki_proto::control::{Refused, Revoked, ToRelay, ToTerminal};
-use tasuki_proto::gossip::{GossipMessage, Rows, Span};
 use tasuki_proto::identity::Identity;
 use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::rows::{self, AttachmentRole, AttachmentRow, RevocationRow};
 use tasuki_proto::{Incarnation, LoginEpoch, MeshId, RefusalCode, RelayId};
-use tasuki_tests::lab::bad_relay::{BadLink, BadRelay, Honest};
+use tasuki_tests::lab::bad_relay::{Author, BadLink, BadRelay, Honest};
 use tasuki_tests::lab::wait::SOON;
 use tasuki_tests::lab::{Mesh, MeshSpec, RelaySpec, TerminalSpec, eventually, raw};
 use tokio::runtime::Runtime;
@@ -51,8 +49,8 @@ fn mesh() -> Mesh {
         .start()
 }
 
-fn attachment(origin: RelayId, sequence: u64, epoch: u64, signature: Signature) -> Record {
-    let row = AttachmentRow {
+fn attachment(epoch: u64, signature: Signature) -> bytes::Bytes {
+    rows::payload(&AttachmentRow {
         role: AttachmentRole::Primary,
         epoch: LoginEpoch(epoch),
         instance: 99,
@@ -60,17 +58,6 @@ fn attachment(origin: RelayId, sequence: u64, epoch: u64, signature: Signature) 
         since_ms: 1,
         sessions: 0,
         signature,
-    };
-    Record::new(&Draft {
-        origin,
-        kind: RecordKind::ATTACHMENT,
-        key: b"a",
-        version: Version { incarnation: Incarnation(1 << 40), sequence },
-        wall_ms: 1,
-        scope: 0,
-        lifetime_secs: 0,
-        tombstone: false,
-        payload: &rows::payload(&row),
     })
 }
 
@@ -84,24 +71,13 @@ fn a_relay_claims_no_terminal_that_did_not_log_in_there() {
         let process = (Incarnation(1 << 40), 1);
         let server = "r1.relay.lab.tasuki";
         let mut link = BadLink::connect(r1.listen(), server, r2.data(), process).await.unwrap();
-        let id = link.id;
+        let mut author = Author::new(r2.data(), process.0, None);
         // Made up; and signed by the terminal, but for another relay.
         let elsewhere = raw::attest(mesh.terminal("a").data(), RelayId(5), LoginEpoch(1_001), 99);
         let forged = [Signature::new([7; SIGNATURE_BYTES]), elsewhere.signature];
-        for (sequence, signature) in (1..).zip(forged) {
-            let record = attachment(id, sequence, 1_000 + sequence - 1, signature);
-            let mut records = BytesMut::new();
-            records.extend_from_slice(record.as_bytes());
-            let span = Span {
-                origin: id,
-                incarnation: Incarnation(1 << 40),
-                from: sequence - 1,
-                to: sequence,
-                horizon: 0,
-                last: true,
-            };
-            let rows = Rows { span, records: records.freeze() };
-            link.say(&GossipMessage::Rows(rows)).await.unwrap();
+        for (epoch, signature) in (1_000..).zip(forged) {
+            let row = attachment(epoch, signature);
+            link.say(&author.write(RecordKind::ATTACHMENT, b"a", row)).await.unwrap();
         }
         tokio::task::block_in_place(|| {
             eventually("the forged rows are found out", SOON, || {

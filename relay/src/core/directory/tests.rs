@@ -366,7 +366,7 @@ fn an_attachment_that_its_terminal_did_not_sign_is_as_good_as_absent() {
     assert_eq!(setup.directory.locations(table, &id), [location]);
     let highest = setup.directory.highest_login(table, &id).unwrap();
     assert_eq!(highest.presence.epoch, LoginEpoch(4));
-    let view = setup.directory.terminal_view(setup.gossip.table_mut(), &id).unwrap();
+    let view = setup.directory.terminal_view(setup.gossip.table(), &id).unwrap();
     assert_eq!(view.attachments.len(), 1);
     assert_eq!(setup.directory.forged_attachments(), 1, "checked once");
     // Its count changes, the signature does not.
@@ -418,7 +418,7 @@ fn lists_show_no_forged_attachment_and_check_few_signatures_a_page() {
     let (mut after, mut seen, mut pages) = (None, 0, 0);
     loop {
         let before = setup.directory.forged_attachments();
-        let table = setup.gossip.table_mut();
+        let table = setup.gossip.table();
         let (items, next) = setup.directory.list(table, &filter, after.as_ref(), limits::PAGE);
         assert!(setup.directory.forged_attachments() - before <= 33, "half of 64 and one");
         assert!(items.iter().all(|view| view.attachments.len() == 1));
@@ -432,7 +432,7 @@ fn lists_show_no_forged_attachment_and_check_few_signatures_a_page() {
     assert_eq!(seen, 100);
     assert!(pages > 3, "{pages}");
     let filter = TerminalFilter { state: Some(TerminalState::LoggedOut), ..Default::default() };
-    let table = setup.gossip.table_mut();
+    let table = setup.gossip.table();
     let (items, _) = setup.directory.list(table, &filter, None, limits::PAGE);
     assert_eq!(items.len(), 100, "those with a forged attachment");
 }

@@ -364,7 +364,8 @@ async fn a_renewed_certificate_that_cannot_be_written_is_used_and_kept_later() {
     let token = mesh.token(&name).await;
     let enrolled = mesh.enrol(&token, key(), &name).await.unwrap();
     let (cell, end) = (IdentityCell::new(enrolled.identity), mesh.clock.now_secs() + 30 * DAY);
-    let relays = || enrolled.relays.clone();
+    let relays = || vec![enrolled.relays.clone()];
+    let dialler = Dialler::default();
     let tries = std::sync::atomic::AtomicUsize::new(0);
     let (kept, mut seen) = tokio::sync::watch::channel(0);
     let keep = |renewed: &Enrolled| {
@@ -385,7 +386,7 @@ async fn a_renewed_certificate_that_cannot_be_written_is_used_and_kept_later() {
         assert_eq!(*seen.borrow(), end + 25 * DAY, "and kept");
     };
     tokio::select! {
-        () = keep_renewed(&cell, &mesh.clock, relays, keep) => unreachable!("it goes on for ever"),
+        () = keep_renewed(&cell, &mesh.clock, &dialler, relays, keep) => unreachable!("it goes on"),
         done = tokio::time::timeout(Duration::from_secs(20), both) => done.unwrap(),
     }
 }

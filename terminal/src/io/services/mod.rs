@@ -23,7 +23,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
 use quinn::{RecvStream, SendStream};
 use tasuki_proto::codec::Envelope;
 use tasuki_proto::dial::Dialler;
@@ -287,12 +286,7 @@ impl Services {
     }
 
     /// Gives one more stream of a session its place, or says which limit has none.
-    fn admit(
-        &self,
-        session: &Attended,
-        open: usize,
-        opens: &mut Budget,
-    ) -> Result<Share, Refusal> {
+    fn admit(&self, session: &Attended, open: usize, opens: &mut Budget) -> Result<Share, Refusal> {
         let refused = |limit, most| Err(self.stream_refusal(&session.peer, limit, most));
         if open >= limits::STREAMS_PER_SESSION {
             return refused("STREAMS_PER_SESSION", limits::STREAMS_PER_SESSION);

@@ -6,7 +6,6 @@ use std::time::Duration;
 use quinn::{RecvStream, SendStream};
 use tasuki_proto::dial::{Dialler, Place};
 use tasuki_proto::session::Begin;
-use tasuki_proto::{Refusal, RefusalCode};
 use tokio::net::TcpStream;
 
 use super::ends::Ends;
