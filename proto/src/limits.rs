@@ -234,9 +234,10 @@ pub const LEDGER_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// Tokens that were made and are not used; further ones are refused with `overloaded`.
 pub const OPEN_TOKENS: u64 = 100_000;
 /// Connections to the status endpoint at once, and as many to the local socket. Beyond, the oldest one makes room that has
-/// no request under way, of the address or user that has most of those; where there is none, the next one is closed.
+/// no request under way, of the address or user that has most of those; where there is none, as many again wait for
+/// `HTTP_ANSWER_TIME`, and further ones are closed.
 pub const HTTP_CONNECTIONS: usize = 64;
-/// Requests of one user under way over the local socket; further connections of that user are closed.
+/// Requests of one user under way over the local socket; further connections of that user wait as above.
 pub const HTTP_REQUESTS_PER_USER: usize = HTTP_CONNECTIONS * 3 / 4;
 /// How long such a connection may take for its first byte; beyond: it ends.
 pub const HTTP_FIRST_BYTE_TIME: Duration = Duration::from_secs(3);

@@ -209,7 +209,7 @@ fn idle_connections_do_not_hold_the_status_endpoint_up() {
     let heads: [&[u8]; 3] = [
         b"",
         b"GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nX-Wait: ",
-        b"POST /api/v1/drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n",
+        b"POST /api/v1/terminals/nobody/kick HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n",
     ];
     for head in heads {
         let mut tcp: Vec<TcpStream> =

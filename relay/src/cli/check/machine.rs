@@ -6,9 +6,9 @@ use tasuki_proto::net::{BUFFER_BYTES, UdpIo};
 use super::{Finding, Level};
 use crate::cli::query::text::bytes;
 
-/// Open files that a relay needs: connections of both doors of the status endpoint, the store, sockets, and some more.
+/// Open files that a relay needs: connections of both doors of the status endpoint and those that wait or go, the store, sockets, and some more.
 /// Terminals and links take none: all share the sockets of the switch.
-const FILES: u64 = (2 * limits::HTTP_CONNECTIONS + limits::HTTP_CONNECTIONS) as u64;
+const FILES: u64 = (2 * 4 * limits::HTTP_CONNECTIONS + limits::HTTP_CONNECTIONS) as u64;
 
 pub(super) fn checks(pid: Option<i32>) -> Vec<Finding> {
     let maximum = |name: &str| {

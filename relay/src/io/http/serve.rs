@@ -24,8 +24,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tasuki_proto::limits;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::ServeError;
@@ -90,35 +90,39 @@ pub(super) async fn serve<L: Listener<Addr: Peer>>(
 ) {
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
-    let mut tasks: BTreeMap<Seat, AbortHandle> = BTreeMap::new();
-    let guests = Guests(Arc::new(Mutex::new(Room::new(bounds.connections))));
+    let guests = Guests::new(bounds);
     let mut shutdown = pin!(shutdown);
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
-            _ = connections.join_next(), if !connections.is_empty() => {
-                tasks.retain(|_, task| !task.is_finished());
-            }
-            (stream, peer) = listener.accept() => {
+            _ = connections.join_next(), if !connections.is_empty() => {}
+            // Those that made room are about to go.
+            (stream, peer) = listener.accept(), if connections.len() < 4 * bounds.connections => {
                 let origin = peer.origin();
-                let Some((guest, other)) = guests.enter(origin, bounds.per_source) else {
+                let entered = guests.enter(origin);
+                let parked = guests.park(&entered, bounds.connections);
+                if matches!(entered, Entered::Refused) || parked.is_none() {
                     tracing::debug!(%origin, "status connection refused: there are too many");
                     continue;
-                };
-                if let Some(other) = other.and_then(|other| tasks.remove(&other)) {
-                    other.abort();
                 }
-                let (router, tls, closed) = (router.clone(), tls.clone(), closed.clone());
-                let seat = guest.seat;
-                let task = connections.spawn(async move {
+                let (guests, router) = (guests.clone(), router.clone());
+                let (tls, closed) = (tls.clone(), closed.clone());
+                connections.spawn(async move {
+                    let Some((guest, gone)) = guests.wait(entered, origin).await else { return };
+                    drop(parked);
                     let stream = Patient::new(stream, bounds);
-                    match tls {
-                        None => connection(stream, router, bounds, guest, closed).await,
-                        Some(tls) => secured(tls, stream, router, bounds, guest, closed).await,
+                    let served = async {
+                        match tls {
+                            None => connection(stream, router, bounds, guest, closed).await,
+                            Some(tls) => secured(tls, stream, router, bounds, guest, closed).await,
+                        }
+                    };
+                    tokio::select! {
+                        () = served => {}
+                        Ok(()) = gone => tracing::debug!(%origin, "status connection made room"),
                     }
                 });
-                tasks.insert(seat, task);
             }
         }
     }
@@ -169,24 +173,108 @@ impl Peer for User {
 
 /// The connections that are in.
 #[derive(Clone)]
-struct Guests(Arc<Mutex<Room<Origin>>>);
+struct Guests(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    per_source: usize,
+    /// Somebody left or is idle.
+    freed: Notify,
+}
+
+struct State {
+    room: Room<Origin>,
+    /// Who is sent a word makes room.
+    gone: BTreeMap<Seat, oneshot::Sender<()>>,
+    /// How many wait for a place.
+    parked: usize,
+}
+
+/// Counts as one that waits for a place.
+struct Parked(Option<Guests>);
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if let Some(guests) = &self.0 {
+            guests.lock().parked -= 1;
+        }
+    }
+}
+
+/// What becomes of a connection that comes in.
+enum Entered {
+    /// It is in; it makes room when it is told so.
+    In(Guest, oneshot::Receiver<()>),
+    /// All places are at work.
+    Busy,
+    /// Its address has as many as it may.
+    Refused,
+}
 
 impl Guests {
-    fn lock(&self) -> MutexGuard<'_, Room<Origin>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(bounds: Bounds) -> Self {
+        let state = State { room: Room::new(bounds.connections), gone: BTreeMap::new(), parked: 0 };
+        let (state, per_source) = (Mutex::new(state), bounds.per_source);
+        Self(Arc::new(Shared { state, per_source, freed: Notify::new() }))
     }
 
-    /// A connection comes in; with it, the one that makes room.
-    fn enter(&self, origin: Origin, per_source: usize) -> Option<(Guest, Option<Seat>)> {
-        let mut room = self.lock();
-        let is_user = matches!(origin, Origin::User(_));
-        if room.of(&origin) >= per_source
-            || is_user && room.busy_of(&origin) >= limits::HTTP_REQUESTS_PER_USER
-        {
-            return None;
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, origin: Origin) -> Entered {
+        let mut state = self.lock();
+        if state.room.of(&origin) >= self.0.per_source {
+            return Entered::Refused;
         }
-        let Entry::In(seat, other) = room.enter(origin) else { return None };
-        Some((Guest { guests: self.clone(), seat, origin }, other))
+        let is_user = matches!(origin, Origin::User(_));
+        if is_user && state.room.busy_of(&origin) >= limits::HTTP_REQUESTS_PER_USER {
+            return Entered::Busy;
+        }
+        let Entry::In(seat, other) = state.room.enter(origin) else { return Entered::Busy };
+        if let Some(other) = other.and_then(|other| state.gone.remove(&other)) {
+            let _ = other.send(());
+        }
+        let (told, gone) = oneshot::channel();
+        state.gone.insert(seat, told);
+        Entered::In(Guest { guests: self.clone(), seat, origin }, gone)
+    }
+
+    /// Counts a connection that has to wait, if fewer than `most` do; one that is in waits for nothing.
+    fn park(&self, entered: &Entered, most: usize) -> Option<Parked> {
+        if !matches!(entered, Entered::Busy) {
+            return Some(Parked(None));
+        }
+        let mut state = self.lock();
+        let fits = state.parked < most;
+        state.parked += usize::from(fits);
+        fits.then(|| Parked(Some(self.clone())))
+    }
+
+    /// Waits for a place while all are at work, for as long as an answer may take.
+    async fn wait(
+        &self,
+        mut entered: Entered,
+        origin: Origin,
+    ) -> Option<(Guest, oneshot::Receiver<()>)> {
+        let waiting = async {
+            loop {
+                match entered {
+                    Entered::In(guest, gone) => return Some((guest, gone)),
+                    Entered::Refused => return None,
+                    Entered::Busy => {}
+                }
+                let mut freed = pin!(self.0.freed.notified());
+                // From here on no word is missed.
+                freed.as_mut().enable();
+                entered = self.enter(origin);
+                if matches!(entered, Entered::Busy) {
+                    freed.await;
+                    entered = self.enter(origin);
+                }
+            }
+        };
+        timeout(limits::HTTP_ANSWER_TIME, waiting).await.ok().flatten()
     }
 }
 
@@ -199,13 +287,20 @@ struct Guest {
 
 impl Guest {
     fn set_idle(&self, idle: bool) {
-        self.guests.lock().set_idle(self.seat, idle);
+        self.guests.lock().room.set_idle(self.seat, idle);
+        if idle {
+            self.guests.0.freed.notify_waiters();
+        }
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.guests.lock().leave(self.seat);
+        let mut state = self.guests.lock();
+        state.room.leave(self.seat);
+        state.gone.remove(&self.seat);
+        drop(state);
+        self.guests.0.freed.notify_waiters();
     }
 }
 
