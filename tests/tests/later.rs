@@ -9,7 +9,6 @@ use bytes::{BufMut, BytesMut};
 use tasuki_proto::codec::{Envelope, SectionWriter};
 use tasuki_proto::control::{Call, CallRefused, End, Hello, List, ToRelay, ToTerminal};
 use tasuki_proto::id::{Label, LoginEpoch, SessionId, TerminalId};
-use tasuki_proto::rows::AttachmentRole;
 use tasuki_proto::version::{Alpn, PROTOCOL};
 use tasuki_proto::{Refusal, RefusalCode, RelayId, ServiceName};
 use tasuki_tests::lab::process::Done;

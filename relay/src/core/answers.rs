@@ -134,7 +134,7 @@ impl Relay {
         if self.login.is_draining() {
             return Some("draining".to_owned());
         }
-        if self.links.is_cut_off() && self.links.has_given_way() {
+        if self.has_given_way() {
             let why = "another process with this relay's identity is linked in its place";
             return Some(why.to_owned());
         }

@@ -146,6 +146,8 @@ pub struct Login {
     name: RelayName,
     most: usize,
     draining: bool,
+    /// Another process with this relay's identity is linked in its place.
+    given_way: bool,
     attachments: BTreeMap<ConnId, Attachment>,
     newcomers: Newcomers,
     refusals: Refusals,
@@ -165,6 +167,7 @@ impl Login {
             name,
             most,
             draining: false,
+            given_way: false,
             attachments: BTreeMap::new(),
             newcomers: Newcomers::default(),
             refusals: Refusals::default(),
@@ -278,6 +281,18 @@ impl Login {
         self.draining = draining;
     }
 
+    /// Another process with this relay's identity is linked in its place, or is not any more: nobody could reach who is
+    /// attached here, so all are sent elsewhere.
+    pub fn set_given_way(&mut self, given_way: bool) {
+        let begins = given_way && !self.given_way;
+        self.given_way = given_way;
+        if begins {
+            for conn in self.logged_in().collect::<Vec<_>>() {
+                self.cut(conn, RefusalCode::Draining, RefusalCode::RouteLost);
+            }
+        }
+    }
+
     /// Whether new terminals are refused.
     pub fn is_draining(&self) -> bool {
         self.draining
@@ -340,12 +355,12 @@ impl Login {
                 version::PROTOCOL_MIN
             );
             self.refuse(conn, Refusal::new(RefusalCode::ProtocolTooOld, detail), 0);
-        } else if self.draining {
+        } else if self.draining || self.given_way {
             self.refuse(conn, RefusalCode::Draining.into(), 0);
         } else if self.conns.len() >= self.most {
             self.refusals.full += 1;
             self.refuse(conn, RefusalCode::Overloaded.into(), 5_000);
-        } else if !known.key.is_some_and(|key| key.fingerprint() == attachment.key) {
+        } else if known.key.is_none_or(|key| key.fingerprint() != attachment.key) {
             // The certificate is valid and not revoked, so the account exists with this key: its row has not arrived here.
             self.refuse(conn, RefusalCode::NotYetKnown.into(), 200);
         } else {

@@ -241,6 +241,7 @@ impl Relay {
         let from = Neighbour::Terminal(conn);
         let input = match message {
             ToRelay::Hello(hello) => {
+                self.login.set_given_way(self.has_given_way());
                 let known = self.known(conn);
                 self.login.handle(login::Input::Hello(conn, hello, known), now, wall_ms);
                 return;
@@ -547,11 +548,17 @@ impl Relay {
                 if self.twins.note(self.config.name.clone(), what, now, wall_ms) {
                     tracing::warn!(%by, "another process with this relay's identity is linked in this one's place");
                 }
+                self.login.set_given_way(self.has_given_way());
             }
             links::Output::Announce(row) => {
                 self.write(RecordKind::LINKS, &[], Some(rows::payload(&row)), now, wall_ms);
             }
         }
+    }
+
+    /// Whether another process with this relay's identity is linked in its place, and this one is linked with nobody.
+    pub(super) fn has_given_way(&self) -> bool {
+        self.links.is_cut_off() && self.links.has_given_way()
     }
 
     /// Two processes have the identity of a neighbour.

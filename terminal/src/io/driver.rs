@@ -537,7 +537,7 @@ impl Driver {
                 if !self.is_dialled(attach, &welcome) {
                     return self.distrust(attach, "says that it is another one", now);
                 }
-                let highest = self.claim(welcome.highest);
+                let highest = self.claim(attach, welcome.highest);
                 let Some(attachment) = self.attachments.get_mut(&attach) else { return };
                 attachment.relay = Some((welcome.relay, welcome.name));
                 attachment.seen_as = Some(welcome.address);
@@ -558,8 +558,8 @@ impl Driver {
             }
             ToTerminal::LoggedIn(_) => self.login.handle(login::Input::LoggedIn(attach), now),
             ToTerminal::Refused(refused) => {
+                let by = self.claim(attach, refused.by);
                 self.forget(attach, refused.refusal.code);
-                let by = self.claim(refused.by);
                 let input = login::Input::Refused {
                     attach,
                     refusal: refused.refusal,

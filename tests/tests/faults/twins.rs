@@ -53,11 +53,7 @@ fn a_parked_agent_comes_back_once_its_clone_is_gone_and_not_before() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("clone");
     copy(mesh.terminal("a").data(), &data);
-    let mut command = mesh.terminal("a").command();
-    command.args(["run", "--log", "info", "--direct", "never"]);
-    command.args(["--keep-alive", "1", "--idle", "3"]);
-    // The last `--data` would be a second one: a command of its own.
-    let mut clone = Command::new(command.get_program());
+    let mut clone = Command::new(mesh.terminal("a").command().get_program());
     clone.arg("--data").arg(&data).args(["run", "--log", "info", "--direct", "never"]);
     let (mut process, log) = clone_of(&mut clone, &data);
     eventually("the original is parked", SOON, || {

@@ -114,7 +114,12 @@ fn strangers_at_the_door_keep_no_newcomer_and_no_renewal_out() {
             for n in 0..6 {
                 let kind = if matches!(what, Stranger::Silent) { "s" } else { "q" };
                 mesh.add_terminal(TerminalSpec::new(&format!("new-{kind}{n}")).stays_off());
-                let renewed = runtime().block_on(renew(&own, &relays, &Dialler::default(), &Clock::system(0)));
+                let renewed = runtime().block_on(renew(
+                    &own,
+                    &relays,
+                    &Dialler::default(),
+                    &Clock::system(0),
+                ));
                 renewed.unwrap_or_else(|error| panic!("renewal {n}: {error}"));
             }
             drop(stop);

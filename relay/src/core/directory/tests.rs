@@ -234,7 +234,7 @@ fn a_newer_login_elsewhere_is_told() {
     setup.attached("r2", "a", AttachmentRole::Primary, 4, 0);
     let there = attested("r2", "a", AttachmentRole::Primary, 4);
     let newer = Output::NewerLogin { terminal: terminal("a"), there };
-    assert_eq!(setup.outputs(), [newer.clone()]);
+    assert_eq!(setup.outputs(), std::slice::from_ref(&newer));
     // Another machine enrolled in its place, and logs in elsewhere before its account arrives here.
     setup.account_with("a", "plc", Some(PublicKey([9; 32])));
     setup.attached("r2", "a", AttachmentRole::Primary, 4, 1);

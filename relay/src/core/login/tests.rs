@@ -477,3 +477,17 @@ fn a_key_that_is_not_the_accounts_has_to_wait_for_its_account() {
     world.hello(2, 77, known(3, 0));
     assert_eq!(refused_with(&world.login(2, 4, other)), Some(RefusalCode::PeerNotProven));
 }
+
+#[test]
+fn who_is_attached_to_a_relay_that_gave_way_goes_elsewhere() {
+    let mut world = World::new();
+    world.attach(1, 77, 4);
+    world.login.set_given_way(true);
+    let outputs: Vec<Output> = std::iter::from_fn(|| world.login.poll_output()).collect();
+    assert_eq!(refused_with(&outputs), Some(RefusalCode::Draining));
+    assert_eq!(told_to_sessions(&outputs), Some(RefusalCode::RouteLost));
+    world.connect(2, "a");
+    assert_eq!(refused_with(&world.hello(2, 77, known(4, 77))), Some(RefusalCode::Draining));
+    world.login.set_given_way(false);
+    assert_eq!(refused_with(&world.attach(3, 77, 5)), None);
+}

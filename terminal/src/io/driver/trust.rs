@@ -35,13 +35,18 @@ impl Driver {
     }
 
     /// Which log-in of this terminal a relay shows.
-    pub(super) fn claim(&self, said: Option<Attestation>) -> Claim {
+    pub(super) fn claim(&self, attach: AttachId, said: Option<Attestation>) -> Claim {
         let Some(said) = said else { return Claim::None };
         let identity = self.settings.identity.get();
         let (id, key) = (self.sessions.me().as_str(), PublicKey(identity.key().public()));
         if said.is_signed_by(&identity.mesh_id(), id.as_bytes(), &key) {
             Claim::Proven { epoch: said.presence.epoch, instance: said.presence.instance }
         } else {
+            let relay = self.attachments.get(&attach).map(|attachment| attachment.name.as_str());
+            tracing::warn!(
+                relay,
+                "the relay shows a log-in that this terminal's key did not sign; its attachment ends"
+            );
             Claim::Forged
         }
     }
