@@ -3,7 +3,8 @@
 //! A relay on the path can pass probes and drop data. So a path is also held against what becomes of the data itself:
 //!
 //! - **Nothing arrives**: something that the peer has to acknowledge is under way, nothing more was acknowledged for a
-//!   second or four round trips of probes, and QUIC tried at least [`TRIES`] times meanwhile.
+//!   second or four round trips of probes, and QUIC tried at least [`TRIES`] times meanwhile; or for twice as long, and QUIC
+//!   tried [`TRIES_SELDOM`] times.
 //! - **Next to nothing arrives**: in two periods in a row of a second or four round trips, more than four times as many
 //!   bytes were lost as were acknowledged. Congestion does not do that for so long, and chance would hit probes too.
 //!
@@ -22,6 +23,8 @@ use super::session::{Session, Terminal, Why};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Frames that QUIC sends meanwhile at least: one may be lost by chance, and its repetition too.
 const TRIES: u64 = 3;
+/// As [`TRIES`], where twice the time passed.
+const TRIES_SELDOM: u64 = 2;
 /// The longest patience, in times of the first one.
 const PATIENCE_MOST: u32 = 16;
 /// Lost bytes in a period that say something.
@@ -106,8 +109,12 @@ impl Stall {
             self.bad_periods = if bad { self.bad_periods + 1 } else { 0 };
             self.period = Some((now, data));
         }
-        let nothing = self.since.is_some_and(|since| now >= since + pause)
-            && data.asked >= self.asked + TRIES;
+        let tries = data.asked.saturating_sub(self.asked);
+        // QUIC's own estimate of the round trip may be long, and then it seldom repeats what it asked.
+        let nothing = self.since.is_some_and(|since| {
+            (tries >= TRIES && now >= since + pause)
+                || (tries >= TRIES_SELDOM && now >= since + pause * 2)
+        });
         nothing || self.bad_periods >= PERIODS
     }
 
