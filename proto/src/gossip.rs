@@ -72,7 +72,7 @@ impl Head {
         key.has_signed(&self.to_sign(mesh), &self.signature)
     }
 
-    fn to_sign(&self, mesh: &MeshId) -> Vec<u8> {
+    fn to_sign(self, mesh: &MeshId) -> Vec<u8> {
         [HEAD_DOMAIN, &mesh.0, &self.to_bytes()[..HEAD_SIGNED]].concat()
     }
 

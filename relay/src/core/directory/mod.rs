@@ -90,9 +90,11 @@ impl Relay {
     }
 }
 
-/// Cuts `text` to at most `bytes`, at the end of a character.
+/// Cuts `text`, which is at most as long as a record, to `bytes` at the end of a character.
 fn truncate(text: &mut String, bytes: usize) {
-    text.truncate(text.floor_char_boundary(bytes));
+    while text.len() > bytes {
+        text.pop();
+    }
 }
 
 /// The directory; see the module's documentation.
