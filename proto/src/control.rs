@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::attest::{Attestation, Signature};
-use crate::codec::DecodeError;
+use crate::codec::{self, DecodeError};
 use crate::id::{
     Generation, Label, LoginEpoch, RelayId, RelayName, ServiceName, SessionId, TerminalId,
 };
@@ -316,6 +316,32 @@ pub struct RelayContact {
 pub struct Relays {
     /// Ordered by name.
     pub relays: Vec<RelayContact>,
+    /// The next message goes on with further ones.
+    pub more: bool,
+}
+
+impl Relays {
+    /// Puts all relays into as few messages as [`limits::CONTACT_BYTES_TOLD`] allows; one message where there are none.
+    pub fn of(relays: &[RelayContact]) -> Vec<Relays> {
+        let mut messages = vec![Relays { relays: Vec::new(), more: false }];
+        let mut bytes = 0;
+        for relay in relays {
+            let length = codec::encode(relay).len();
+            if bytes > 0 && bytes + length > limits::CONTACT_BYTES_TOLD {
+                messages.push(Relays { relays: Vec::new(), more: false });
+                bytes = 0;
+            }
+            bytes += length;
+            if let Some(last) = messages.last_mut() {
+                last.relays.push(relay.clone());
+            }
+        }
+        let count = messages.len();
+        for message in &mut messages[..count - 1] {
+            message.more = true;
+        }
+        messages
+    }
 }
 
 /// Keys that were revoked; sent after log-in (all) and when they change (the new ones).
@@ -421,5 +447,32 @@ crate::messages! {
         14 => Pong(Ping),
         /// The terminal's address changed.
         15 => Seen(Seen),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_relays_take_several_messages_and_each_fits() {
+        assert_eq!(Relays::of(&[]).len(), 1);
+        let relays: Vec<RelayContact> = (0..limits::RELAYS)
+            .map(|n| RelayContact {
+                name: RelayName::new(&format!("r{n:05}")).unwrap(),
+                addresses: vec!["x".repeat(limits::RELAY_ADDRESS_BYTES); limits::RELAY_ADDRESSES],
+                draining: false,
+            })
+            .collect();
+        let told = Relays::of(&relays);
+        assert!(told.len() > 1);
+        let (last, others) = told.split_last().unwrap();
+        assert!(!last.more && others.iter().all(|message| message.more));
+        for message in &told {
+            let bytes = ToTerminal::Relays(message.clone()).to_envelope().to_bytes().len();
+            assert!(bytes <= limits::CONTROL_MESSAGE_BYTES, "{bytes}");
+        }
+        let again: Vec<RelayContact> = told.into_iter().flat_map(|m| m.relays).collect();
+        assert_eq!(again, relays);
     }
 }

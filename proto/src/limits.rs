@@ -127,6 +127,8 @@ pub const ATTRIBUTES: usize = 32;
 pub const ATTRIBUTE_BYTES: usize = 256;
 /// Advertised addresses of a relay; further ones are ignored.
 pub const RELAY_ADDRESSES: usize = 8;
+/// Bytes of the relays told to a terminal in one message; more go into further messages.
+pub const CONTACT_BYTES_TOLD: usize = 128 * 1024;
 /// Bytes of an advertised address: a DNS name and a port; longer ones are ignored.
 pub const RELAY_ADDRESS_BYTES: usize = 260;
 /// Bytes of the version of a peer's software that are kept.

@@ -430,6 +430,7 @@ fn control_messages_to_the_terminal() {
             relays: vec![control::RelayContact {
                 name: relay("r1"), addresses: vec!["relay.example:4433".into()], draining: true,
             }],
+            more: true,
         }),
         "to-terminal-revoked" => ToTerminal::Revoked(
             control::Revoked::of([revocation(), revocation()]).remove(0),

@@ -9,11 +9,10 @@
 
 use std::collections::BTreeMap;
 
-use rustc_hash::FxHashMap;
 use tasuki_proto::{RelayId, SessionId, TerminalId, limits};
 
 /// A row that is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Key {
     Terminal(TerminalId),
     Relay(RelayId),
@@ -24,7 +23,8 @@ pub(super) enum Key {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     key_by_seq: BTreeMap<u64, Key>,
-    seq_by_key: FxHashMap<Key, u64>,
+    /// Ordered, since peers choose some keys: a hash that they know would let them choose ones that collide.
+    seq_by_key: BTreeMap<Key, u64>,
     /// The number of the latest change.
     head: u64,
     /// What changed up to here is not known any longer.

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
 use tasuki_proto::control::List;
 use tasuki_proto::{TerminalId, limits};
 
@@ -45,7 +44,7 @@ pub struct Lists {
     /// By the time at which the terminal's own rate lets it have the page.
     waiting: BTreeMap<(Instant, u64), (ConnId, List)>,
     next: u64,
-    paid: FxHashMap<TerminalId, Paid>,
+    paid: BTreeMap<TerminalId, Paid>,
     paid_all: Option<Paid>,
     sweep_at: usize,
 }

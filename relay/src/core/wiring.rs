@@ -649,8 +649,9 @@ impl Relay {
             }
             login::Output::Attached(conn, terminal) => {
                 tracing::info!(%terminal, "logged in");
-                let relays = control::Relays { relays: self.directory.contacts() };
-                self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Relays(relays)));
+                for relays in control::Relays::of(&self.directory.contacts()) {
+                    self.outputs.push_back(Output::ToTerminal(conn, ToTerminal::Relays(relays)));
+                }
                 let table = self.gossip.table();
                 let revoked = self.directory.revoked();
                 for told in control::Revoked::of(revoked.filter_map(|key| revocation(table, &key)))
@@ -757,9 +758,10 @@ impl Relay {
 
     /// Tells the terminals of the relays of the mesh.
     fn tell_contacts(&mut self) {
-        let told = ToTerminal::Relays(control::Relays { relays: self.contacts.clone() });
+        let told = control::Relays::of(&self.contacts);
         for conn in self.login.logged_in() {
-            self.outputs.push_back(Output::ToTerminal(conn, told.clone()));
+            let told = told.iter().cloned().map(ToTerminal::Relays);
+            self.outputs.extend(told.map(|told| Output::ToTerminal(conn, told)));
         }
     }
 

@@ -393,6 +393,11 @@ impl Login {
         [answer, settle, tries, both, self.next_attach(), drain].into_iter().flatten().min()
     }
 
+    /// The relays of the mesh, as far as they are known.
+    pub fn relays(&self) -> Vec<RelayContact> {
+        self.relays.known()
+    }
+
     /// Where the agent stands.
     pub fn state(&self) -> &State {
         &self.shown
@@ -476,6 +481,7 @@ impl Login {
     fn handle_logged_in(&mut self, attach: AttachId, now: Instant) {
         let Some(asked) = self.asked.take_if(|asked| asked.attach == attach) else { return };
         let Some(attempt) = self.try_by_id.get_mut(&attach) else { return };
+        self.relays.proven(&attempt.relay);
         let joins = attempt.logged_in((asked.epoch, asked.role), now);
         if !joins {
             return;

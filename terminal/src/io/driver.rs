@@ -100,6 +100,8 @@ struct Attachment {
     seen_as: Option<SocketAddr>,
     connection: Option<Connection>,
     since_ms: u64,
+    /// Relays of the mesh that the relay named, until it has named all.
+    told: Vec<RelayContact>,
 }
 
 struct Driver {
@@ -326,6 +328,7 @@ impl Driver {
                     seen_as: None,
                     connection: None,
                     since_ms: wall_ms(),
+                    told: Vec::new(),
                 };
                 self.attachments.insert(attach, attachment);
                 let (context, events) = (self.context.clone(), self.attachment_events.clone());
@@ -601,14 +604,7 @@ impl Driver {
                     let _ = reply.send(Ok(page));
                 }
             }
-            ToTerminal::Relays(relays) => {
-                self.settings.kept_contacts.send_if_modified(|kept| {
-                    let changed = *kept != relays.relays;
-                    kept.clone_from(&relays.relays);
-                    changed
-                });
-                self.login.handle(login::Input::Told(attach, relays.relays), now);
-            }
+            ToTerminal::Relays(relays) => self.handle_relays(attach, relays, now),
             ToTerminal::Revoked(revoked) => self.handle_revoked(attach, revoked, now),
         }
     }

@@ -91,7 +91,7 @@ impl Mesh {
             addresses: vec![self.address(relay, true).to_string()],
             draining: row.draining,
         });
-        Relays { relays: relays.collect() }
+        Relays { relays: relays.collect(), more: false }
     }
 
     /// One round of gossip over the links that carry something; who learned of a relay that drains, or does no more.

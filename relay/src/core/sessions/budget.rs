@@ -17,7 +17,6 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use rustc_hash::FxHashMap;
 use tasuki_proto::{TerminalId, limits};
 
 use super::Neighbour;
@@ -83,14 +82,15 @@ pub(super) struct Refused {
     pub(super) queue: u64,
 }
 
-/// All budgets for sessions of one relay.
+/// All budgets for sessions of one relay. The maps are ordered, since peers choose the names in them: a hash that they know
+/// would let them choose ones that collide.
 #[derive(Debug, Default)]
 pub(super) struct Budget {
-    rates: FxHashMap<Asker, Bucket>,
-    pair_rates: FxHashMap<(TerminalId, TerminalId), Bucket>,
+    rates: BTreeMap<Asker, Bucket>,
+    pair_rates: BTreeMap<(TerminalId, TerminalId), Bucket>,
     sweep_at: usize,
     places: Shares<Asker>,
-    pairs: FxHashMap<(TerminalId, TerminalId), usize>,
+    pairs: BTreeMap<(TerminalId, TerminalId), usize>,
     callees: BTreeMap<ConnId, Shares<Asker>>,
     pub(super) refused: Refused,
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use tasuki_proto::RelayName;
 use tasuki_proto::control::RelayContact;
+use tasuki_proto::{RelayName, limits};
 
 use super::{BACKOFF_MAX, BACKOFF_MIN, RelayChoice};
 
@@ -23,6 +23,8 @@ struct Relay {
     /// Failures since it was last good, its loss included.
     failures: u32,
     not_before: Option<Instant>,
+    /// Addresses at which it was attached to, whatever relays say of it meanwhile.
+    proven: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -37,19 +39,45 @@ impl Relays {
     }
 
     /// Takes the relays of the mesh; what is known of those at the same addresses stays.
+    ///
+    /// Whoever says so may lie. So a relay that this terminal was attached to stays known, and so do the addresses at which
+    /// it was, behind those that are told.
     pub(super) fn learn(&mut self, contacts: Vec<RelayContact>) {
         // A mesh without relays cannot have said so.
         if contacts.is_empty() {
             return;
         }
         let mut before = std::mem::take(&mut self.relay_by_name);
-        for contact in contacts {
+        for mut contact in contacts {
             let name = contact.name.clone();
-            let known = before.remove(&name).filter(|r| r.contact.addresses == contact.addresses);
+            let known = before.remove(&name);
+            let proven = known.as_ref().map(|known| known.proven.clone()).unwrap_or_default();
+            for address in &proven {
+                if !contact.addresses.contains(address) {
+                    contact.addresses.push(address.clone());
+                }
+            }
+            let known = known.filter(|known| known.contact.addresses == contact.addresses);
             let (failures, not_before) =
                 known.map_or((0, None), |relay| (relay.failures, relay.not_before));
-            self.relay_by_name.insert(name, Relay { contact, failures, not_before });
+            let relay = Relay { contact, failures, not_before, proven };
+            self.relay_by_name.insert(name, relay);
         }
+        let left_out = before.into_iter().filter(|(_, relay)| !relay.proven.is_empty());
+        self.relay_by_name.extend(left_out.take(limits::RELAYS));
+    }
+
+    /// This terminal is attached to a relay: its present addresses count from here on.
+    pub(super) fn proven(&mut self, name: &RelayName) {
+        if let Some(relay) = self.relay_by_name.get_mut(name) {
+            let addresses = relay.contact.addresses.iter().take(limits::RELAY_ADDRESSES);
+            relay.proven = addresses.cloned().collect();
+        }
+    }
+
+    /// All of them, ordered by name.
+    pub(super) fn known(&self) -> Vec<RelayContact> {
+        self.relay_by_name.values().map(|relay| relay.contact.clone()).collect()
     }
 
     /// All may be tried at once.
@@ -137,5 +165,39 @@ impl Relays {
         lasting: bool,
     ) -> Option<Option<Instant>> {
         self.candidates(free, lasting).map(|relay| relay.not_before).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contact(name: &str, address: &str) -> RelayContact {
+        let name = RelayName::new(name).unwrap();
+        RelayContact { name, addresses: vec![address.to_owned()], draining: false }
+    }
+
+    #[test]
+    fn a_list_that_lies_does_not_make_a_relay_unknown_that_was_attached_to() {
+        let mut relays = Relays::new(RelayChoice::Auto);
+        relays.learn(vec![
+            contact("r1", "good:1"),
+            contact("r2", "good:2"),
+            contact("r3", "new:3"),
+        ]);
+        for name in ["r1", "r2"] {
+            relays.proven(&RelayName::new(name).unwrap());
+        }
+        relays.learn(vec![contact("r2", "bad:2"), contact("ghost", "bad:9")]);
+        let known: Vec<_> = relays
+            .known()
+            .into_iter()
+            .map(|r| (r.name.to_string(), r.addresses.join(" ")))
+            .collect();
+        let expected = [("ghost", "bad:9"), ("r1", "good:1"), ("r2", "bad:2 good:2")];
+        assert_eq!(known, expected.map(|(name, at)| (name.to_owned(), at.to_owned())));
+        // However often it is told.
+        relays.learn(vec![contact("r2", "bad:2")]);
+        assert_eq!(relays.known()[1].addresses, ["bad:2", "good:2"]);
     }
 }

@@ -7,7 +7,7 @@ use tasuki_proto::attest::{Attestation, Presence};
 use tasuki_proto::control::{self, ToRelay, Welcome};
 use tasuki_proto::identity::{KeyFingerprint, PublicKey, connection_authority};
 use tasuki_proto::rows::AttachmentRole;
-use tasuki_proto::{LoginEpoch, Refusal, RefusalCode, RelayId};
+use tasuki_proto::{LoginEpoch, Refusal, RefusalCode, RelayId, limits};
 
 use super::super::attachment::Order;
 use super::Driver;
@@ -69,6 +69,31 @@ impl Driver {
         let refusal =
             Refusal::new(RefusalCode::PeerNotProven, format!("relay {} {what}", attachment.name));
         self.login.handle(login::Input::Lost { attach, refusal }, now);
+    }
+
+    /// Takes the relays of the mesh, once the relay has named all of them.
+    pub(super) fn handle_relays(&mut self, attach: AttachId, said: control::Relays, now: Instant) {
+        let Some(attachment) = self.attachments.get_mut(&attach) else { return };
+        let fits = attachment.told.len() + said.relays.len() <= limits::RELAYS
+            && said.relays.iter().all(|relay| {
+                relay.addresses.len() <= limits::RELAY_ADDRESSES
+                    && relay.addresses.iter().all(|a| a.len() <= limits::RELAY_ADDRESS_BYTES)
+            });
+        if !fits {
+            return self.distrust(attach, "names more relays or addresses than there may be", now);
+        }
+        attachment.told.extend(said.relays);
+        if said.more {
+            return;
+        }
+        let told = std::mem::take(&mut attachment.told);
+        self.login.handle(login::Input::Told(attach, told), now);
+        let known = self.login.relays();
+        self.settings.kept_contacts.send_if_modified(|kept| {
+            let changed = *kept != known;
+            *kept = known;
+            changed
+        });
     }
 
     pub(super) fn handle_revoked(
