@@ -10,6 +10,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tasuki_proto::codec::{self, Envelope};
@@ -17,16 +18,23 @@ use tasuki_proto::control::{ToRelay, ToTerminal};
 use tasuki_proto::enrolment::{FromRegistrar, ToRegistrar};
 use tasuki_proto::frame::{self, NeighbourKey};
 use tasuki_proto::gossip::GossipMessage;
-use tasuki_proto::identity::Token;
+use tasuki_proto::identity::{KeyFingerprint, Signer, Token};
 use tasuki_proto::mesh::ToPeer;
 use tasuki_proto::path::{PathKey, ProbeOf};
-use tasuki_proto::record::{Draft, Record};
+use tasuki_proto::record::{Draft, Record, RecordKind, Version};
 use tasuki_proto::session::{Answer, Begin, Closing, FlowTag, Word};
-use tasuki_proto::{MeshId, RelayName, ServiceName, SessionId, TerminalId, limits, rows};
+use tasuki_proto::{
+    Incarnation, Label, MeshId, MeshName, RelayId, RelayName, ServiceName, SessionId, TerminalId,
+    limits, rows,
+};
+use tasuki_relay::core::admin::{AdminReply, AdminRequest};
+use tasuki_relay::core::links::LinkChoice;
+use tasuki_relay::core::{Config, ConnId, Input, LinkId, Output, Relay};
 
 /// All targets.
-pub const TARGETS: [fn(&[u8]); 12] = [
-    control, datagram, enrolment, envelope, frame, gossip, mesh, name, record, row, session, token,
+pub const TARGETS: [fn(&[u8]); 13] = [
+    control, datagram, enrolment, envelope, frame, gossip, mesh, name, record, relay, row, session,
+    token,
 ];
 
 /// A target for each family of messages, or for several that meet the same bytes: a stream of envelopes, each of
@@ -80,6 +88,158 @@ pub fn gossip(bytes: &[u8]) {
             }
             GossipMessage::Want(_) | GossipMessage::Prune(_) => {}
         }
+    }
+}
+
+/// What a hostile terminal and a hostile relay say to a relay, in any order: the relay's core answers each message with a
+/// bounded number of outputs, and keeps what the authority wrote.
+///
+/// Each step is a byte that says who speaks, or that time passes, and what is said.
+pub fn relay(bytes: &[u8]) {
+    const OUTPUTS: usize = 10_000;
+    let mut world = Victim::new();
+    let mut stream = BytesMut::from(bytes);
+    while !stream.is_empty() {
+        let who = stream.split_to(1)[0] % 4;
+        let input = if who == 0 {
+            if stream.is_empty() {
+                return;
+            }
+            world.now += Duration::from_millis(u64::from(stream.split_to(1)[0]) * 40);
+            Some(Input::Timeout)
+        } else {
+            let Ok(Some(envelope)) = Envelope::take(&mut stream, limits::MESH_MESSAGE_BYTES) else {
+                return;
+            };
+            match who {
+                1 => {
+                    let message = ToRelay::from_envelope(&envelope).ok().flatten();
+                    message.map(|message| Input::Terminal(CONN, message))
+                }
+                2 => {
+                    let message = ToPeer::from_envelope(&envelope).ok().flatten();
+                    message.map(|message| Input::Peer(LINK, message))
+                }
+                _ => {
+                    let message = GossipMessage::from_envelope(&envelope).ok().flatten();
+                    message.map(|message| Input::Gossip(LINK, message))
+                }
+            }
+        };
+        let Some(input) = input else { continue };
+        let outputs = world.give(input);
+        assert!(outputs.len() <= OUTPUTS, "{} outputs", outputs.len());
+        // The driver would have cut them for lies; they come back at once.
+        if outputs.iter().any(|output| matches!(output, Output::CloseLink(..))) {
+            world.give(Input::LinkDown(LINK, None));
+            world.link();
+        }
+        if outputs.iter().any(|output| matches!(output, Output::CloseTerminal(..))) {
+            world.give(Input::TerminalDown(CONN));
+            world.terminal();
+        }
+        let victim = TerminalId::new("victim").expect("a name");
+        let asked = world.give(Input::Admin(7, AdminRequest::Terminal(victim)));
+        let is_there = asked.iter().any(|output| match output {
+            Output::Reply(7, reply) => matches!(**reply, AdminReply::Terminal(_)),
+            _ => false,
+        });
+        assert!(is_there, "an account is lost");
+    }
+}
+
+const CONN: ConnId = ConnId(1);
+const LINK: LinkId = LinkId(1);
+
+/// A relay with two accounts, a connected terminal and a link.
+struct Victim {
+    relay: Relay,
+    now: Instant,
+}
+
+impl Victim {
+    #[allow(clippy::disallowed_methods, reason = "only differences are used")]
+    fn new() -> Self {
+        let now = Instant::now();
+        let authority = Signer::from_seed(&[1; 32]);
+        let config = Config {
+            name: RelayName::new("r1").expect("a name"),
+            mesh: MeshName::new("m").expect("a name"),
+            mesh_id: MeshId([2; 16]),
+            addresses: Vec::new(),
+            registrar: true,
+            incarnation: Incarnation(3),
+            authority: (Incarnation(1), authority.public()),
+            signer: Signer::from_seed(&[3; 32]),
+            links: LinkChoice::Auto,
+            terminals: 10,
+            sessions: 10,
+            seed: [4; 32],
+            started_ms: 1,
+        };
+        let mut world = Self { relay: Relay::new(config, now), now };
+        let account = rows::payload(&rows::AccountRow {
+            key: Some(Signer::from_seed(&[5; 32]).public()),
+            kind: "plc".to_owned(),
+            attributes: Default::default(),
+            groups: Vec::new(),
+            registered_ms: 1,
+        });
+        let relay = rows::payload(&rows::RelayAccountRow {
+            key: Signer::from_seed(&[6; 32]).public(),
+            addresses: Vec::new(),
+            registrar: false,
+            registered_ms: 1,
+        });
+        let made = [
+            (RecordKind::ACCOUNT, &b"victim"[..], &account),
+            (RecordKind::ACCOUNT, b"a", &account),
+            (RecordKind::RELAY_ACCOUNT, b"r2", &relay),
+        ];
+        for (sequence, (kind, key, payload)) in (1..).zip(made) {
+            world.give(Input::Authority(Record::new(&Draft {
+                origin: RelayId::AUTHORITY,
+                kind,
+                key,
+                version: Version { incarnation: Incarnation(1), sequence },
+                wall_ms: 1,
+                scope: 0,
+                lifetime_secs: 0,
+                tombstone: false,
+                payload,
+            })));
+        }
+        world.give(Input::Issuer(Incarnation(1), authority));
+        world.link();
+        world.terminal();
+        world
+    }
+
+    fn link(&mut self) {
+        self.give(Input::LinkUp {
+            link: LINK,
+            name: RelayName::new("r2").expect("a name"),
+            key: KeyFingerprint([6; 32]),
+            dialled_here: true,
+            incarnation: Incarnation(1),
+            instance: 1,
+            address: "192.0.2.2:4433".parse().expect("an address"),
+        });
+    }
+
+    fn terminal(&mut self) {
+        self.give(Input::TerminalUp {
+            conn: CONN,
+            terminal: TerminalId::new("a").expect("a name"),
+            key: Signer::from_seed(&[5; 32]).public().fingerprint(),
+            address: "192.0.2.1:9".parse().expect("an address"),
+            handle: Label::from_random(9),
+        });
+    }
+
+    fn give(&mut self, input: Input) -> Vec<Output> {
+        self.relay.handle(input, self.now, 1);
+        std::iter::from_fn(|| self.relay.poll_output()).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Another process with this identity took over: this one waits until that one is gone.
 //!
 //! A parked process holds no attachment. It looks now and then, and ever more seldom: it says Hello to a relay, hears which
-//! log-in of this terminal the relay knows, and closes the connection. Once [`LOOKS`] relays in a row, different ones where
+//! log-in of this terminal the relay knows, and closes the connection. Once `LOOKS` relays in a row, different ones where
 //! it can, know of no other process, it logs in again, and takes over from nobody: should another process be there after
 //! all, it is parked again. So the newest process wins, and nobody stays away because of one that was tried out and
 //! switched off.

@@ -22,7 +22,7 @@ const INTERVALS: u32 = 4;
 
 /// TCP keep-alive at local connections, so that one whose other end vanished does not stay.
 ///
-/// It asks at silent connections. Those with data under way are watched for as long ([`super::vanished`]).
+/// It asks at silent connections. Those with data under way are watched for as long (`vanished.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepAlive(Option<Periods>);
 
