@@ -10,13 +10,15 @@
 //! - [`transfer`] is a transfer that is checked byte by byte, and its stalls; [`paths`] says which way it takes;
 //! - [`workload`] is the main job: all of them at once;
 //! - [`raw`] speaks the wire by hand, to say what an honest peer never says;
-//! - [`bad_terminal`] is a terminal, and a relay, that asks for all that it can get.
+//! - [`bad_terminal`] is a terminal, and a relay, that asks for all that it can get; [`bad_frames`] is one that sends frames
+//!   by hand.
 //!
 //! Rules that hold everywhere here: nothing sleeps to wait for a state, it is polled with a deadline
 //! ([`wait`]); every process dies with its owner, also when a test panics ([`process`]); traffic stays on
 //! loopback or in namespaces that the test made.
 
 pub mod agents;
+pub mod bad_frames;
 pub mod bad_relay;
 pub mod bad_terminal;
 pub mod bins;
