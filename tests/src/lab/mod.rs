@@ -11,7 +11,8 @@
 //! - [`workload`] is the main job: all of them at once;
 //! - [`raw`] speaks the wire by hand, to say what an honest peer never says;
 //! - [`bad_terminal`] is a terminal, and a relay, that asks for all that it can get; [`bad_frames`] is one that sends frames
-//!   by hand.
+//!   by hand;
+//! - [`observer`] has no key and copies what it sees.
 //!
 //! Rules that hold everywhere here: nothing sleeps to wait for a state, it is polled with a deadline
 //! ([`wait`]); every process dies with its owner, also when a test panics ([`process`]); traffic stays on
@@ -29,6 +30,7 @@ pub mod http;
 pub mod mesh;
 pub mod middle;
 pub mod netns;
+pub mod observer;
 pub mod pairs;
 pub mod paths;
 pub mod process;
