@@ -181,6 +181,11 @@ pub const PACKETS_PER_LINK: usize = ENDPOINT_QUEUE / 2;
 pub const RESET_QUEUE: usize = 64;
 /// How long a call may stay unanswered (interfaces: 10 s); then `no-answer`.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// End-to-end handshakes that one peer began at a terminal and that did not prove it, those included that were given up
+/// in the last three seconds; further ones are refused.
+pub const UNPROVEN_HANDSHAKES_PER_PEER: usize = 128;
+/// As [`UNPROVEN_HANDSHAKES_PER_PEER`], of all peers.
+pub const UNPROVEN_HANDSHAKES: usize = 512;
 /// How long the end-to-end handshake of an accepted call may take; then the session ends with `peer-not-proven`.
 pub const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a session whose paths are all lost waits for another one; then it ends, on both sides. Configurable at the

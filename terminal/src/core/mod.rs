@@ -7,6 +7,7 @@ pub mod budget;
 pub mod calls;
 pub mod candidates;
 pub mod flows;
+pub mod handshakes;
 pub mod inbox;
 pub mod login;
 pub mod nat;

@@ -26,6 +26,7 @@ use super::Settings;
 use crate::agent::{PathView, Releases, Session, SessionGuard, SessionView};
 use crate::core::budget::Budget;
 use crate::core::calls::{Calls, Opened, RequestId, SessionState};
+use crate::core::handshakes::Handshakes;
 use crate::core::paths::{self, DataCounts, PathId, Paths};
 use crate::io::congestion::CurrentPath;
 use crate::io::services::lanes::Desk;
@@ -107,6 +108,7 @@ pub(super) struct Sessions {
     identity: IdentityCell,
     clock: Clock,
     events: mpsc::Sender<SessionEvent>,
+    handshakes: Handshakes,
     revoked: Arc<HashSet<KeyFingerprint>>,
     entries: BTreeMap<SessionId, Entry>,
     session_by_address: BTreeMap<SocketAddr, SessionId>,
@@ -234,6 +236,7 @@ impl Sessions {
             identity,
             clock,
             events,
+            handshakes: Handshakes::default(),
             revoked: Arc::default(),
             entries: BTreeMap::new(),
             session_by_address: BTreeMap::new(),
@@ -414,6 +417,10 @@ impl Sessions {
         let session = self.session_by_address.get(&incoming.remote_address()).copied();
         let entry = session.and_then(|session| self.entries.get(&session));
         let Some((session, entry)) = session.zip(entry) else { return incoming.ignore() };
+        if !self.handshakes.begin(&entry.opened.peer, Instant::now()) {
+            tracing::debug!(peer = %entry.opened.peer, "too many handshakes that prove nothing");
+            return incoming.refuse();
+        }
         let proof = self.proof(session, NodeName::Terminal(entry.opened.peer.clone()));
         let config = self.configs.server(&entry.path);
         let handshake = tokio::spawn(async move {
@@ -457,6 +464,9 @@ impl Sessions {
         self.socket.set_key(entry.address, PathKey::new(&material, entry.opened.outgoing));
         entry.connection = Some(connection.clone());
         entry.handshake = None;
+        if !entry.opened.outgoing {
+            self.handshakes.finish(&entry.opened.peer);
+        }
         entry.key = Some(key);
         tokio::spawn(watch_connection(session, connection, self.events.clone()));
         Some(transport::packet_bytes(&entry.path))
@@ -477,6 +487,9 @@ impl Sessions {
         self.doors.close(&entry.address);
         if let Some(handshake) = &entry.handshake {
             handshake.abort();
+            if !entry.opened.outgoing {
+                self.handshakes.give_up(entry.opened.peer.clone(), Instant::now());
+            }
         }
         if let Some(connection) = &entry.connection {
             connection.close(close_code(code), b"");
