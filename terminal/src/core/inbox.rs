@@ -84,12 +84,13 @@ pub fn make_room(
     rests: &[Rest],
 ) -> Result<Vec<String>, Refusal> {
     let need = wish.size.saturating_sub(wish.there);
-    let room = held.free.saturating_sub(reserve(held.disk)).saturating_sub(held.promised);
+    let claimed = reserve(held.disk).saturating_add(held.promised);
     let is_own = |rest: &Rest| rest.sender.as_ref() == Some(&wish.sender);
     let mut order: Vec<&Rest> = rests.iter().filter(|rest| rest.name != wish.rest).collect();
     order.sort_by_key(|rest| (!is_own(rest), std::cmp::Reverse(rest.age)));
     let mut state = State {
-        room,
+        free: held.free,
+        claimed,
         of_sender: held.of_sender.saturating_sub(wish.replaces).saturating_add(wish.size),
         total: held.total.saturating_sub(wish.replaces).saturating_add(wish.size),
         own: held.running_of_sender + 1,
@@ -110,7 +111,7 @@ pub fn make_room(
         if !wanted || !own && rest.age < limits::REST_SAFE_TIME {
             continue;
         }
-        state.room = state.room.saturating_add(rest.bytes);
+        state.free = state.free.saturating_add(rest.bytes);
         state.total = state.total.saturating_sub(rest.bytes);
         state.all -= 1;
         if own {
@@ -121,7 +122,7 @@ pub fn make_room(
     }
     match state.misses(need, quota) {
         None => Ok(removed),
-        Some(Miss::Disk) => Err(full(need, state.room, "free on the disk")),
+        Some(Miss::Disk) => Err(full(need, state.free.saturating_sub(claimed), "free on the disk")),
         Some(Miss::Sender) => {
             let left = quota.per_sender.saturating_sub(state.of_sender.saturating_sub(wish.size));
             Err(full(wish.size, left, "left for one sender"))
@@ -136,7 +137,10 @@ pub fn make_room(
 
 /// What would be held with the file.
 struct State {
-    room: u64,
+    /// Bytes free on the disk, those included that others may claim: room that is owed has to be made good first.
+    free: u64,
+    /// Bytes of them that transfers under way are going to write or that the inbox leaves to others.
+    claimed: u64,
     of_sender: u64,
     total: u64,
     own: usize,
@@ -164,7 +168,7 @@ impl State {
             Some(Miss::Sender)
         } else if self.total > quota.total {
             Some(Miss::Total)
-        } else if need > self.room {
+        } else if need.saturating_add(self.claimed) > self.free {
             Some(Miss::Disk)
         } else if self.own > limits::UNFINISHED_FILES_PER_SENDER
             || self.all > limits::UNFINISHED_FILES
@@ -216,6 +220,9 @@ mod tests {
         assert_eq!(refusal.code, RefusalCode::InboxFull);
         let busy = Held { promised: 60, ..held(100) };
         assert!(make_room(&wish(50), &busy, &QUOTA, &[]).is_err());
+        let owed = Held { promised: 33, ..held(0) };
+        assert!(make_room(&wish(50), &owed, &QUOTA, &rests).is_err());
+        assert_eq!(make_room(&wish(17), &owed, &QUOTA, &rests).unwrap(), ["a.1.part"]);
         let continued = Wish { there: 90, ..wish(151) };
         assert_eq!(make_room(&continued, &held(100), &QUOTA, &[]), Ok(vec![]));
     }
