@@ -91,8 +91,8 @@ pub fn gossip(bytes: &[u8]) {
     }
 }
 
-/// What a hostile terminal and a hostile relay say to a relay, in any order: the relay's core answers each message with a
-/// bounded number of outputs, and keeps what the authority wrote.
+/// Sends the messages of a hostile terminal and a hostile relay to a relay, in any order. The relay's core answers each
+/// message with a bounded number of outputs, and keeps the rows of the authority.
 ///
 /// Each step is a byte that says who speaks, or that time passes, and what is said.
 pub fn relay(bytes: &[u8]) {
